@@ -1,0 +1,126 @@
+"""What every layer kind costs: pure formulas, shapes and nonzeros in, whole numbers out.
+
+Units: one multiplication-and-addition is 1 MAC; 1 MAC is 2 FLOPs. Everything is for one image. ``FORMULAS`` is the
+visible list of what is counted; the counts here follow the ``published`` convention (dictionary at the resolution
+of the padded input, bias, normalisation, activation and pooling free).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from lcnn_core.errors import UnsupportedLayerError
+from lcnn_core.spec import LayerSpec
+
+
+@dataclass(frozen=True)
+class LayerCount:
+    """MACs of one layer on one image: ``dense`` of its dense twin, and what it multiplies itself."""
+
+    dense: int
+    dictionary: int = 0
+    lookups: int = 0
+    """Reads of S, one MAC each."""
+    plain: int = 0
+    """MACs of a layer without lookups, zeros not skipped."""
+    skipped: int = 0
+    """Of ``plain``, MACs with a weight that is zero: what a sparse engine could skip."""
+
+    @property
+    def total(self) -> int:
+        return self.dictionary + self.lookups + self.plain
+
+
+def conv_macs(
+    output_positions: int, out_channels: int, in_channels: int, kernel_size: tuple[int, ...], groups: int = 1
+) -> int:
+    """Dense convolution: positions * n * (m / groups) * kh * kw."""
+    return output_positions * out_channels * (in_channels // groups) * math.prod(kernel_size)
+
+
+def linear_macs(positions: int, out_features: int, in_features: int) -> int:
+    """Dense linear layer: positions * n * m."""
+    return positions * out_features * in_features
+
+
+def matmul_macs(batch: int, a: int, b: int, c: int) -> int:
+    """(a, b) x (b, c), ``batch`` times: batch * a * b * c."""
+    return batch * a * b * c
+
+
+def dictionary_macs(dictionary_nnz: int, positions: int) -> int:
+    """S = conv1x1(X, D): nnz(D) at every position; (h + 2p) * (w + 2p) positions under ``published``."""
+    return dictionary_nnz * positions
+
+
+def lookup_macs(coefficients_nnz: int, output_positions: int) -> int:
+    """Lookups: nnz(P) reads of S at every output position, one multiplication each."""
+    return coefficients_nnz * output_positions
+
+
+def padded_positions(layer: LayerSpec) -> int:
+    """(h + 2p) * (w + 2p), the positions at which ``published`` counts the dictionary."""
+    if not layer.kernel_size:
+        return output_positions(layer)
+    return math.prod(size + pad for size, pad in zip(layer.input_shape[1:], layer.padding, strict=True))
+
+
+def output_positions(layer: LayerSpec) -> int:
+    """Positions at which every filter is applied: oh * ow, or the rows of a linear layer's input."""
+    return math.prod(layer.output_shape[1:] if layer.kernel_size else layer.output_shape[:-1])
+
+
+def _weighted(layer: LayerSpec) -> LayerCount:
+    # A transposed convolution applies its kernel at every input position.
+    positions = math.prod(layer.input_shape[1:]) if layer.transposed else output_positions(layer)
+    dense = layer.weight_size * positions
+    if layer.lookup is None:
+        nnz = layer.weight_size if layer.weight_nnz is None else layer.weight_nnz
+        return LayerCount(dense, plain=dense, skipped=(layer.weight_size - nnz) * positions)
+    return LayerCount(
+        dense,
+        dictionary=dictionary_macs(layer.lookup.dictionary_nnz, padded_positions(layer)),
+        lookups=lookup_macs(layer.lookup.coefficients_nnz, positions),
+    )
+
+
+def _matmul(layer: LayerSpec) -> LayerCount:
+    macs = matmul_macs(*layer.matmul) if layer.matmul else 0
+    return LayerCount(macs, plain=macs)
+
+
+def _free(layer: LayerSpec) -> LayerCount:
+    return LayerCount(0)
+
+
+FORMULAS: dict[str, Callable[[LayerSpec], LayerCount]] = {
+    "conv": _weighted,
+    "lookup_conv": _weighted,
+    "linear": _weighted,
+    "lookup_linear": _weighted,
+    "matmul": _matmul,
+    "norm": _free,
+    "activation": _free,
+    "pool": _free,
+    "embedding": _free,
+}
+
+
+def count_layer(layer: LayerSpec) -> LayerCount:
+    """MACs of one layer under ``published``. Raises UnsupportedLayerError for a kind without a formula."""
+    try:
+        formula = FORMULAS[layer.kind]
+    except KeyError:
+        raise UnsupportedLayerError(
+            f"layer {layer.name!r} is of kind {layer.kind!r}; expected one of {', '.join(FORMULAS)}"
+        ) from None
+    return formula(layer)
+
+
+def counted_speedup(layers: Iterable[LayerSpec]) -> float:
+    """Dense twin's MACs / the model's MACs under ``published``; 1 where nothing is multiplied."""
+    counts = [count_layer(layer) for layer in layers]
+    total = sum(count.total for count in counts)
+    return sum(count.dense for count in counts) / total if total else 1.0

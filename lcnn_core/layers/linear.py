@@ -1,0 +1,80 @@
+"""``LookupLinear``: the drop-in sibling of ``nn.Linear``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lcnn_core import functional
+from lcnn_core.errors import ShapeError
+from lcnn_core.layers.base import Form, LookupLayer
+from lcnn_core.spec import LookupConfig
+
+
+class LookupLinear(LookupLayer):
+    """A linear layer whose n rows are sparse combinations of k dictionary vectors: a 1x1 lookup convolution.
+
+    Positional arguments and defaults are those of ``nn.Linear``; the keyword-only ones as in ``LookupConv2d``.
+    Input (*, m), output (*, n). Parameters: dictionary (k, m), coefficients (n, k), bias (n,).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        dictionary_size: int | None,
+        threshold: float | None = None,
+        l1_weight: float = 0.0,
+        lookups_per_position: int | None = None,
+        form: Form = "auto",
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self._init_lookup(
+            in_features,
+            out_features,
+            (),
+            bias,
+            dictionary_size,
+            threshold,
+            l1_weight,
+            lookups_per_position,
+            form,
+            {"device": device, "dtype": dtype},
+        )
+        self.reset_parameters()
+
+    @classmethod
+    def like(cls, linear: nn.Linear, config: LookupConfig, form: Form = "auto") -> LookupLinear:
+        """A lookup layer with the shape, device, dtype and training flag of ``linear``; its weights are fresh."""
+        threshold, l1_weight = config.resolve(config.dictionary_size or linear.in_features, ())
+        layer = cls(
+            linear.in_features,
+            linear.out_features,
+            linear.bias is not None,
+            linear.weight.device,
+            linear.weight.dtype,
+            dictionary_size=config.dictionary_size,
+            threshold=threshold,
+            l1_weight=l1_weight,
+            lookups_per_position=config.lookups_per_position,
+            form=form,
+        )
+        return layer.train(linear.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.in_features:
+            raise ShapeError(f"input {tuple(x.shape)} has {x.shape[-1]} features; expected {self.in_features}")
+        if self.uses_dense_form():
+            return F.linear(x, self.dense_weight(), self.bias)
+        return functional.lookup_linear(x, self.dictionary, self.effective_coefficients(), self.bias)
+
+    def extra_repr(self) -> str:
+        bias = "" if self.bias is not None else ", bias=False"
+        return f"in_features={self.in_features}, out_features={self.out_features}{bias}, {self._lookup_repr()}"
