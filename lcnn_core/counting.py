@@ -75,13 +75,14 @@ def output_positions(layer: LayerSpec) -> int:
 def _weighted(layer: LayerSpec) -> LayerCount:
     # A transposed convolution applies its kernel at every input position.
     positions = math.prod(layer.input_shape[1:]) if layer.transposed else output_positions(layer)
+    positions *= layer.repeats
     dense = layer.weight_size * positions
     if layer.lookup is None:
         nnz = layer.weight_size if layer.weight_nnz is None else layer.weight_nnz
         return LayerCount(dense, plain=dense, skipped=(layer.weight_size - nnz) * positions)
     return LayerCount(
         dense,
-        dictionary=dictionary_macs(layer.lookup.dictionary_nnz, padded_positions(layer)),
+        dictionary=dictionary_macs(layer.lookup.dictionary_nnz, padded_positions(layer) * layer.repeats),
         lookups=lookup_macs(layer.lookup.coefficients_nnz, positions),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lcnn_core.errors import ConfigError
 
@@ -98,6 +98,8 @@ class LayerSpec:
     bias_size: int = 0
     parameters: int = 0
     """Parameters held by this layer; 0 from the second call on, so that sums count shared layers once."""
+    repeats: int = 1
+    """Batch items that a convolution sees per image: more than 1 where a model folds windows into the batch."""
     call: int = 0
     """0 for the first call of this module in a forward pass, 1 for the second, ..."""
     lookup: LookupSpec | None = None
@@ -123,4 +125,8 @@ class ModelSpec:
     input_shape: tuple[int, ...]
     """Without the batch: (channels, *spatial)."""
     layers: tuple[LayerSpec, ...]
-    uncounted: tuple[Uncounted, ...] = field(default=())
+    uncounted: tuple[Uncounted, ...] = ()
+    parameters: int = 0
+    """All parameters of the model, each once, also those outside the layers listed."""
+    weights_known: bool = True
+    """False for a model on the meta device: its nonzeros are upper bounds."""
