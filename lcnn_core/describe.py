@@ -42,7 +42,7 @@ FREE_OPERATIONS = frozenset(
     """_adaptive_avg_pool2d _adaptive_avg_pool3d _native_batch_norm_legit _native_batch_norm_legit_no_training
     _safe_softmax _log_softmax _softmax _to_copy _unsafe_view adaptive_max_pool2d adaptive_max_pool3d all amax amin any
     arange argmax argmin as_strided avg_pool1d avg_pool2d avg_pool3d bernoulli cat channel_shuffle constant_pad_nd copy
-    cumsum detach empty empty_like empty_strided eye flip full full_like gather index index_put index_select
+    cumsum detach empty empty_like empty_strided eye flip full full_like gather hardswish index index_put index_select
     is_same_size lift_fresh linspace masked_select max max_pool2d_with_indices max_pool3d_with_indices mean min
     native_batch_norm native_dropout native_group_norm native_layer_norm new_empty new_full new_ones new_zeros nonzero
     norm ones ones_like pixel_shuffle pixel_unshuffle rand rand_like randn reflection_pad1d reflection_pad2d repeat
