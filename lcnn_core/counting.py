@@ -88,7 +88,9 @@ def _weighted(layer: LayerSpec) -> LayerCount:
 
 
 def _matmul(layer: LayerSpec) -> LayerCount:
-    macs = matmul_macs(*layer.matmul) if layer.matmul else 0
+    if layer.matmul is None:
+        raise UnsupportedLayerError(f"matmul {layer.name!r} has no sizes; expected matmul=(batch, a, b, c)")
+    macs = matmul_macs(*layer.matmul)
     return LayerCount(macs, plain=macs)
 
 
@@ -121,7 +123,12 @@ def count_layer(layer: LayerSpec) -> LayerCount:
 
 
 def counted_speedup(layers: Iterable[LayerSpec]) -> float:
-    """Dense twin's MACs / the model's MACs under ``published``; 1 where nothing is multiplied."""
+    """Dense twin's MACs / the model's MACs under ``published``.
+
+    Infinite for a model that multiplies nothing where its twin does, 1 where neither does.
+    """
     counts = [count_layer(layer) for layer in layers]
-    total = sum(count.total for count in counts)
-    return sum(count.dense for count in counts) / total if total else 1.0
+    dense, total = sum(count.dense for count in counts), sum(count.total for count in counts)
+    if total == 0:
+        return math.inf if dense else 1.0
+    return dense / total
