@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from lcnn_core.layers.base import lookup_arguments
 from lcnn_core.layers.conv import LookupConv2d
 from lcnn_core.layers.linear import LookupLinear
 from lcnn_core.spec import LookupConfig
@@ -46,17 +47,8 @@ def make_conv(
     kernel, groups = (kernel_size, kernel_size), options.get("groups", 1)
     if config is None or reason_to_stay_dense(config.dictionary_size, in_channels, out_channels, kernel, groups):
         return nn.Conv2d(in_channels, out_channels, kernel_size, **options)
-    threshold, l1_weight = config.resolve(config.dictionary_size or in_channels // groups, kernel)
-    return LookupConv2d(
-        in_channels,
-        out_channels,
-        kernel_size,
-        **options,
-        dictionary_size=config.dictionary_size,
-        threshold=threshold,
-        l1_weight=l1_weight,
-        lookups_per_position=config.lookups_per_position,
-    )
+    arguments = lookup_arguments(config, in_channels // groups, kernel, "auto")
+    return LookupConv2d(in_channels, out_channels, kernel_size, **options, **arguments)
 
 
 def make_linear(
@@ -65,13 +57,4 @@ def make_linear(
     """A linear layer, dense or lookup, by the rule of :func:`make_conv`."""
     if config is None or reason_to_stay_dense(config.dictionary_size, in_features, out_features):
         return nn.Linear(in_features, out_features, bias)
-    threshold, l1_weight = config.resolve(config.dictionary_size or in_features, ())
-    return LookupLinear(
-        in_features,
-        out_features,
-        bias,
-        dictionary_size=config.dictionary_size,
-        threshold=threshold,
-        l1_weight=l1_weight,
-        lookups_per_position=config.lookups_per_position,
-    )
+    return LookupLinear(in_features, out_features, bias, **lookup_arguments(config, in_features, (), "auto"))
