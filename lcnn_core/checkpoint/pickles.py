@@ -118,7 +118,11 @@ class _Data:
 
 
 _DATA = _Data()
-_SCALARS = (str, int, float, bool, bytes, type(None))
+
+
+def _is_cheap_key(key: Any) -> bool:
+    """Whether hashing ``key`` is quick and collides with few: nested tuples and integers past 2 ** 60 are neither."""
+    return isinstance(key, str | bytes | float | bool | None) or (isinstance(key, int) and abs(key) < 1 << 60)
 
 
 class _Walk:
@@ -179,8 +183,8 @@ class _Walk:
         elif name in ("APPEND", "APPENDS"):
             stack[-1].extend(items)
         elif name in ("SETITEM", "SETITEMS"):
-            if not all(isinstance(key, _SCALARS) for key in items[::2]):
-                raise self.refuse("it has a dictionary key that is no text or number")
+            if not all(map(_is_cheap_key, items[::2])):
+                raise self.refuse("it has a dictionary key that is no text or small number")
             stack[-1].size += len(items)
         elif name == "BINPERSID":
             stack.append(self._storage(*items))
@@ -235,10 +239,8 @@ class _Walk:
     def counted(self, items: Any) -> _Data:
         """``set`` or ``Counter``, of a list of scalars or a dictionary."""
         self.copied(items.size if isinstance(items, _Dict) else len(items))
-        if isinstance(items, list) and all(isinstance(item, _SCALARS) for item in items):
-            return _DATA
-        if not isinstance(items, _Dict):
-            raise self.refuse("it has a set of something other than text and numbers")
+        if not isinstance(items, _Dict) and not (isinstance(items, list) and all(map(_is_cheap_key, items))):
+            raise self.refuse("it has a set of something other than text and small numbers")
         return _DATA
 
     def size(self, sizes: Any) -> Any:
