@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from lcnn_core.errors import ConfigError
@@ -201,7 +201,7 @@ def _layers_with_weights(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
 
 
 def _dimensions(parameter: Tensor) -> int:
-    return 0 if isinstance(parameter, UninitializedTensorMixin) else parameter.ndim
+    return 0 if is_lazy(parameter) else parameter.ndim
 
 
 class _Wishes:
@@ -275,7 +275,7 @@ def _weight_owners(model: nn.Module) -> dict[object, list[str]]:
 
 
 def _memory(parameter: Tensor) -> object:
-    if isinstance(parameter, UninitializedTensorMixin) or parameter.is_meta or not parameter.numel():
+    if is_lazy(parameter) or parameter.is_meta or not parameter.numel():
         return id(parameter)
     return (parameter.device, parameter.data_ptr()) if type(parameter) is nn.Parameter else id(parameter)
 
