@@ -107,12 +107,11 @@ def filter_loops(case: Case) -> np.ndarray:
     """W, entry by entry."""
     n, k, *kernel = case.coefficients.shape
     width = case.x.shape[1] // case.groups
+    rows = np.tile(np.eye(width), (case.groups, 1)) if case.dictionary is None else case.dictionary
     dense = np.zeros((n, width, *kernel))
     for f, channel, at in itertools.product(range(n), range(width), itertools.product(*map(range, kernel))):
         for row in range(k):
-            vector = (
-                np.eye(width)[row] if case.dictionary is None else case.dictionary[f // (n // case.groups) * k + row]
-            )
+            vector = rows[f // (n // case.groups) * k + row]
             dense[(f, channel, *at)] += case.coefficients[(f, row, *at)] * vector[channel]
     return dense
 
@@ -161,14 +160,14 @@ def test_response_is_the_dot_product_of_every_pixel_with_every_row(drawn):
     assert relative_error(response, expected.reshape(len(x), -1, *x.shape[2:])) <= 1e-12
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize(("padding", "kernel"), [("same", (2, 3)), ("valid", (3, 1)), ("same", (4, 4))])
 def test_named_padding_follows_conv2d(padding, kernel):
     x, dictionary = torch.randn(2, 3, 6, 7).double(), torch.randn(4, 3).double()
     coefficients = torch.randn(5, 4, *kernel).double()
-    expected = F.conv2d(x, lf.dense_filter(dictionary, coefficients), padding=padding, dilation=(2, 1))
-    assert (
-        relative_error(lf.lookup_conv(x, dictionary, coefficients, padding=padding, dilation=(2, 1)), expected) <= 1e-12
-    )
+    geometry = {"padding": padding, "dilation": (2, 1)}
+    expected = F.conv2d(x, lf.dense_filter(dictionary, coefficients), **geometry)
+    assert relative_error(lf.lookup_conv(x, dictionary, coefficients, **geometry), expected) <= 1e-12
 
 
 @pytest.mark.parametrize("identity", [False, True])
@@ -238,16 +237,15 @@ def test_gradients_reach_x_d_p_and_bias_through_every_form(groups):
         ),
     ],
 )
-@pytest.mark.parametrize("form", ["(D, P)", "(D, I, C)"])
-def test_shapes_that_do_not_fit_are_quoted(arguments, message, form):
+@pytest.mark.parametrize("from_lookups", [False, True], ids=["(D, P)", "(D, I, C)"])
+def test_shapes_that_do_not_fit_are_quoted(arguments, message, from_lookups):
     shapes = {"x": (1, 4, 4, 4), "dictionary": (3, 4), "coefficients": (6, 3, 2, 2), **arguments}
     groups = shapes.pop("groups", 1)
     x, dictionary, coefficients = (torch.randn(*shape) for shape in shapes.values())
+    form = lf.lookup_conv_from_lookups if from_lookups else lf.lookup_conv
+    filters = lf.to_lookups(coefficients) if from_lookups else coefficients
     with pytest.raises(ShapeError, match=re.escape(message)):
-        if form == "(D, P)":
-            lf.lookup_conv(x, dictionary, coefficients, groups=groups)
-        else:
-            lf.lookup_conv_from_lookups(x, dictionary, lf.to_lookups(coefficients), groups=groups)
+        form(x, dictionary, filters, groups=groups)
 
 
 def test_kernel_larger_than_the_padded_input():
