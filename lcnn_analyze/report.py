@@ -118,14 +118,18 @@ class Report:
     def spectrum(self) -> tuple[Panel, ...]:
         """Accuracy against counted speedup: a panel for each data set and accuracy metric that models carry."""
         own = spectrum_points(self.models)
-        shown = {(point.dataset.lower(), point.metric) for point in own}
-        names = {point.dataset.lower(): point.dataset for point in own}
+        shown = {(point.dataset.lower(), point.metric): point.dataset for point in own}
         published = [
-            replace(point, dataset=names.get(point.dataset.lower(), point.dataset))
+            replace(point, dataset=shown.get((point.dataset.lower(), point.metric), point.dataset))
             for point in self.published
             if not own or (point.dataset.lower(), point.metric) in shown
         ]
-        return panels([*own, *published])
+        drawn = panels([*own, *published])
+        if own:
+            return drawn
+        lines = [(model.name, (model.reference or model.twin).speedup) for model in self.models]
+        known = tuple((label, speedup) for label, speedup in lines if speedup is not None)
+        return tuple(replace(panel, lines=known) for panel in drawn)
 
     def to_json(self, indent: int | None = 2) -> str:
         """The report as JSON (schema: ``Report.schema()``); the same report gives the same bytes."""

@@ -18,9 +18,9 @@ def verdict(model: ModelReport, report: Report) -> str:
     macs = count_text(_macs(model), "MACs")
     if model.has_lookups:
         against = joined([_against(baseline, model) for baseline in shown_baselines(model)])
-        saves = f"{model.name} {_saves(model)}: {macs} an image, {against}"
+        saves = f"{model.name} {_saves(model)}: {macs} per image, {against}"
     else:
-        saves = f"{model.name} is dense: {macs} an image"
+        saves = f"{model.name} is dense: {macs} per image"
     return f"{saves}; {_costs(model, report)}.{_reservation(model)}"
 
 
@@ -77,8 +77,12 @@ def more(model: ModelReport) -> list[tuple[str, str]]:
 
 def panel_title(panel: Panel) -> str:
     """What a panel of the spectrum shows, with its baseline."""
-    against = "its dense twin" if panel.baselines == ("dense twin",) else joined(panel.baselines)
-    return f"{panel.metric} on {panel.dataset} against {panel.kind} speedup over {against}"
+    return f"{panel.metric} on {panel.dataset} against {panel.kind} speedup over {against(panel)}"
+
+
+def against(panel: Panel) -> str:
+    """What the speedups of a panel are over."""
+    return "the dense twin" if panel.baselines == ("dense twin",) else joined(panel.baselines)
 
 
 def mark(point: Point, panel: Panel) -> str:
