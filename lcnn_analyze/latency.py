@@ -25,12 +25,14 @@ class Protocol:
     """How contenders are timed.
 
     rounds: how often every contender takes its turn. sample_seconds: a turn's timed calls fill at least this time, so
-    that short calls are averaged over the clock's resolution. budget_seconds: what one contender may take over all
+    that short calls are averaged over the clock's resolution. settle_seconds: its untimed calls before them, at least
+    one, fill this time, so that threads of the contender before, which spin for a while, are asleep. budget_seconds: what one contender may take over all
     rounds; a slow one takes part in fewer, evenly spread, at least ``least_rounds``.
     """
 
     rounds: int = 30
     sample_seconds: float = 0.02
+    settle_seconds: float = 0.005
     budget_seconds: float = 10.0
     least_rounds: int = 3
 
@@ -38,7 +40,7 @@ class Protocol:
         for name in ("rounds", "least_rounds"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 or more")
-        for name in ("sample_seconds", "budget_seconds"):
+        for name in ("sample_seconds", "settle_seconds", "budget_seconds"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected a finite number of seconds, 0 or more")
 
@@ -68,8 +70,8 @@ def measure(
 ) -> dict[str, Latency]:
     """Time every run in interleaved rounds; seconds per call.
 
-    In each round every contender has one turn: an untimed call, which brings its code, weights and threads back after
-    the others' (left out where one call takes ``LONG_CALL``), then timed calls without a pause. The order is turned by one place from round to round, so that nobody
+    In each round every contender has one turn: untimed calls, which bring its code, weights and threads back after the
+    others' (left out where one call takes ``LONG_CALL``), then timed calls without a pause. The order is turned by one place from round to round, so that nobody
     always follows the same neighbour, and what drifts (clock speed, other processes) drifts for all. Garbage
     collection is held off meanwhile.
     """
@@ -94,8 +96,8 @@ class _Turns:
     @classmethod
     def plan(cls, seconds: float, protocol: Protocol) -> _Turns:
         """Calls a turn and the number of turns for a contender whose call takes ``seconds``."""
-        calls = max(1, math.ceil(protocol.sample_seconds / seconds)) if seconds > 0 else 1
-        untimed = 1 if seconds < LONG_CALL else 0
+        calls = _calls_to_fill(protocol.sample_seconds, seconds)
+        untimed = _calls_to_fill(protocol.settle_seconds, seconds) if seconds < LONG_CALL else 0
         turn = seconds * (untimed + calls)
         affordable = int(protocol.budget_seconds / turn) if turn > 0 else protocol.rounds
         return cls(untimed, calls, min(protocol.rounds, max(protocol.least_rounds, affordable)))
@@ -109,6 +111,10 @@ class _Turns:
         for _ in range(self.untimed):
             run()
         return _seconds_per_call(run, self.calls, clock)
+
+
+def _calls_to_fill(time: float, seconds: float) -> int:
+    return max(1, math.ceil(time / seconds)) if seconds > 0 else 1
 
 
 def _warm(run: Run, clock: Callable[[], float]) -> float:
