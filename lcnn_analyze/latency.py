@@ -24,10 +24,12 @@ NOISY_SPREAD = 0.2
 class Protocol:
     """How contenders are timed.
 
-    rounds: how often every contender takes its turn. sample_seconds: a turn's timed calls fill at least this time, so
-    that short calls are averaged over the clock's resolution. settle_seconds: its untimed calls before them, at least
-    one, fill this time, so that threads of the contender before, which spin for a while, are asleep. budget_seconds: what one contender may take over all
-    rounds; a slow one takes part in fewer, evenly spread, at least ``least_rounds``.
+    rounds: how often every contender takes its turn.
+    sample_seconds: a turn's timed calls fill at least this, so that short calls are averaged over the clock's grain.
+    settle_seconds: its untimed calls before them, at least one, fill this, so that threads of the contender before,
+        which spin for a while, are asleep.
+    budget_seconds: what one contender may take over all rounds; a slow one takes part in fewer, evenly spread, at
+        least ``least_rounds``.
     """
 
     rounds: int = 30
@@ -71,9 +73,9 @@ def measure(
     """Time every run in interleaved rounds; seconds per call.
 
     In each round every contender has one turn: untimed calls, which bring its code, weights and threads back after the
-    others' (left out where one call takes ``LONG_CALL``), then timed calls without a pause. The order is turned by one place from round to round, so that nobody
-    always follows the same neighbour, and what drifts (clock speed, other processes) drifts for all. Garbage
-    collection is held off meanwhile.
+    others' (none where one call takes ``LONG_CALL``), then timed calls without a pause. The order is turned by one
+    place from round to round, so that nobody always follows the same neighbour, and what drifts (clock speed, other
+    processes) drifts for all. Garbage collection is held off meanwhile.
     """
     protocol = protocol or Protocol()
     with _no_garbage_collection():
