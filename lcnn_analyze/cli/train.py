@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -101,7 +101,7 @@ class Job:
             "from": self.source,
             "config": config,
             "seed": config.get("train", config)["seed"],
-            "versions": {"lcnn": version("lcnn"), "torch": torch.__version__, "python": platform.python_version()},
+            "versions": {"lcnn": _version(), "torch": torch.__version__, "python": platform.python_version()},
         }
 
 
@@ -133,6 +133,13 @@ class Outputs:
                 error.errno, f"cannot make the folder {str(outputs.best.parent)!r}: {error.strerror}; choose another -o"
             ) from error
         return outputs
+
+
+def _version() -> str:
+    try:
+        return version("lcnn")
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _size(text: str | None) -> int | str | None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from lcnn_core.train.evaluate import Accuracy
+from torch import nn
+
+from lcnn_core.train.evaluation import Accuracy
 
 
 @dataclass(frozen=True)
 class TrainingStarted:
+    model: nn.Module = field(repr=False, compare=False)
+    """The network that this run trains, for listeners that save it: its weights change until the run is finished."""
     epochs: int
     batches: int
     """Batches in an epoch, the last, partial one included."""
