@@ -18,14 +18,13 @@ from typing import Any, BinaryIO
 import torch
 
 from lcnn_core.checkpoint.archive import common_prefix, open_archive
+from lcnn_core.checkpoint.bounds import MAX_VIEWS, view_fits
 from lcnn_core.errors import CheckpointError
 
 MAX_PICKLE = 64 << 20
 """Bytes of the pickle of one checkpoint, without its tensors' data."""
 MAX_COPIES = 1_000_000
 """Entries that calls may copy out of other containers; state dicts copy one per module."""
-MAX_VIEWS = 16
-"""How often the bytes of the storages may be seen through tensors, on average; tied weights are seen twice."""
 MAX_DIMENSIONS = 64
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -225,15 +224,13 @@ class _Walk:
             raise self.refuse("it has a tensor without storage, shape or strides")
         dtype = rest[2] if len(rest) > 2 else None
         fits = len(shape) == len(strides) <= MAX_DIMENSIONS
-        if not fits or any(type(number) is not int or number < 0 for number in (offset, *shape, *strides)):
+        if not fits or any(type(number) is not int for number in (offset, *shape, *strides)):
             raise self.refuse("it has a tensor whose shape and strides are no sizes")
         size = storage.item_size if not isinstance(dtype, _Global) else _dtype(dtype.name).itemsize
         room = storage.numel * storage.item_size // size
-        count = math.prod(shape)
-        last = offset + sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
-        if count and (last >= room or count > room):
+        if not view_fits(shape, strides, offset, room):
             raise self.refuse(f"it has a tensor of shape {shape} at {offset} on a storage of {room} entries")
-        self.viewed += count * size
+        self.viewed += math.prod(shape) * size
         return _DATA
 
     def counted(self, items: Any) -> _Data:
