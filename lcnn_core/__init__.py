@@ -56,7 +56,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps a public function that is named as its room (``describe``) from being hidden by the room itself.
+    """Keeps a public function that is named as its room (``describe``, ``train``) from being hidden by the room itself.
 
     The import system binds every imported submodule as an attribute of its package; without this,
     ``from lcnn_core import describe`` would give the function or the module, depending on what was imported before.
