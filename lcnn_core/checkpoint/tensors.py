@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,12 +23,14 @@ def write(file: BinaryIO, document: dict[str, Any], tensors: dict[str, Tensor]) 
 
 
 def read(path: Path) -> tuple[Any, dict[str, Tensor]]:
+    # Read, not mapped: tensors over a mapped file end the process (SIGBUS) when another one cuts the file short.
+    content = path.read_bytes()
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except safetensors.SafetensorError as error:
+        tensors = dict(sorted(safetensors.torch.load(content).items()))
+    except (safetensors.SafetensorError, KeyError) as error:
         raise CheckpointError(f"{path} is no whole safetensors file: {error}; fetch or save it again") from error
+    (size,) = struct.unpack("<Q", content[:8])
+    metadata = json.loads(content[8 : 8 + size]).get("__metadata__") or {}
     if _KEY not in metadata:
         raise CheckpointError(f"{path} has no {_KEY!r} metadata; expected a file written by lcnn_core.checkpoint.save")
     try:
