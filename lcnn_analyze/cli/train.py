@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,8 +27,9 @@ def _option(help: str, panel: str, *names: str, **more: Any) -> Any:
 
 
 def train(
+    ctx: typer.Context,
     model: Annotated[str | None, _option("Architecture, such as digits-resnet or resnet18-lcnn.", _NETWORK)] = None,
-    data: Annotated[str, _option("digits, or idx:FOLDER with MNIST-format files.", _NETWORK)] = "digits",
+    data: Annotated[str, _option("digits, or idx:FOLDER with MNIST-format files. [digits]", _NETWORK)] = "digits",
     output: Annotated[
         Path, _option("Best checkpoint (.pt, .safetensors), or a folder for it. [lcnn-run]", _NETWORK, "--output", "-o")
     ] = Path("lcnn-run"),
@@ -74,7 +73,7 @@ def train(
         job = _from_dense(from_, speedup, dictionary_ratio, model, data, sizes, run)
     else:
         job = _from_scratch(model, data, sizes, run)
-    _execute(job, Outputs.at(output), quiet)
+    _execute(job, Outputs.at(output), quiet, ctx.obj["command"])
 
 
 @dataclass(frozen=True)
@@ -90,13 +89,13 @@ class Job:
     source: str | None = None
     """The dense checkpoint that the run starts from."""
 
-    def provenance(self) -> dict[str, Any]:
-        """How to do it again, as plain data."""
+    def provenance(self, command: str) -> dict[str, Any]:
+        """How to do it again, as plain data; ``command`` is what was typed."""
         import torch
 
         config = dataclasses.asdict(self.config)
         return {
-            "command": " ".join(map(shlex.quote, ["lcnn", *sys.argv[1:]])),
+            "command": command,
             "data": self.dataset.name,
             "from": self.source,
             "config": config,
@@ -224,9 +223,11 @@ def check_fit(checkpoint: Checkpoint, dataset: Dataset, path: Path) -> None:
 class Recorder:
     """Writes down what a run's events say: the log, the last epoch's checkpoint, and the best one's."""
 
-    def __init__(self, job: Job, outputs: Outputs, log: TextIO) -> None:
+    def __init__(self, job: Job, outputs: Outputs, log: TextIO, command: str) -> None:
         self.job, self.outputs, self.log = job, outputs, log
+        self.provenance = job.provenance(command)
         self.epoch = 0
+        self.write("Configured", self.provenance)
 
     def __call__(self, event: Event) -> None:
         from lcnn_core import BatchFinished, EpochFinished, TrainingStarted
@@ -269,20 +270,19 @@ class Recorder:
                 normalization=job.dataset.normalization,
                 class_names=job.dataset.class_names,
                 metrics=metrics,
-                provenance=job.provenance() | {"epoch": self.epoch},
+                provenance=self.provenance | {"epoch": self.epoch},
             ),
         )
 
 
-def _execute(job: Job, outputs: Outputs, quiet: bool) -> None:
+def _execute(job: Job, outputs: Outputs, quiet: bool, command: str) -> None:
     """Run the job; what it wrote stands whole however it ends."""
     from lcnn_analyze.cli.progress import progress
     from lcnn_core import FromDenseConfig, compress_from_dense
     from lcnn_core import train as train_model
 
     with _open_log(outputs.log) as log, progress(job.title, quiet, epochs=True) as show:
-        recorder = Recorder(job, outputs, log)
-        recorder.write("Configured", job.provenance())
+        recorder = Recorder(job, outputs, log, command)
 
         def listen(event: Event) -> None:
             recorder(event)
