@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lcnn_core.checkpoint.bounds import MAX_VIEWS
 from lcnn_core.checkpoint.graphs import GraphRecorder, Shape, Weight
 from lcnn_core.checkpoint.onnx_shapes import infer_shapes
 from lcnn_core.errors import CheckpointError, ConfigError
@@ -43,14 +44,15 @@ _SAME_NONZEROS = frozenset("Cast Flatten Identity Reshape Squeeze Transpose Unsq
 """Operators between a stored weight and its use that change neither its entries' number nor which are zero."""
 
 
-def read_spec(path: Path, input_shape: Sequence[int] | None = None) -> ModelSpec:
-    """Describe the ONNX graph at ``path`` for one image.
+def read_spec(path: Path, input_shape: Sequence[int] | None = None) -> tuple[ModelSpec, tuple[str, ...]]:
+    """Describe the ONNX graph at ``path`` for one image; also the names of weights that hold NaN or infinity.
 
     input_shape: without the batch, (channels, *spatial); needed where the file leaves sizes open, checked where it
     fixes them. Raises CheckpointError for a damaged file or external data out of bounds, ConfigError for an
     input_shape that does not fit or is missing, and where the package onnx is not installed.
     """
-    return _Reader(path, input_shape).spec()
+    reader = _Reader(path, input_shape)
+    return reader.spec(), tuple(reader.not_finite)
 
 
 def _onnx() -> Any:
@@ -75,7 +77,8 @@ class _Reader:
                 if attribute.name == "value" and attribute.HasField("t") and node.output:
                     self.stored[node.output[0]] = attribute.t
         self.weights: dict[str, Weight | None] = {}
-        self.external: dict[tuple[Any, ...], np.ndarray] = {}
+        self.viewed = 0
+        self.not_finite: list[str] = []
         self.of_image: set[str] = set()
         self.image = self._fix_input(input_shape)
         self.shapes = infer_shapes(self.onnx, self.model, self.stored)
@@ -248,6 +251,8 @@ class _Reader:
         """Entries that are not zero; of a quantised weight, not at the zero point."""
         array = self._array(tensor)
         if dequantize is None or len(dequantize.input) < 3:
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                self.not_finite.append(tensor.name)
             return int(np.count_nonzero(array))
         point = self.stored.get(dequantize.input[2])
         if point is None:
@@ -283,12 +288,10 @@ class _Reader:
             raise self.refuse(
                 f"initializer {tensor.name!r} of {size} bytes at {offset} is not all inside {target.name}"
             )
-        key = (target, offset, size, dtype, tuple(tensor.dims))
-        if key not in self.external:
-            self.external[key] = (
-                np.memmap(target, dtype, "r", offset, tuple(tensor.dims)) if size else np.empty(0, dtype)
-            )
-        return self.external[key]
+        self.viewed += size
+        if self.viewed > MAX_VIEWS * target.stat().st_size:
+            raise self.refuse(f"its initializers show the bytes of {target.name} over {MAX_VIEWS} times")
+        return np.fromfile(target, dtype, math.prod(tensor.dims), offset=offset)
 
 
 def _list(values: Any, count: int, default: int) -> tuple[int, ...]:

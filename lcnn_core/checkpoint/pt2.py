@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from lcnn_core.checkpoint.archive import common_prefix, open_archive
-from lcnn_core.checkpoint.bounds import MAX_VIEWS, view_fits
+from lcnn_core.checkpoint.bounds import MAX_VIEWS, is_finite, view_fits
 from lcnn_core.checkpoint.graphs import GraphRecorder, Shape, Weight
 from lcnn_core.describe import FREE_OPERATIONS
 from lcnn_core.errors import CheckpointError, ConfigError
@@ -46,15 +46,16 @@ _PYTHON = re.compile(r"(_operator|math|torch)\.[a-z_]+")
 _CONV = re.compile(r"conv(_transpose)?([123])d")
 
 
-def read_spec(path: Path, input_shape: Sequence[int] | None = None) -> ModelSpec:
-    """Describe the exported program at ``path`` for one image.
+def read_spec(path: Path, input_shape: Sequence[int] | None = None) -> tuple[ModelSpec, tuple[str, ...]]:
+    """Describe the exported program at ``path`` for one image; also the names of weights that hold NaN or infinity.
 
     input_shape: without the batch; an exported graph holds its own, so another one is a ConfigError. Raises
     CheckpointError for a damaged archive, one older than torch 2.8, and weights that are pickles.
     """
     with open_archive(path) as archive:
         try:
-            return _Reader(path, archive, common_prefix(path, archive)).spec(input_shape)
+            reader = _Reader(path, archive, common_prefix(path, archive))
+            return reader.spec(input_shape), tuple(reader.not_finite)
         except (KeyError, TypeError, IndexError, AttributeError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: its graph is damaged: {type(error).__name__} {error}") from error
 
@@ -75,6 +76,7 @@ class _Reader:
         self.places = self._places()
         self.weights: dict[str, Weight] = {}
         self.viewed = 0
+        self.not_finite: list[str] = []
 
     def refuse(self, reason: str) -> CheckpointError:
         return CheckpointError(f"{self.path} {reason}")
@@ -191,7 +193,10 @@ class _Reader:
         if 0 in sizes:
             return 0
         storage = torch.frombuffer(data, dtype=dtype, count=len(data) // dtype.itemsize)
-        return int(torch.count_nonzero(storage.as_strided(sizes, strides, offset)))
+        tensor = storage.as_strided(sizes, strides, offset)
+        if not is_finite(tensor):
+            self.not_finite.append(label)
+        return int(torch.count_nonzero(tensor))
 
     def _conv(self, name: str, given: Mapping[str, Any], outputs: list[str], space: int, transposed: bool) -> None:
         x, y = self.shapes[given["input"]], self.shapes[outputs[0]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -29,6 +30,8 @@ class Source:
     make: Callable[..., nn.Module]
     shape: Callable[..., tuple[int, ...]]
     """(name, model, arguments) -> the input shape that the architecture is made for, without the batch."""
+    channels: str | None
+    """The option that sets the image's channels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,20 +41,20 @@ class Named:
     architecture: str
     """The plain name for ours, else source:name."""
     model: nn.Module
-    """On the meta device, in evaluation mode."""
+    """In evaluation mode, on the meta device unless asked for otherwise."""
     input_shape: tuple[int, ...]
 
 
-def build_named(architecture: str, *, meta: bool = True, **arguments: Any) -> Named:
+def build_named(architecture: str, *, to: str = "meta", **arguments: Any) -> Named:
     """The architecture ``name`` or ``source:name``, without memory for its weights.
 
-    arguments: options of the architecture, such as num_classes. meta=False keeps what the constructor computes (tables
-    and buffers) on the CPU; only weights are on the meta device then. Raises ConfigError for an unknown name, a
-    package that is not installed, and options that the architecture does not take.
+    arguments: options of the architecture, such as num_classes. to="hollow" keeps what the constructor computes (tables
+    and buffers) on the CPU, only weights are on the meta device then; to="cpu" makes and draws everything. Raises
+    ConfigError for an unknown name, a package that is not installed, and options that the architecture does not take.
     """
     source, name = find(architecture)
     try:
-        with _WeightsOnMeta():
+        with nullcontext() if to == "cpu" else _WeightsOnMeta():
             model = SOURCES[source].make(name, **arguments)
     except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
         if isinstance(error, ConfigError):
@@ -60,7 +63,7 @@ def build_named(architecture: str, *, meta: bool = True, **arguments: Any) -> Na
         raise ConfigError(f"{architecture} cannot be built with {shown}: {error}; check its options") from error
     model.eval()
     full = name if source == "lcnn" else f"{source}:{name}"
-    return Named(full, model.to("meta") if meta else model, SOURCES[source].shape(name, model, arguments))
+    return Named(full, model.to("meta") if to == "meta" else model, SOURCES[source].shape(name, model, arguments))
 
 
 def find(architecture: str) -> tuple[str, str]:
@@ -85,6 +88,11 @@ def find(architecture: str) -> tuple[str, str]:
     hint = [f"did you mean {' or '.join(close)}?"] if close else []
     hint = hint or ([f"expected a name such as {', '.join(known[:3])}"] if known else [])
     raise ConfigError("; ".join([f"unknown architecture {architecture!r}", *missing, *hint]))
+
+
+def channels_option(architecture: str) -> str | None:
+    """What the option for the image's channels is called, None where there is none."""
+    return SOURCES[find(architecture)[0]].channels
 
 
 class _WeightsOnMeta(TorchFunctionMode):
@@ -140,9 +148,12 @@ def _timm_shape(name: str, model: Any, arguments: Any) -> tuple[int, ...]:
 
 SOURCES: dict[str, Source] = {
     "lcnn": Source(
-        lambda: (*MODELS, *ALIASES), build, lambda name, model, arguments: input_shape_of(name, **arguments)
+        lambda: (*MODELS, *ALIASES),
+        build,
+        lambda name, model, arguments: input_shape_of(name, **arguments),
+        "in_channels",
     ),
-    "torchvision": Source(_torchvision_names, _torchvision_make, _torchvision_shape),
-    "timm": Source(lambda: _timm().list_models(), _timm_make, _timm_shape),
+    "torchvision": Source(_torchvision_names, _torchvision_make, _torchvision_shape, None),
+    "timm": Source(lambda: _timm().list_models(), _timm_make, _timm_shape, "in_chans"),
 }
 """Where names are looked for, in this order."""
