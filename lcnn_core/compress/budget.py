@@ -145,8 +145,8 @@ def prune_to_(ledger: Ledger, budget: int, floor: float = 0.25) -> None:
 
     One ranking over all layers, by :func:`worth` over the root of the cost: for a given cost it keeps the sum of
     squared changes of the filters smallest. The best of every tensor stay whatever the ranking says: ``floor`` of the
-    share of its entries that it would keep if all tensors kept the same share, and one at least. Entries that buy
-    nothing (:func:`useful`) go, and what they cost is spent on others. Zeros stay zero.
+    share of its entries that it would keep if all tensors kept the same share, and one lookup that reads something.
+    Entries that buy nothing (:func:`useful`) go, and what they cost is spent on others. Zeros stay zero.
     """
     tensors = [tensor for layer in ledger.layers for tensor, _ in layer.tensors()]
     sizes = [tensor.numel() for tensor in tensors]
@@ -154,9 +154,7 @@ def prune_to_(ledger: Ledger, budget: int, floor: float = 0.25) -> None:
     alive = torch.cat([(tensor != 0).flatten().cpu() for tensor in tensors])
     worths = torch.cat([part.flatten().cpu() for layer in ledger.layers for part in worth(layer.layer)])
     ranks = worths / costs.sqrt()
-    share, top = floor * budget / int(costs.sum()), float(ranks.max()) + 1
-    for part in ranks.split(sizes):
-        part[part.topk(max(1, int(share * len(part)))).indices] += top
+    _protect(ledger, list(ranks.split(sizes)), floor * budget / int(costs.sum()))
     while True:
         candidates = alive.nonzero().squeeze(1)
         keep = torch.zeros_like(alive)
@@ -168,6 +166,26 @@ def prune_to_(ledger: Ledger, budget: int, floor: float = 0.25) -> None:
         alive &= ~(keep & ~needed)
     for tensor, mask in zip(tensors, parts, strict=True):
         tensor.masked_fill_(~mask.to(tensor.device), 0)
+
+
+def _protect(ledger: Ledger, ranks: list[Tensor], share: float) -> None:
+    """Lift, in place, the ranks of each tensor's best ``share`` above all others, one lookup of each layer on top."""
+    lift = 1 + max(float(part.max()) for part in ranks)
+    remaining = iter(ranks)
+    for layer in (cost.layer for cost in ledger.layers):
+        coefficients = next(remaining)
+        best = coefficients.topk(max(1, int(share * len(coefficients)))).indices
+        coefficients[best] += lift
+        coefficients[best[0]] += lift
+        if layer.dictionary is None:
+            continue
+        dictionary = next(remaining)
+        dictionary[dictionary.topk(int(share * len(dictionary))).indices] += lift
+        # The row that the layer's best lookup reads: kept both, the layer still answers something.
+        n, k = layer.coefficients.shape[:2]
+        filter_, row = divmod(int(best[0]) // layer.coefficients[0, 0].numel(), k)
+        read = dictionary.reshape(layer.dictionary.shape)[filter_ // (n // layer.groups) * k + row]
+        read[read.argmax()] += 2 * lift
 
 
 def _useful_parts(ledger: Ledger, parts: list[Tensor]) -> Iterator[Tensor]:

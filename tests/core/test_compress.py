@@ -128,13 +128,14 @@ def test_fill_is_the_greedy_choice(entries: list[tuple[int, int]], budget: int) 
     keep = fill(ranks.double(), costs, budget).tolist()
     left, expected, waiting = budget, [False] * len(entries), sorted(range(len(entries)), key=lambda i: -entries[i][0])
     while waiting:  # the longest run of best entries that fits, then what still fits of the others, and again
-        run = list(
-            itertools.takewhile(lambda n: sum(entries[i][1] for i in waiting[: n + 1]) <= left, range(len(waiting)))
-        )
-        for i in waiting[: len(run)]:
+        taken = 0
+        for i in waiting:
+            if entries[i][1] > left:
+                break
             expected[i] = True
             left -= entries[i][1]
-        waiting = [i for i in waiting[len(run) :] if entries[i][1] <= left]
+            taken += 1
+        waiting = [i for i in waiting[taken:] if entries[i][1] <= left]
     assert keep == expected
     spent = sum(cost for (_, cost), kept in zip(entries, keep, strict=True) if kept)
     assert spent <= budget
@@ -156,6 +157,20 @@ def test_pruning_lands_on_the_budget_and_buys_nothing_useless() -> None:
                 assert torch.equal(read, layer.dictionary.detach().ne(0).any(1))
     for name, value in model.state_dict().items():
         assert torch.equal(value[value != 0], before[name][value != 0])
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_down_to_the_least_budget_every_layer_keeps_a_lookup_that_reads_something(groups: int) -> None:
+    for seed in range(20):
+        torch.manual_seed(seed)
+        make = {"groups": groups, "dictionary_size": 3, "threshold": 0.0}
+        model = nn.Sequential(LookupConv2d(4, 6, 3, **make), LookupConv2d(6, 8, 3, **make))
+        ledger = Ledger.of(model, (4, 7, 7))
+        least = sum(cost for layer in ledger.layers for _, cost in layer.tensors())
+        for budget in (4 * least, 2 * least, least):
+            prune_to_(ledger, budget)
+            assert all(layer.dense_weight().detach().any() for layer in model)
+        assert ledger.spent() == least
 
 
 def test_the_floor_keeps_a_layer_of_small_magnitudes_alive() -> None:
