@@ -206,7 +206,10 @@ def metric_infos() -> tuple[MetricInfo, ...]:
 
 
 def spectrum_points(models: tuple[ModelReport, ...]) -> list[Point]:
-    """A point for each accuracy of each model; against the named reference where all share one, else the twins."""
+    """A point for each model and data set, of its first accuracy metric (top-1 before top-5).
+
+    Speedups are against the named reference where all models share one, else against each model's dense twin.
+    """
     measured = [model for model in models if model.accuracy]
     references = {model.reference.name if model.reference else "" for model in measured}
     shared = len(references) == 1 and references != {""}
@@ -217,9 +220,16 @@ def spectrum_points(models: tuple[ModelReport, ...]) -> list[Point]:
             continue
         points += [
             Point(model.name, baseline.speedup, a.percent, a.metric, a.dataset, baseline.name, "this report")
-            for a in model.accuracy
+            for a in _main_accuracies(model.accuracy)
         ]
     return points
+
+
+def _main_accuracies(accuracies: tuple[Accuracy, ...]) -> list[Accuracy]:
+    best: dict[str, Accuracy] = {}
+    for accuracy in sorted(accuracies, key=lambda each: each.metric):
+        best.setdefault(accuracy.dataset, accuracy)
+    return list(best.values())
 
 
 def published_facts(points: tuple[Point, ...]) -> tuple[str, ...]:

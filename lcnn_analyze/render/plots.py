@@ -19,7 +19,7 @@ from lcnn_analyze.report import Report
 from lcnn_analyze.spectrum import Panel
 from lcnn_core import ConfigError
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.edgecolor": MUTED,
@@ -82,17 +82,17 @@ def _draw(axis: Axes, panel: Panel) -> None:
     axis.set_xlabel(f"{panel.kind} speedup over {words.against(panel)}  (log scale)")
     axis.set_ylabel(f"{panel.metric} accuracy, %")
     published = panel.published
-    axis.plot(
-        [point.speedup for point in published],
-        [point.accuracy for point in published],
-        "D", markersize=6, markerfacecolor="none", markeredgecolor=PUBLISHED, markeredgewidth=1.4, label="published (paper)",
-        linestyle="none", visible=bool(published),
-    )  # fmt: skip
-    axis.plot(
-        [point.speedup for point in panel.front],
-        [point.accuracy for point in panel.front],
-        "-", color=OWN, linewidth=1.6, label="Pareto front of these models",
-    )  # fmt: skip
+    if published:
+        axis.plot(
+            [point.speedup for point in published], [point.accuracy for point in published], "D", linestyle="none",
+            markersize=6, markerfacecolor="none", markeredgecolor=PUBLISHED, markeredgewidth=1.4,
+            label="published (paper)",
+        )  # fmt: skip
+    if panel.front:
+        axis.plot(
+            [point.speedup for point in panel.front], [point.accuracy for point in panel.front], "-", color=OWN,
+            linewidth=1.6, label="Pareto front of these models",
+        )  # fmt: skip
     for point in panel.own:
         filled = OWN if point in panel.front else "white"
         axis.plot(point.speedup, point.accuracy, "o", markersize=8, markerfacecolor=filled, markeredgecolor=OWN)
@@ -109,7 +109,5 @@ def _draw(axis: Axes, panel: Panel) -> None:
             xytext=(-4, -4), textcoords="offset points", ha="right", va="top", color=OWN,
         )  # fmt: skip
     axis.margins(y=0.15)
-    handles, names = axis.get_legend_handles_labels()
-    shown = [(h, n) for h, n in zip(handles, names, strict=True) if len(h.get_xdata())]
-    if shown:
-        axis.legend(*zip(*shown, strict=True), frameon=False, loc="lower left", labelcolor=INK)
+    if published or panel.front:
+        axis.legend(frameon=False, loc="lower left", labelcolor=INK)
