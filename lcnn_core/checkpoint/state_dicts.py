@@ -249,7 +249,6 @@ def _load(named: Named, tensors: Mapping[str, Tensor], lookups: Mapping[str, Loo
     complete = {**{name: torch.tensor(0) for name in counters}, **tensors}
     check_fit(named.model, complete, f"{named.architecture} in {source}")
     named.model.load_state_dict(complete, assign=True)
-    named.model.requires_grad_(False)
     named.model.eval()
 
 
