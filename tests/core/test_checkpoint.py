@@ -540,6 +540,12 @@ def test_atomic_write_shows_nothing_before_it_is_done(tmp_path):
     assert path.read_bytes() == b"new"
 
 
+def test_an_error_of_the_callers_own_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent"), atomic_write(tmp_path / "x"):
+        (tmp_path / "absent").read_bytes()
+    assert not os.listdir(tmp_path)
+
+
 def test_permissions_follow_the_umask_and_an_old_files_stay(tmp_path):
     path, mask = tmp_path / "x", os.umask(0o027)
     try:

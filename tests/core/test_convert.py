@@ -176,8 +176,9 @@ def test_the_published_threshold_destroys_no_weights(scale, k):
     assert 0 < (layer.effective_coefficients() == 0).float().mean() < 0.05
     assert removed <= math.sqrt(3) * 0.01
     assert layer.l1_weight == pytest.approx(0.1 * layer.threshold)
-    if k is not None:
-        assert layer.threshold == pytest.approx(0.01 / math.sqrt(9 * k))
+    # Uniform entries of this root mean square reach up to sqrt(3) times it: c is the share of them that falls below.
+    reach = 1 / math.sqrt(9 * k) if k else math.sqrt(3) * model[0].weight.square().mean().sqrt().item()
+    assert layer.threshold == pytest.approx(0.01 * reach, rel=1e-5)
     expected = (layer.dense_weight() - model[0].weight).norm() / model[0].weight.norm()
     assert report.converted[0].relative_error == pytest.approx(expected.item(), rel=1e-4)
 
