@@ -149,7 +149,9 @@ class _Walk:
             name = opcode.name
             if (position or 0) > MAX_PICKLE:
                 raise self.refuse(f"its pickle is over {MAX_PICKLE} bytes")
-            if name in _CONSTANTS:
+            if name == "GLOBAL":
+                stack.append(self._global(str(argument).replace(" ", ".")))
+            elif name in _CONSTANTS:
                 stack.append(_CONSTANTS[name](argument))
             elif name in ("BINGET", "LONG_BINGET"):
                 stack.append(memo[int(argument or 0)])
@@ -196,6 +198,12 @@ class _Walk:
             self.copied(state.size)
             stack.append(target)
 
+    def _global(self, name: str) -> _Global:
+        is_dtype = isinstance(getattr(torch, name.removeprefix("torch."), None), torch.dtype)
+        if name not in _CALLS and not is_dtype and not (name.startswith("torch.") and name.endswith("Storage")):
+            raise self.refuse(f"it needs {name[:100]!r}, which is no plain data")
+        return _Global(name)
+
     def _storage(self, identity: Any) -> _Storage:
         if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != "storage":
             raise self.refuse("it refers to something outside itself that is no storage")
@@ -213,10 +221,9 @@ class _Walk:
         return _Storage(numel, item_size)
 
     def _call(self, function: Any, arguments: Any) -> Any:
-        name = function.name
-        if name not in _CALLS:
-            raise self.refuse(f"it needs {name[:100]!r}, which is no plain data")
-        return _CALLS[name](self, *arguments)
+        if function.name not in _CALLS:
+            raise self.refuse(f"it calls {function.name[:100]!r}, which is no plain data")
+        return _CALLS[function.name](self, *arguments)
 
     def tensor(self, storage: Any, offset: int, shape: Sequence[int], strides: Sequence[int], *rest: Any) -> _Data:
         """Bounds of ``torch._utils._rebuild_tensor``: the last entry lies in the storage, none is counted twice."""
@@ -276,7 +283,6 @@ _CONSTANTS: Mapping[str, Callable[[Any], Any]] = {
     "EMPTY_TUPLE": lambda _: (),
     "EMPTY_LIST": lambda _: [],
     "EMPTY_DICT": lambda _: _Dict(),
-    "GLOBAL": lambda value: _Global(value.replace(" ", ".")),
 }
 _FIXED = {
     **{"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2},
