@@ -257,7 +257,8 @@ def collision_bomb() -> bytes:
 def copy_bomb() -> bytes:
     """One list of a thousand entries, made into a set again and again."""
     items = b"".join(number(index) for index in range(1000))
-    return b"\x80\x02](" + items + b"eq\x01c__builtin__\nset\nq\x020" + 5000 * b"h\x02h\x01\x85R0" + b"N."
+    first = b"\x80\x02](](" + items + b"eq\x01c__builtin__\nset\nq\x02h\x01\x85R"
+    return first + 20_000 * b"h\x02h\x01\x85R" + b"e."
 
 
 def repr_bomb() -> bytes:
