@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,3 +41,12 @@ def _seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that ``lcnn quickstart`` leaves behind, run once; what it printed is beside it in stdout.txt."""
+    scratch = tmp_path_factory.mktemp("quickstart")
+    with (scratch / "stdout.txt").open("w") as out:
+        subprocess.run([sys.executable, "-m", "lcnn_analyze", "quickstart"], cwd=scratch, stdout=out, check=True)
+    return scratch / "lcnn-quickstart"

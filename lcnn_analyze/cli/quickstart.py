@@ -56,9 +56,7 @@ def quickstart(
     typer.echo(_next_steps(output, paths))
 
 
-def _save(
-    model: nn.Module, dataset: Dataset, path: Path, command: str, seed: int, measured: bool = True
-) -> None:
+def _save(model: nn.Module, dataset: Dataset, path: Path, command: str, seed: int, measured: bool = True) -> None:
     """Save the network as ``path``, with its accuracy on the test images if it is finished."""
     from lcnn_core import Checkpoint, evaluate, save
 
