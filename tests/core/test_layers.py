@@ -23,6 +23,7 @@ GEOMETRIES = [
     {"stride": 2, "padding": 1},
     {"stride": (1, 3), "padding": (2, 0), "dilation": (1, 2)},
     {"padding": "same", "dilation": (1, 2)},
+    {"padding": "same"},  # one more on the right: the kernel is two wide
     {"padding": "valid", "stride": 2},
     {"groups": 2, "padding": 1},
     {"groups": 4, "bias": False},
@@ -288,6 +289,7 @@ def test_every_registered_layer_is_a_sibling_of_its_dense_layer(dense, lookup):
     assert layer.l1_weight == pytest.approx(0.2 * layer.threshold)
     assert (layer.lookups_per_position, layer.bias, layer.training) == (2, None, False)
     assert layer.coefficients.dtype == torch.float64
+    assert layer.config == LookupConfig(3, layer.threshold, l1_weight=layer.l1_weight, lookups_per_position=2)
     assert lookup.like(original, layer.config).config == layer.config
 
 
