@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
@@ -141,7 +142,9 @@ def _quiet(name: str) -> Any:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
     finally:
         logger.setLevel(level)
 

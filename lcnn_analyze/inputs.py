@@ -78,20 +78,25 @@ def _from_checkpoint(
     module = checkpoint.build()
     label = architecture_label(checkpoint.architecture, checkpoint.arguments)
     spec = lcnn_core.describe(module, input_shape or checkpoint.input_shape, architecture=label)
-    accuracy = tuple(_accuracy(metric) for metric in checkpoint.metrics if metric.get("name") in _TOP)
+    known = [metric for metric in checkpoint.metrics if metric.get("name") in _TOP]
+    accuracy = tuple(_accuracy(metric) for metric in sorted(known, key=lambda metric: metric["name"]))
     return Subject(name or label, spec, checkpoint.arguments, lambda: module, source, accuracy)
 
 
 def _from_architecture(architecture: str, input_shape: Sequence[int] | None, name: str | None) -> Subject:
-    import torch
-
     _, arguments = lcnn_core.models.resolve(architecture)
-    with torch.device("meta"):
-        module = lcnn_core.models.build(architecture)
+    module = _build_without_weights(architecture)
     spec = lcnn_core.describe(
         module, input_shape or lcnn_core.models.input_shape_of(architecture), architecture=architecture
     )
     return Subject(name or architecture, spec, arguments, lambda: lcnn_core.models.build(architecture))
+
+
+def _build_without_weights(architecture: str, **options: Any) -> nn.Module:
+    import torch
+
+    with torch.device("meta"):
+        return lcnn_core.models.build(architecture, **options)
 
 
 def architecture_label(architecture: str, arguments: Mapping[str, Any]) -> str:
@@ -110,8 +115,6 @@ def default_reference(subject: Subject) -> str | None:
 
 def reference_spec(name: str, subject: Subject) -> ModelSpec:
     """The architecture ``name`` for the same image and classes as ``subject``, without allocating its weights."""
-    import torch
-
     builder, _ = lcnn_core.models.resolve(name)
     _, pinned = lcnn_core.models.ALIASES.get(name, (name, {}))
     family = name == default_reference(subject)
@@ -121,8 +124,7 @@ def reference_spec(name: str, subject: Subject) -> ModelSpec:
         for key, value in wanted.items()
         if key in builder.defaults and key not in pinned and (family or key in ("num_classes", "in_channels"))
     }
-    with torch.device("meta"):
-        module = lcnn_core.models.build(name, **options)
+    module = _build_without_weights(name, **options)
     try:
         return lcnn_core.describe(module, subject.spec.input_shape, architecture=name)
     except ShapeError as error:

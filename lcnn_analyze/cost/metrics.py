@@ -115,7 +115,7 @@ _LISTED = (
     Metric("coefficients_nnz", "nnz(P)", "values", "entries of P above the threshold", 2, _WEIGHTS, _coefficients_nnz),
     Metric("density", "density of P", "fraction", "nnz(P) / entries of P", 1, _WEIGHTS, ratio=_density),
     Metric("parameters", "parameters", "values", "held by the model, D and P in full", 3, (), _parameters),
-    Metric("dense_parameters", "twin's parameters", "values", "held by the dense twin", 3, (), _dense_parameters),
+    Metric("dense_parameters", "dense parameters", "values", "held by the dense twin", 3, (), _dense_parameters),
     Metric("storage", "storage", "values", f"nnz(D) + nnz(P) + bias; {_NOT_STORED}", 2, _WEIGHTS, _storage),
 )
 

@@ -94,7 +94,7 @@ def _additive(layer: LayerSpec, count: LayerCount) -> dict[str, Number | None]:
 
 def _sum(values: Sequence[Number | None]) -> Number | None:
     known = [value for value in values if value is not None]
-    return sum(known) if known else None
+    return sum(known) if known or not values else None
 
 
 def _layer_cost(layer: LayerSpec, row: Mapping[str, Number | None]) -> LayerCost:

@@ -20,6 +20,7 @@ from lcnn_analyze.render.numbers import (
     kernel_text,
     layer_name,
     ratio_text,
+    safe,
     shapes_text,
 )
 from lcnn_analyze.report import ModelReport, Report
@@ -46,7 +47,15 @@ def render(report: Report) -> bytes:
 @cache
 def _environment() -> Environment:
     loader = PackageLoader("lcnn_analyze", "render/templates")
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: safe(value) if type(value) is str else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
 
 
 @cache

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from lcnn_analyze.render import words
+from lcnn_analyze.render.numbers import safe
 from lcnn_analyze.render.palette import INK, MUTED, OWN, PUBLISHED
 from lcnn_analyze.render.ticks import bounds, log_ticks
 from lcnn_analyze.report import Report
@@ -78,9 +79,9 @@ def _draw(axis: Axes, panel: Panel) -> None:
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.grid(True, color=MUTED, alpha=0.18, linewidth=0.8)
     axis.tick_params(colors=INK)
-    axis.set_title(panel.dataset, loc="left", color=INK, fontweight="bold")
-    axis.set_xlabel(f"{panel.kind} speedup over {words.against(panel)}  (log scale)")
-    axis.set_ylabel(f"{panel.metric} accuracy, %")
+    axis.set_title(safe(panel.dataset), loc="left", color=INK, fontweight="bold")
+    axis.set_xlabel(safe(f"{panel.kind} speedup over {words.against(panel)}  (log scale)"))
+    axis.set_ylabel(safe(f"{panel.metric} accuracy, %"))
     published = panel.published
     if published:
         axis.plot(
@@ -99,13 +100,13 @@ def _draw(axis: Axes, panel: Panel) -> None:
         # The front falls from left to right: above right and below left of a point are free.
         right = point.speedup > (low * high**3) ** 0.25
         axis.annotate(
-            point.label, (point.speedup, point.accuracy), xytext=(-9, -13) if right else (7, 7),
+            safe(point.label), (point.speedup, point.accuracy), xytext=(-9, -13) if right else (7, 7),
             textcoords="offset points", color=INK, ha="right" if right else "left",
         )  # fmt: skip
     for label, speedup in panel.lines:
         axis.axvline(speedup, color=OWN, linestyle="--", linewidth=1.4)
         axis.annotate(
-            f"{label} (accuracy not known)", (speedup, 1), xycoords=("data", "axes fraction"), rotation=90,
+            safe(f"{label} (accuracy not known)"), (speedup, 1), xycoords=("data", "axes fraction"), rotation=90,
             xytext=(-4, -4), textcoords="offset points", ha="right", va="top", color=OWN,
         )  # fmt: skip
     axis.margins(y=0.15)

@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 from lcnn_analyze.cost.metrics import Values
 from lcnn_analyze.render import words
-from lcnn_analyze.render.numbers import count_text, counted_layers, layer_name, percent_text, ratio_text
+from lcnn_analyze.render.numbers import count_text, counted_layers, layer_name, percent_text, ratio_text, safe
 from lcnn_analyze.render.ticks import bounds, linear_ticks, log_ticks
 from lcnn_analyze.report import ModelReport, Report
 from lcnn_analyze.spectrum import Panel, Point
@@ -41,8 +41,8 @@ def bars(rows: Sequence[Bar], title: str, description: str, name: str) -> Markup
     for place, row in enumerate(rows):
         y = place * _ROW
         drawn.append(
-            f'<text y="{y + 14}">{escape(row.label)}</text>'
-            f'<text class="value" x="100%" y="{y + 14}">{escape(row.value)}</text>'
+            f'<text y="{y + 14}">{_text(row.label)}</text>'
+            f'<text class="value" x="100%" y="{y + 14}">{_text(row.value)}</text>'
         )
         start = 0.0
         for style, length, part in row.parts:
@@ -50,7 +50,7 @@ def bars(rows: Sequence[Bar], title: str, description: str, name: str) -> Markup
                 width = length / longest * 100
                 drawn.append(
                     f'<rect class="{style}" x="{start:.2f}%" y="{y + 20}" width="{width:.2f}%" height="{_BAR}">'
-                    f"<title>{escape(part)}</title></rect>"
+                    f"<title>{_text(part)}</title></rect>"
                 )
                 start += width
     return _picture(drawn, title, description, name, len(rows) * _ROW)
@@ -108,12 +108,12 @@ def spectrum(panel: Panel, name: str) -> Markup:
         shift = 'dx="-6" text-anchor="end"' if frame.share(speedup) > 0.5 else 'dx="6"'
         drawn.append(
             f'<line class="known" x1="{x}" x2="{x}" y1="0" y2="{_HEIGHT - _FLOOR}"/>'
-            f'<text class="label" x="{x}" y="{_HEIGHT - _FLOOR - 8}" {shift}>{escape(label)}: accuracy not known</text>'
+            f'<text class="label" x="{x}" y="{_HEIGHT - _FLOOR - 8}" {shift}>{_text(label)}: accuracy not known</text>'
         )
     drawn.append(
-        f'<text class="axis" y="14">{escape(panel.metric)}, %</text>'
+        f'<text class="axis" y="14">{_text(panel.metric)}, %</text>'
         f'<text class="axis value" x="100%" y="{_HEIGHT - 4}">'
-        f"{escape(panel.kind)} speedup over {escape(words.against(panel))}, log scale</text>"
+        f"{_text(panel.kind)} speedup over {_text(words.against(panel))}, log scale</text>"
     )
     best = ", ".join(f"{p.label} {p.accuracy:.1f} % at {ratio_text(p.speedup)}" for p in panel.front)
     description = f"Pareto front: {best}." if best else "Published points only."
@@ -168,7 +168,7 @@ def _own(point: Point, frame: _Frame, on_front: bool, labelled: bool) -> str:
     # The front falls from left to right: above right and below left of a point are free.
     right = frame.share(point.speedup) > 0.55
     shift = 'dx="-10" dy="16" text-anchor="end"' if right else 'dx="8" dy="-9"'
-    return f'{dot}<text class="label" x="{x}" y="{y}" {shift}>{escape(point.label)}</text>'
+    return f'{dot}<text class="label" x="{x}" y="{y}" {shift}>{_text(point.label)}</text>'
 
 
 def _published(point: Point, frame: _Frame) -> str:
@@ -180,9 +180,13 @@ def _published(point: Point, frame: _Frame) -> str:
     )
 
 
+def _text(text: str) -> Markup:
+    return escape(safe(text))
+
+
 def _tooltip(point: Point) -> Markup:
     text = f"{point.label}: {point.accuracy:.1f} % {point.metric} at {ratio_text(point.speedup)} over {point.baseline}"
-    return Markup("<title>{} ({})</title>").format(text, point.source)
+    return Markup("<title>{}</title>").format(_text(f"{text} ({point.source})"))
 
 
 _SPENT_ON = (
@@ -200,6 +204,6 @@ def _parts(values: Values) -> tuple[tuple[str, float, str], ...]:
 def _picture(drawn: Sequence[str], title: str, description: str, name: str, height: int) -> Markup:
     return Markup(
         f'<svg role="img" aria-labelledby="{name}-t {name}-d" width="100%" height="{height}">'
-        f'<title id="{name}-t">{escape(title)}</title><desc id="{name}-d">{escape(description)}</desc>'
+        f'<title id="{name}-t">{_text(title)}</title><desc id="{name}-d">{_text(description)}</desc>'
         f"{''.join(drawn)}</svg>"
     )

@@ -9,10 +9,9 @@ _STEPS = (1, 2, 5)
 
 
 def bounds(speedups: Sequence[float]) -> tuple[float, float]:
-    """Ends of a logarithmic axis with room on both sides; it always spans at least a factor of two."""
+    """Ends of a logarithmic axis with room on both sides; wide enough that one of 1, 2, 5, 10 lies on it."""
     low, high = min(speedups), max(speedups)
-    if high < 2 * low:
-        high = 2 * low
+    high = max(high, 2.5 * low)
     room = (high / low) ** 0.08
     return low / room, high * room
 
