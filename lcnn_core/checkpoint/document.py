@@ -1,4 +1,20 @@
-"""Checkpoint <-> plain document: what every file format stores beside the tensors."""
+"""Checkpoint <-> plain document: what every file format stores beside the tensors.
+
+- ``format``: "lcnn-checkpoint". ``format_version``: 1; a reader refuses every other number.
+- ``architecture``: a name in ``MODELS``, or "custom". ``arguments``: all its options, defaults filled in.
+- ``lookups``: by module path of each lookup layer, the fields of ``LookupConfig``: dictionary_size (k, null for the
+  identity dictionary), threshold (eps), l1_weight (lambda), lookups_per_position (s or null), and the scales c and
+  lambda' that they came from. Every other layer is dense.
+- ``input_shape``: without the batch, [channels, height, width].
+- ``normalization``: {"mean": [...], "std": [...]}, per channel, of pixels in [0, 1]; or null.
+- ``class_names``: in the order of the outputs.
+- ``metrics``: one object per figure: name, value, dataset and how it was measured.
+- ``provenance``: command, seed, versions and whatever else says how the model came about.
+
+The tensors are the module's state dict. Of a lookup layer: ``dictionary`` D (groups * k, m / groups), absent for the
+identity; ``coefficients`` P (n, k, *kernel), with entries that count as zero stored as zero; ``bias`` (n,). Readers
+pass over fields that they do not know.
+"""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lcnn_core.checkpoint.restore import assemble, load_weights
+from lcnn_core.checkpoint.restore import assemble, check_fit, load_weights, skeleton
 from lcnn_core.errors import CheckpointError, ConfigError
 from lcnn_core.layers import LookupLayer
 from lcnn_core.models import resolve
@@ -96,7 +96,8 @@ class Checkpoint:
 
         architecture, arguments: what ``build`` was called with; the defaults are filled in, so that a later change of
         a default does not change the checkpoint. input_shape: by default the architecture's own; a custom model needs
-        it. Raises ConfigError for an unknown architecture or option, and for what is not plain data.
+        it. Raises ConfigError for an unknown architecture or option, for a model that is not what they build, and for
+        what is not plain data.
         """
         complete: dict[str, Any] = dict(arguments or {})
         if architecture != CUSTOM:
@@ -111,6 +112,8 @@ class Checkpoint:
             if isinstance(module, LookupLayer):
                 lookups[name] = module.config
                 tensors[f"{name}.coefficients" if name else "coefficients"] = module.effective_coefficients()
+        if architecture != CUSTOM:
+            _check_builds(architecture, complete, lookups, tensors)
         return cls(
             architecture=architecture,
             arguments=complete,
@@ -143,6 +146,16 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     stay. Raises CheckpointError, and changes nothing, when layers or weights do not fit.
     """
     load_weights(model, checkpoint.lookups, checkpoint.state_dict)
+
+
+def _check_builds(
+    architecture: str, arguments: Mapping[str, Any], lookups: Mapping[str, LookupConfig], tensors: Mapping[str, Tensor]
+) -> None:
+    """Refuse to make what could not be loaded: another network, or one wrapped by torch.compile or for many GPUs."""
+    try:
+        check_fit(skeleton(architecture, arguments, lookups), tensors, architecture)
+    except (ConfigError, CheckpointError) as error:
+        raise ConfigError(f"the model is not the {architecture} that it is saved as: {error}") from error
 
 
 def plain(value: Any, where: str) -> Any:

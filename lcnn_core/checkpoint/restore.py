@@ -14,20 +14,29 @@ from lcnn_core.models import dense_twin
 from lcnn_core.spec import LookupConfig
 
 
+def skeleton(architecture: str, arguments: Mapping[str, Any], lookups: Mapping[str, LookupConfig]) -> nn.Module:
+    """The architecture, all dense but for the lookup layers of the table, without weights (on the meta device).
+
+    Raises ConfigError for an unknown architecture, option or layer.
+    """
+    with torch.device("meta"):
+        model = dense_twin(architecture, **arguments)
+        set_lookup_layers_(model, lookups)
+    return model
+
+
 def assemble(
     architecture: str,
     arguments: Mapping[str, Any],
     lookups: Mapping[str, LookupConfig],
     weights: Mapping[str, Tensor],
 ) -> nn.Module:
-    """The architecture, all dense, with the lookup layers of the table and copies of the weights.
+    """The architecture with the lookup layers of the table and copies of the weights.
 
-    Made on the meta device, so that no random number is drawn and no weight is initialised only to be overwritten.
+    No random number is drawn, and no weight is initialised only to be overwritten.
     """
     try:
-        with torch.device("meta"):
-            model = dense_twin(architecture, **arguments)
-            set_lookup_layers_(model, lookups)
+        model = skeleton(architecture, arguments, lookups)
     except ConfigError as error:
         raise CheckpointError(f"the checkpoint's architecture cannot be built: {error}") from error
     check_fit(model, weights, architecture)

@@ -132,6 +132,22 @@ def test_aliases_are_stored_as_architecture_and_depth():
     assert checkpoint.input_shape == (1, 28, 28)
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: build("digits-resnet", num_classes=3), r"layer 'fc' expects a weight of shape \(10, 64\)"),
+        (
+            lambda: nn.DataParallel(build("digits-resnet")),
+            r"'conv1.weight', .* missing and 'module.bn1.bias', .* unexp",
+        ),
+        (lambda: convert(Own(), LookupConfig(3))[0], r"the model has no layer 'body.0'"),
+    ],
+)
+def test_a_model_that_is_not_its_architecture_is_not_saved(model, message):
+    with pytest.raises(ConfigError, match=rf"the model is not the digits-resnet that it is saved as: .*{message}"):
+        Checkpoint.from_model(model(), architecture="digits-resnet")
+
+
 @every_format
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_dtypes_come_back(suffix, dtype, tmp_path):
