@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from lcnn_core.errors import CheckpointError
+from lcnn_core.errors import CheckpointError, LcnnError
 
 MAX_DIRECTORY = 16 << 20
 """Bytes of the central directory: about 100,000 entries of PyTorch's."""
@@ -32,6 +32,8 @@ def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
             with zipfile.ZipFile(file) as archive:
                 _check_entries(path, archive)
                 yield archive
+    except LcnnError:
+        raise
     except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, OSError, RuntimeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}; fetch or save it again") from error
 

@@ -19,7 +19,7 @@ from lcnn_core.checkpoint.archive import common_prefix, open_archive
 from lcnn_core.checkpoint.bounds import MAX_VIEWS, is_finite, view_fits
 from lcnn_core.checkpoint.graphs import GraphRecorder, Shape, Weight
 from lcnn_core.describe import FREE_OPERATIONS
-from lcnn_core.errors import CheckpointError, ConfigError
+from lcnn_core.errors import CheckpointError, ConfigError, LcnnError
 from lcnn_core.spec import ModelSpec
 
 MAX_JSON = 256 << 20
@@ -56,6 +56,8 @@ def read_spec(path: Path, input_shape: Sequence[int] | None = None) -> tuple[Mod
         try:
             reader = _Reader(path, archive, common_prefix(path, archive))
             return reader.spec(input_shape), tuple(reader.not_finite)
+        except LcnnError:
+            raise
         except (KeyError, TypeError, IndexError, AttributeError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: its graph is damaged: {type(error).__name__} {error}") from error
 
@@ -106,9 +108,11 @@ class _Reader:
         for spec in self.signature["input_specs"]:
             for kind, value in spec.items():
                 name = value.get("parameter_name") or value.get("buffer_name") or value.get("tensor_constant_name")
-                for config, folder in stored.values():
-                    if kind != "user_input" and name in config:
-                        places[value["arg"]["name"]] = (name, config[name], folder)
+                found = [(config[name], folder) for config, folder in stored.values() if name in config]
+                if kind == "parameter" and not found:
+                    raise self.refuse(f"has no data for the parameter {name!r}; export it again")
+                if kind != "user_input" and found:
+                    places[value["arg"]["name"]] = (name, *found[0])
         return places
 
     def spec(self, wanted: Sequence[int] | None) -> ModelSpec:
@@ -272,7 +276,9 @@ def _is_free(operation: str, overload: str) -> bool:
         return True
     packet = getattr(torch.ops.aten, operation, None)
     function = getattr(packet, overload, None) if packet is not None else None
-    return function is not None and (function.is_view or torch.Tag.pointwise in function.tags)
+    if not isinstance(function, torch._ops.OpOverload):
+        return False
+    return function.is_view or torch.Tag.pointwise in function.tags
 
 
 _OPERATIONS: dict[str, Callable[[_Reader, str, Mapping[str, Any], list[str]], None]] = {
