@@ -34,7 +34,7 @@ class Protocol:
 
     rounds: int = 30
     sample_seconds: float = 0.02
-    settle_seconds: float = 0.005
+    settle_seconds: float = 0.02
     budget_seconds: float = 10.0
     least_rounds: int = 3
 

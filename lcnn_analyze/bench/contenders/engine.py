@@ -1,0 +1,39 @@
+"""This project's inference engine."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+
+from lcnn_analyze.bench.contenders.base import Contender, Ready, StepTime, UnavailableError, Work
+
+
+def prepare(work: Work) -> Ready:
+    try:
+        from lcnn_core.engine import compile as compile_model
+    except ImportError as error:
+        raise UnavailableError(f"this installation has no engine ({error})") from None
+    with warnings.catch_warnings():
+        # What a compiled model runs in PyTorch is said in the detail.
+        warnings.simplefilter("ignore", UserWarning)
+        compiled = compile_model(work.model, work.x, threads=work.threads)
+
+    def run() -> torch.Tensor:
+        return compiled(work.x)
+
+    def steps() -> tuple[StepTime, ...]:
+        profile = compiled.profile(work.x)
+        return tuple(StepTime(step.name, step.kind, seconds, step.macs) for step, seconds in profile)
+
+    return Ready(run, run, _detail(compiled.plan), steps if hasattr(compiled, "profile") else None)
+
+
+def _detail(plan) -> str:
+    fallbacks = len(plan.fallbacks)
+    if plan.isa is None:
+        return "no native library: PyTorch"
+    return f"{plan.isa}, {fallbacks} steps in PyTorch" if fallbacks else plan.isa
+
+
+ENGINE = Contender("engine", "LCNN engine", "engine", "lcnn", prepare)

@@ -1,0 +1,34 @@
+"""``torch.compile`` with frozen weights, which lets it fold batch norm and pack weights for oneDNN."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from shutil import which
+
+import torch
+import torch._inductor.config
+from torch import Tensor
+
+from lcnn_analyze.bench.contenders.base import Contender, Ready, UnavailableError, Work
+
+
+def prepare(work: Work) -> Ready:
+    if not any(map(which, ("c++", "g++", "clang++"))):
+        raise UnavailableError("torch.compile needs a C++ compiler, and there is none")
+    # Freezing drops the weights of the module that it compiles.
+    model = copy.deepcopy(work.model)
+    logging.getLogger("torch._inductor").setLevel(logging.ERROR)
+    with torch._inductor.config.patch(freezing=True):
+        compiled = torch.compile(model, dynamic=False)
+        with torch.no_grad():
+            compiled(work.x)
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            return compiled(work.x)
+
+    return Ready(run, run, "inductor, frozen")
+
+
+INDUCTOR = Contender("torch.compile", "torch.compile", "dense", "torch", prepare)

@@ -1,0 +1,53 @@
+"""The machine that a figure comes from, named well enough to compare it with another."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from lcnn_analyze.bench.report import Machine
+
+PACKAGES = ("lcnn", "torch", "onnxruntime", "openvino")
+
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def this_machine() -> Machine:
+    """Processor, cores that this process may use, system, load and versions."""
+    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    system = f"{platform.system()} {platform.machine()}"
+    return Machine(_processor(), usable_cores(), system, load, versions)
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def last_level_cache() -> int:
+    """Bytes of the largest cache of the first core, or 0 where the system does not tell."""
+    sizes = [0]
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        match = re.fullmatch(r"(\d+)([KMG]?)", file.read_text().strip())
+        if match:
+            sizes.append(int(match[1]) * _UNITS.get(match[2], 1))
+    return max(sizes)
+
+
+def _processor() -> str:
+    """The processor's name as Linux gives it, else as Python does."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        match = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
+        if match:
+            return match[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,128 @@
+"""What is timed: a lookup network, its dense twin and a reference architecture, with files of their own."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import lcnn_core
+from lcnn_analyze.bench.report import Kind, NetworkInfo, Target
+from lcnn_core import ConfigError, LookupLayer, ModelSpec, count_layer, models, plain_layers
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network, in evaluation mode. ``folder`` takes the files that its contenders share."""
+
+    kind: Kind
+    name: str
+    model: nn.Module
+    spec: ModelSpec
+    folder: Path
+
+    @cached_property
+    def info(self) -> NetworkInfo:
+        macs = sum(count_layer(layer).total for layer in self.spec.layers)
+        return NetworkInfo(self.kind, self.name, macs, self.spec.parameters)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A lookup network with what it is compared with. ``headline``: the baseline that targets are about."""
+
+    name: str
+    input_shape: tuple[int, ...]
+    lcnn: Network
+    baselines: tuple[Network, ...]
+    headline: Kind = "twin"
+    targets: Mapping[int, Target] = field(default_factory=dict)
+    """By batch size."""
+    accuracy: str = ""
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        return (self.lcnn, *self.baselines)
+
+
+@contextmanager
+def open_trial(
+    model: nn.Module,
+    input_shape: Sequence[int],
+    name: str,
+    reference: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> Iterator[Trial]:
+    """A Trial of ``model`` on ``input_shape`` (no batch) with its dense twin, and ``reference`` by name if given.
+
+    The twin computes the model's function with dense layers. A reference that counts as the twin does is left out:
+    it is the same network. arguments: options of the model's own architecture, which the reference takes over where
+    it has them. more: the other fields of Trial. Raises ConfigError for a reference that does not take
+    this input or is not known.
+    """
+    shape = tuple(input_shape)
+    model = model.eval()
+    with tempfile.TemporaryDirectory(prefix="lcnn-bench-", ignore_cleanup_errors=True) as folder:
+        lcnn = _network("lcnn", name, model, shape, folder)
+        twin = _network("twin", "dense twin", plain_layers(model, "dense").eval(), shape, folder)
+        baselines = [twin]
+        if reference is not None:
+            dense = _reference(reference, lcnn.spec, arguments or {})
+            other = _network("reference", reference, dense, shape, folder)
+            if (other.info.macs, other.info.parameters) != (twin.info.macs, twin.info.parameters):
+                baselines.append(other)
+        if len(baselines) == 1:
+            more["headline"] = "twin"
+        yield Trial(name, shape, lcnn, tuple(baselines), **more)
+
+
+def _network(kind: Kind, name: str, model: nn.Module, shape: tuple[int, ...], folder: str) -> Network:
+    own = Path(folder) / kind
+    own.mkdir()
+    return Network(kind, name, model, lcnn_core.describe(model, shape, architecture=name), own)
+
+
+def _reference(name: str, spec: ModelSpec, arguments: Mapping[str, Any]) -> nn.Module:
+    """The architecture for the same channels and classes, fresh weights from a fixed seed."""
+    builder, _ = models.resolve(name)
+    _, pinned = models.ALIASES.get(name, (name, {}))
+    shapes = {"num_classes": spec.layers[-1].output_shape[0], "in_channels": spec.input_shape[0]}
+    wanted = {**shapes, **arguments}
+    options = {key: value for key, value in wanted.items() if key in builder.defaults and key not in pinned}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return models.build(name, **options).eval()
+
+
+@torch.no_grad()
+def float64_outputs(model: nn.Module, x: Tensor) -> tuple[Tensor, float]:
+    """The model's outputs in float64 PyTorch, and how far PyTorch's own float32 is from them (see ``error_of``).
+
+    Lookup layers compute by the paper's two steps, so that the reference is not the dense twin.
+    """
+    exact = copy.deepcopy(model).eval()
+    for layer in exact.modules():
+        if isinstance(layer, LookupLayer):
+            layer.prune_().form = "two_convs"
+    single = exact(x)
+    expected = exact.double()(x.double())
+    if not isinstance(expected, Tensor):
+        raise ConfigError(f"the model returns a {type(expected).__name__}; the bench compares models with one output")
+    return expected, error_of(single, expected) or 0.0
+
+
+def error_of(output: Tensor, expected: Tensor) -> float | None:
+    """Largest difference over the largest expected magnitude; None where shapes differ or a value is not finite."""
+    if output.shape != expected.shape:
+        return None
+    error = float((output.double() - expected).abs().max() / expected.abs().max().clamp_min(1e-300))
+    return error if error == error and error != float("inf") else None

@@ -1,0 +1,205 @@
+"""``lcnn bench MODEL``: the engine's measured speedup beside the counted one, against the fastest dense runtimes."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lcnn_analyze.cli.errors import fail
+from lcnn_analyze.cli.output import PIPE_WIDTH, write_file
+from lcnn_core import ConfigError
+
+if TYPE_CHECKING:
+    from lcnn_analyze.bench.bench import OpenTrial
+    from lcnn_analyze.bench.report import BenchCase, BenchReport
+
+WORK_FAILED = 5
+SUFFIXES = {".json": "json", ".md": "md", ".txt": "table"}
+
+
+def bench(
+    ctx: typer.Context,
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODEL]...", help="Checkpoints (.pt, .safetensors) or names of architectures."),
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Time configurations by name: published, robust, or both.")
+    ] = None,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Print the native library in use and its kernels' shares of peak.")
+    ] = False,
+    batch: Annotated[
+        str | None, typer.Option(metavar="SIZES", help="Batch sizes, as 1,8. [default: 1; for suites 1,8]")
+    ] = None,
+    threads: Annotated[str, typer.Option(metavar="COUNTS", help="Threads of every runtime, as 1,2.")] = "1",
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds at most.", min=1)] = 20,
+    only: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Only these contenders, as engine,onnxruntime,openvino.")
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option("--format", "-f", help="table, json or md. [default: by -o, else table]")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to FILE.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw to FILE, .png or .svg.")] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A dense architecture to compare with. [default: the one of the family]"),
+    ] = None,
+    input_shape: Annotated[
+        str | None, typer.Option(metavar="CxHxW", help="Input without the batch. [default: the model's own]")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No messages on stderr.")] = False,
+) -> int:
+    """Time a model in the engine, dense runtimes and PyTorch, in turns; no speedup where outputs disagree."""
+    form = _format(format, output)
+    picture = _picture(plot)
+    if kernels:
+        return _kernels(form, output, quiet)
+    from lcnn_analyze.bench.bench import bench as run_bench
+    from lcnn_analyze.bench.contenders import CONTENDERS
+
+    trials = [*_suites(suite), *(_trial(model, reference, parse_shape(input_shape)) for model in models or ())]
+    if not trials:
+        raise ConfigError("nothing to time; give a checkpoint, --suite published, or --kernels")
+    streams = form == "table" and output is None
+    with _progress(quiet) as say:
+        report = run_bench(
+            trials,
+            _numbers("--batch", batch or ("1,8" if suite else "1")),
+            _numbers("--threads", threads),
+            rounds,
+            tuple(CONTENDERS) if only is None else tuple(only.split(",")),
+            ctx.obj["command"],
+            functools.partial(_show_case, streams, quiet),
+            say,
+        )
+    _write(report, form, output, streams, quiet)
+    if plot is not None and picture is not None:
+        from lcnn_analyze.bench.chart import draw
+
+        write_file(plot, draw(report, picture), quiet)
+    return fail("bench", "; ".join(report.disagreements), WORK_FAILED) if report.disagreements else 0
+
+
+def _show_case(streams: bool, quiet: bool, case: BenchCase) -> None:
+    from lcnn_analyze.bench.render import terminal_case
+    from lcnn_analyze.bench.rows import verdict_line
+
+    if streams:
+        print(terminal_case(case, **_look()), flush=True)
+    elif not quiet:
+        print(verdict_line(case), file=sys.stderr, flush=True)
+
+
+def _write(report: BenchReport, form: str, output: Path | None, streams: bool, quiet: bool) -> None:
+    from lcnn_analyze.bench.render import FORMATS, terminal_summary
+
+    if streams:
+        sys.stdout.write(terminal_summary(report, **_look()))
+    elif output is None:
+        sys.stdout.write(FORMATS[form](report))
+    else:
+        write_file(output, FORMATS[form](report).encode(), quiet)
+
+
+def _kernels(form: str, output: Path | None, quiet: bool) -> int:
+    from lcnn_analyze.bench.kernels import kernel_grid, kernel_lines, kernel_report
+    from lcnn_analyze.bench.render import grid_text
+    from lcnn_analyze.codec import encode
+
+    report = kernel_report()
+    if form == "json":
+        text = json.dumps(encode(report), indent=2, allow_nan=False) + "\n"
+    else:
+        text = grid_text(kernel_grid(report), kernel_lines(report), markdown=form == "md", **_look())
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        write_file(output, text.encode(), quiet)
+    return 0
+
+
+def _trial(model: str, reference: str | None, shape: tuple[int, ...] | None) -> OpenTrial:
+    """Reads the model when its turn comes."""
+
+    def open_it():  # type: ignore[no-untyped-def]
+        from lcnn_analyze.bench.trial import open_trial
+        from lcnn_analyze.inputs import default_reference, open_subject
+
+        subject = open_subject(model, shape)
+        assert subject.make_module is not None
+        named = reference or default_reference(subject)
+        headline = "reference" if named is not None and named.startswith("alexnet") else "twin"
+        accuracy = ", ".join(f"{a.percent:.1f} % {a.metric} on {a.dataset}" for a in subject.accuracy)
+        module, size = subject.make_module(), subject.spec.input_shape
+        return open_trial(module, size, subject.name, named, subject.arguments, headline=headline, accuracy=accuracy)
+
+    return open_it
+
+
+def _suites(names: str | None) -> list[OpenTrial]:
+    from lcnn_analyze.bench.suites import SUITES
+
+    chosen = [] if names is None else names.split(",")
+    for name in chosen:
+        if name not in SUITES:
+            raise ConfigError(f"--suite is {name!r}; expected {' or '.join(SUITES)}")
+    return [configuration.open for name in chosen for configuration in SUITES[name]]
+
+
+def _format(format: str | None, output: Path | None) -> str:
+    known = ("table", "json", "md")
+    if format is None:
+        suffix = ".txt" if output is None else output.suffix.lower()
+        if suffix not in SUFFIXES:
+            raise ConfigError(f"output file {str(output)!r}; expected {', '.join(SUFFIXES)}, or give --format")
+        return SUFFIXES[suffix]
+    if format not in known:
+        raise ConfigError(f"--format is {format!r}; expected one of {', '.join(known)}")
+    return format
+
+
+def _picture(plot: Path | None) -> str | None:
+    if plot is not None and plot.suffix.lower() not in (".png", ".svg"):
+        raise ConfigError(f"--plot is {str(plot)!r}; expected a file that ends in .png or .svg")
+    return None if plot is None else plot.suffix.lower()[1:]
+
+
+def parse_shape(text: str | None) -> tuple[int, ...] | None:
+    """3x224x224 as (3, 224, 224). Raises ConfigError for anything else."""
+    return None if text is None else tuple(_numbers("--input-shape", text, "x", "sizes such as 3x224x224"))
+
+
+def _numbers(option: str, text: str, separator: str = ",", expected: str = "whole numbers such as 1,8") -> list[int]:
+    if not re.fullmatch(rf"[1-9]\d*({separator}[1-9]\d*)*", text):
+        raise ConfigError(f"{option} is {text!r}; expected {expected}")
+    return [int(number) for number in text.split(separator)]
+
+
+def _look() -> dict:
+    """Tables as wide as the terminal, coloured unless NO_COLOR or a pipe forbid it."""
+    color = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return {"width": shutil.get_terminal_size((PIPE_WIDTH, 40)).columns, "color": color}
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """What is being done, as one moving line on a terminal's stderr; nothing elsewhere."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda line: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("") as status:
+        yield lambda line: status.update(line.replace("[", "\\["))

@@ -1,0 +1,81 @@
+"""``lcnn export MODEL FILE``: a model for other runtimes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lcnn_analyze.cli.errors import fail
+from lcnn_core import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+WORK_FAILED = 5
+TOLERANCE = 1e-4
+"""Of another runtime's float32 against PyTorch's float64, over the largest output: fast algorithms round more."""
+
+
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint (.pt, .safetensors) or architecture.")],
+    output: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write: FILE.onnx.")],
+    input_shape: Annotated[
+        str | None, typer.Option(metavar="CxHxW", help="Input without the batch. [default: the model's own]")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No messages on stderr.")] = False,
+) -> int:
+    """Write a model as an ONNX file that gives the same outputs at any batch size, and check that it does."""
+    if output.suffix.lower() not in WRITERS:
+        raise ConfigError(f"output file is {str(output)!r}; expected a name that ends in {' or '.join(WRITERS)}")
+    import torch
+
+    from lcnn_analyze.cli.bench import parse_shape
+    from lcnn_analyze.inputs import open_subject
+
+    subject = open_subject(model, parse_shape(input_shape))
+    assert subject.make_module is not None
+    module = subject.make_module().eval()
+    x = torch.randn(2, *subject.spec.input_shape, generator=torch.Generator().manual_seed(0))
+    lines, problem = WRITERS[output.suffix.lower()](module, x, output)
+    if not quiet:
+        print("\n".join([f"wrote {output}, {output.stat().st_size / 1e6:.1f} MB", *lines]), file=sys.stderr)
+    return fail("export", problem, WORK_FAILED) if problem else 0
+
+
+def _onnx(module: nn.Module, x: Tensor, path: Path) -> tuple[list[str], str | None]:
+    from lcnn_core import export_onnx
+
+    layers = export_onnx(module, x, path)
+    two = sum(layer.form == "two_layers" for layer in layers)
+    lines = [
+        f"{len(layers)} lookup layers: {two} as two dense nodes (D, then P with its zeros), {len(layers) - two} as one "
+        "(W = P D), whichever multiplies less; ONNX has no sparse convolution, so the counted saving is not in it"
+    ]
+    checked, problem = _onnx_check(module, x, path)
+    return [*lines, checked], problem
+
+
+def _onnx_check(module: nn.Module, x: Tensor, path: Path) -> tuple[str, str | None]:
+    if find_spec("onnxruntime") is None:
+        return "not checked: onnxruntime is not installed (pip install 'lcnn[bench]')", None
+    import onnxruntime
+    import torch
+
+    from lcnn_analyze.bench.trial import error_of, float64_outputs
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    outputs = torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
+    error = error_of(outputs, float64_outputs(module, x)[0])
+    if error is None or error > TOLERANCE:
+        found = "are not finite" if error is None else f"are off by {error:.1e}"
+        return "", f"{path}: outputs in ONNX Runtime {found}; allowed is {TOLERANCE:g} of the largest"
+    return f"checked in ONNX Runtime: outputs within {error:.0e} of float64 PyTorch, of the largest", None
+
+
+WRITERS: dict[str, Callable[[nn.Module, Tensor, Path], tuple[list[str], str | None]]] = {".onnx": _onnx}
+"""By suffix. To add a format: a function and a line here."""

@@ -1,0 +1,135 @@
+"""Every contender of the registry computes the network it is given, whatever else it does."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch import nn
+
+from lcnn_analyze.bench.contenders import CONTENDERS, UnavailableError, Work
+from lcnn_analyze.bench.contenders import base as base_module
+from lcnn_analyze.bench.contenders.stock import SparseConv2d, SparseLinear, sparse_layer
+from lcnn_analyze.bench.trial import error_of, float64_outputs
+from lcnn_core import LookupConv2d, LookupLinear, plain_layers
+
+HAS_ENGINE = find_spec("lcnn_core.engine.compiled") is not None
+
+
+def tiny() -> nn.Module:
+    """A dictionary, no dictionary, batch norm to fold, a pool and a lookup head."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        LookupConv2d(3, 8, 3, padding=1, dictionary_size=None, threshold=0.1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        LookupConv2d(8, 8, 3, stride=2, padding=1, dictionary_size=2, threshold=0.1, bias=False),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        LookupLinear(8, 5, dictionary_size=3, threshold=0.1),
+    )
+    nn.init.uniform_(model[1].running_var, 0.5, 2)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory):
+    return {role: tmp_path_factory.mktemp(role) for role in ("engine", "dense", "stock")}
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_every_contender_computes_the_network(name, folders):
+    if name == "engine" and not HAS_ENGINE:
+        pytest.skip("the engine is not merged yet")
+    contender = CONTENDERS[name]
+    model = tiny()
+    x = torch.randn(3, 3, 10, 10)
+    expected, _ = float64_outputs(model, x)
+    run = plain_layers(model, "dense").eval() if contender.role == "dense" else model
+    ready = contender.prepare(Work(run, x, 1, folders[contender.role]))
+    error = error_of(ready.output(), expected)
+    assert error is not None
+    assert error < (0.2 if contender.precision == "int8" else 1e-5)
+    ready.run()
+    assert name == contender.name
+    assert find_spec(contender.package) or contender.package == "lcnn"
+
+
+def test_int8_is_another_precision(folders):
+    """The quantized file rounds: were it float32 under another name, its error would be as small."""
+    model = tiny()
+    x = torch.randn(3, 3, 10, 10)
+    work = Work(plain_layers(model, "dense").eval(), x, 1, folders["dense"])
+    expected, _ = float64_outputs(model, x)
+    for name in ("onnxruntime-int8", "openvino-int8"):
+        error = error_of(CONTENDERS[name].prepare(work).output(), expected)
+        assert error is not None
+        assert error > 1e-4, name
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stride": 2, "padding": 1},
+        {"padding": "same", "dilation": 2},
+        {"kernel_size": (1, 3), "padding": (0, 2), "bias": False},
+        {"dictionary_size": None, "stride": (2, 1)},
+    ],
+)
+def test_im2col_is_the_convolution(options, batch):
+    arguments = {"kernel_size": 3, "dictionary_size": 2, **options}
+    layer = LookupConv2d(4, 6, threshold=0.2, **arguments)
+    x = torch.randn(batch, 4, 9, 7)
+    expected = layer.double()(x.double()).detach()
+    error = error_of(SparseConv2d(layer.float())(x).detach(), expected)
+    assert error is not None
+    assert error < 1e-6
+
+
+def test_sparse_linear_takes_any_leading_shape():
+    layer = LookupLinear(4, 6, dictionary_size=None, threshold=0.2)
+    x = torch.randn(2, 3, 4)
+    torch.testing.assert_close(SparseLinear(layer)(x), layer(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        LookupConv2d(4, 4, 3, groups=2, dictionary_size=2),
+        LookupConv2d(4, 4, 3, padding=1, padding_mode="reflect", dictionary_size=2),
+    ],
+)
+def test_im2col_says_what_it_does_not_cover(layer):
+    with pytest.raises(UnavailableError, match="written for groups=1 and padding_mode='zeros'"):
+        sparse_layer(layer)
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [("onnxruntime", {"onnxruntime"}), ("openvino", {"openvino"}), ("onnxruntime", {"onnx", "onnxscript"})],
+)
+def test_a_missing_package_is_named_with_how_to_get_it(monkeypatch, tmp_path, name, missing):
+    monkeypatch.setattr(base_module, "find_spec", lambda package: None if package in missing else find_spec(package))
+    work = Work(nn.Conv2d(3, 4, 1).eval(), torch.randn(1, 3, 4, 4), 1, tmp_path)
+    verb = "is" if len(missing) == 1 else "are"
+    with pytest.raises(UnavailableError, match=rf"{verb} not installed \(pip install 'lcnn\[bench\]'\)") as raised:
+        CONTENDERS[name].prepare(work)
+    assert all(package in str(raised.value) for package in missing)
+
+
+def test_without_a_compiler_torch_compile_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr("lcnn_analyze.bench.contenders.inductor.which", lambda program: None)
+    work = Work(nn.Conv2d(3, 4, 1).eval(), torch.randn(1, 3, 4, 4), 1, tmp_path)
+    with pytest.raises(UnavailableError, match="needs a C\\+\\+ compiler"):
+        CONTENDERS["torch.compile"].prepare(work)
+
+
+def test_an_installation_without_engine_says_so(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "lcnn_core.engine", None)
+    work = Work(nn.Conv2d(3, 4, 1).eval(), torch.randn(1, 3, 4, 4), 1, tmp_path)
+    with pytest.raises(UnavailableError, match="this installation has no engine"):
+        CONTENDERS["engine"].prepare(work)
