@@ -126,13 +126,9 @@ class _Reader:
         self.recorder, self.batch, self.of_image = GraphRecorder(), image[0], {images[0]}
         for node in self.graph["nodes"]:
             self._record(node)
-        parameters = sum(
-            self.weight(argument["name"]).size
-            for spec in self.signature["input_specs"]
-            if "parameter" in spec
-            for argument in [spec["parameter"]["arg"]]
-        )
-        return self.recorder.spec(self.path.stem, image[1:], parameters)
+        specs = [spec["parameter"]["arg"]["name"] for spec in self.signature["input_specs"] if "parameter" in spec]
+        parameters = {self.weight(name) for name in specs}
+        return self.recorder.spec(self.path.stem, image[1:], sum(weight.size for weight in parameters))
 
     def _record(self, node: Mapping[str, Any]) -> None:
         target = node["target"]
@@ -173,7 +169,9 @@ class _Reader:
         if name not in self.weights:
             if name in self.places:
                 label, place, folder = self.places[name]
-                self.weights[name] = Weight(label, self.shapes[name], self._nonzeros(label, place, folder, name))
+                # Tied weights are one entry of the archive, and one weight here.
+                entry = f"{folder}{place['path_name']} at {place['tensor_meta']['storage_offset']}"
+                self.weights[name] = Weight(entry, self.shapes[name], self._nonzeros(label, place, folder, name))
             else:
                 self.weights[name] = Weight(name, self.shapes[name], None)
         return self.weights[name]
