@@ -29,6 +29,10 @@ class LayerCost:
     row: int
     """Of an entry of D."""
 
+    def whole_row(self) -> int:
+        """MACs of a dictionary row without zeros; 0 for the identity dictionary."""
+        return 0 if self.layer.dictionary is None else self.row * self.layer.dictionary.shape[1]
+
     def tensors(self) -> Iterator[tuple[Tensor, int]]:
         yield self.layer.coefficients, self.coefficient
         if self.layer.dictionary is not None:
@@ -199,8 +203,9 @@ class Budget:
     """A training controller that lowers the cost of a model to ``speedup``, on a cubic schedule, and holds it there.
 
     At share t of the run the lookup layers may cost final + (start - final) * (1 - t / phase)^3, ``phase`` being the
-    share of the run in which pruning takes place; it happens in ``cuts`` equal steps of t. Source of the schedule:
-    Zhu and Gupta 2017, section 3.
+    share of the run in which pruning takes place; it happens in ``cuts`` equal steps of t. Until the last one they may
+    cost two dictionary rows more: the last cut may leave rows unread, and needs others to spend their cost on to land
+    exactly. Source of the schedule: Zhu and Gupta 2017.
     """
 
     def __init__(
@@ -215,6 +220,7 @@ class Budget:
         self.ledger = Ledger.of(model, input_shape)
         self.final = self.ledger.allowance(speedup)
         self.start = max(self.ledger.spent(), self.final)
+        self.spare = 2 * max(map(LayerCost.whole_row, self.ledger.layers))
         self.phase, self.cuts, self.floor = phase, cuts, floor
         self.done = 0
 
@@ -222,8 +228,8 @@ class Budget:
         due = min(self.cuts, int(self.cuts * progress / self.phase))
         if due > self.done:
             self.done = due
-            left = (1 - due / self.cuts) ** 3
-            prune_to_(self.ledger, int(self.final + (self.start - self.final) * left), self.floor)
+            more = (self.start - self.final) * (1 - due / self.cuts) ** 3 + self.spare * (due < self.cuts)
+            prune_to_(self.ledger, min(self.start, int(self.final + more)), self.floor)
 
     def settled(self) -> bool:
         return self.done == self.cuts

@@ -103,7 +103,7 @@ def _read(stream: BinaryIO, path: Path, content: str) -> np.ndarray:
     size = math.prod(shape)
     data = bytearray()
     # In pieces, one byte beyond the end: a header cannot make this allocate more than the file really holds.
-    while len(data) <= size and (chunk := stream.read(min(_CHUNK, size + 1 - len(data)))):
+    while chunk := stream.read(min(_CHUNK, size + 1 - len(data))):
         data += chunk
     if len(data) != size:
         found = f"only {len(data)}" if len(data) < size else "more"

@@ -129,6 +129,7 @@ def brute_adam(p: float, g: float, state: dict, lr: float, decay: float, momentu
 
 
 BRUTE = {"sgd": brute_sgd, "adam": brute_adam}
+STATE = {"sgd": {"momentum_buffer": "b"}, "adam": {"exp_avg": "m", "exp_avg_sq": "v"}}
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -160,6 +161,11 @@ def test_keep_zeros_is_the_step_by_step_rule(name: str) -> None:
         optimizer.step()
         for value, parameter in zip(values, parameters, strict=True):
             np.testing.assert_allclose(parameter.detach().numpy(), value, rtol=1e-9, atol=1e-12)
+        for parameter, state, names in zip(parameters, states, (STATE[name],) * 2, strict=True):
+            for theirs, ours in names.items():
+                expected = [state[index].get(ours, 0.0) for index in np.ndindex(*parameter.shape)]
+                found = optimizer.state[parameter][theirs].flatten().tolist()
+                np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
     assert died
     assert int((layer.coefficients == 0).sum()) > int((np.abs(values[0]) > 0.12).sum() == 20)
 
