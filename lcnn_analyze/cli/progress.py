@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from lcnn_core import BatchFinished, EpochFinished, Event, Listener, TrainingFinished, TrainingStarted
 
@@ -34,8 +34,7 @@ def progress(
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
+        BarColumn(bar_width=10),
         TextColumn("{task.fields[state]}"),
         TimeRemainingColumn(compact=True),
     )
@@ -59,12 +58,12 @@ class _Display:
                 self.bars.update(self.task, total=event.epochs * event.batches)
             case BatchFinished() if time.monotonic() - self.drawn >= REFRESH:
                 self.drawn = time.monotonic()
-                state = f"loss {event.loss:.3f}, train {event.running_accuracy:.1%}{self.validated}"
+                state = f"loss {event.loss:.3f} train {event.running_accuracy:.0%}{self.validated}"
                 done = (event.epoch - 1) * event.batches + event.batch
                 self.bars.update(self.task, completed=done, state=state)
             case EpochFinished():
                 self.last = event
-                self.validated = f", validation {event.validation.top1:.1%}, {event.counted_speedup:.1f}x"
+                self.validated = f" val {event.validation.top1:.1%} {event.counted_speedup:.1f}x"
                 if self.epochs:
                     self.console.print(epoch_line(event))
             case TrainingFinished() if self.last and not self.epochs:
@@ -76,7 +75,7 @@ class _Display:
 
 
 def epoch_line(event: EpochFinished) -> str:
-    """One epoch in one line of plain text; density is the range over the lookup layers' P."""
+    """One epoch in one line of plain text; after P, the range of its densities over the lookup layers."""
     parts = [
         f"epoch {event.epoch:>{len(str(event.epochs))}}/{event.epochs}",
         f"loss {event.loss:.4f}",
@@ -85,7 +84,6 @@ def epoch_line(event: EpochFinished) -> str:
         f"counted {event.counted_speedup:.2f}x",
     ]
     if event.densities:
-        parts.append(f"density of P {min(event.densities.values()):.1%} to {max(event.densities.values()):.1%}")
-    parts.append(f"lr {event.learning_rate:.2g}")
+        parts.append(f"P {min(event.densities.values()):.0%} to {max(event.densities.values()):.0%}")
     parts.append(f"{event.seconds:.1f} s")
     return "  ".join(parts) + ("  best" if event.best else "")
