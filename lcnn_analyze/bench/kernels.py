@@ -9,6 +9,7 @@ import torch
 
 from lcnn_analyze.bench.contenders import CONTENDERS, Work
 from lcnn_analyze.bench.machine import this_machine
+from lcnn_analyze.bench.native import engine_room
 from lcnn_analyze.bench.report import Machine, Peaks
 from lcnn_analyze.bench.roofline import layer_seconds, measure_peaks
 from lcnn_analyze.bench.rows import Grid, ms_text
@@ -48,16 +49,14 @@ class KernelReport:
 
 def kernel_report() -> KernelReport:
     """Measure the peaks, then profile the published configurations. Raises ConfigError without a native library."""
-    peaks = measure_peaks()
-    if peaks is None:
+    engine, peaks = engine_room(), measure_peaks()
+    if engine is None or peaks is None:
         raise ConfigError("there is no native library to measure; reinstall lcnn where a C++ compiler is present")
-    from lcnn_core.engine import libraries
-
     kernels: list[KernelShare] = []
     for configuration in PUBLISHED:
         with configuration.open() as trial:
             kernels += kernel_shares(trial, peaks)
-    return KernelReport(this_machine(), tuple(libraries()), peaks, tuple(kernels))
+    return KernelReport(this_machine(), tuple(engine.libraries()), peaks, tuple(kernels))
 
 
 def kernel_shares(trial: Trial, peaks: Peaks) -> list[KernelShare]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from lcnn_analyze.bench.machine import last_level_cache
+from lcnn_analyze.bench.native import engine_room
 from lcnn_analyze.bench.report import Peaks
 from lcnn_core import LayerSpec, ModelSpec, count_layer
 
@@ -15,14 +16,11 @@ LOOKUP_BYTES = 8
 
 def measure_peaks(seconds: float = 0.2) -> Peaks | None:
     """The engine's kernels on data in the first cache, and streaming reads; None without a native library."""
-    try:
-        from lcnn_core.engine import libraries, peaks
-    except ImportError:
+    engine = engine_room()
+    library = next(iter(engine.libraries()), None) if engine else None
+    if engine is None or library is None:
         return None
-    library = next(iter(libraries()), None)
-    if library is None:
-        return None
-    rates = peaks(seconds)
+    rates = engine.peaks(seconds)
     lookups = max(rates["lookup_l1_gmacs"], rates["lookup_l1_aligned_gmacs"])
     return Peaks(library, rates["matrix_gmacs"], lookups, rates["memory_gbytes"], last_level_cache())
 

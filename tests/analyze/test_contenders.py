@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from importlib.util import find_spec
 
 import pytest
@@ -12,10 +11,11 @@ from torch import nn
 from lcnn_analyze.bench.contenders import CONTENDERS, UnavailableError, Work
 from lcnn_analyze.bench.contenders import base as base_module
 from lcnn_analyze.bench.contenders.stock import SparseConv2d, SparseLinear, sparse_layer
+from lcnn_analyze.bench.native import engine_room
 from lcnn_analyze.bench.trial import error_of, float64_outputs
 from lcnn_core import LookupConv2d, LookupLinear, plain_layers
 
-HAS_ENGINE = find_spec("lcnn_core.engine.compiled") is not None
+HAS_ENGINE = engine_room() is not None
 
 
 def tiny() -> nn.Module:
@@ -129,7 +129,7 @@ def test_without_a_compiler_torch_compile_says_so(monkeypatch, tmp_path):
 
 
 def test_an_installation_without_engine_says_so(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "lcnn_core.engine", None)
+    monkeypatch.setattr("lcnn_analyze.bench.contenders.engine.engine_room", lambda: None)
     work = Work(nn.Conv2d(3, 4, 1).eval(), torch.randn(1, 3, 4, 4), 1, tmp_path)
     with pytest.raises(UnavailableError, match="this installation has no engine"):
         CONTENDERS["engine"].prepare(work)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 
 from lcnn_analyze.bench.contenders.base import Contender, Ready, StepTime, UnavailableError, Work
+from lcnn_analyze.bench.native import engine_room
 
 
 def prepare(work: Work) -> Ready:
-    try:
-        from lcnn_core.engine import compile as compile_model
-    except ImportError as error:
-        raise UnavailableError(f"this installation has no engine ({error})") from None
+    engine = engine_room()
+    if engine is None:
+        raise UnavailableError("this installation has no engine")
     with warnings.catch_warnings():
         # What a compiled model runs in PyTorch is said in the detail.
         warnings.simplefilter("ignore", UserWarning)
-        compiled = compile_model(work.model, work.x, threads=work.threads)
+        compiled = engine.compile(work.model, work.x, threads=work.threads)
 
     def run() -> torch.Tensor:
         return compiled(work.x)
@@ -29,7 +30,7 @@ def prepare(work: Work) -> Ready:
     return Ready(run, run, _detail(compiled.plan), steps if hasattr(compiled, "profile") else None)
 
 
-def _detail(plan) -> str:
+def _detail(plan: Any) -> str:
     fallbacks = len(plan.fallbacks)
     if plan.isa is None:
         return "no native library: PyTorch"
