@@ -171,7 +171,7 @@ class _Reader:
             raise self.refuse(f"has a table of {count} entries with {self.left} bytes left; it is damaged or cut short")
         for _ in range(count):
             key = self.value()
-            if key is None or key != key or isinstance(key, Tensor):
+            if key is None or isinstance(key, Tensor) or key != key:
                 raise self.refuse("has a table with a key that is nil, not a number or a tensor")
             table.items[key] = self.value()
         return table

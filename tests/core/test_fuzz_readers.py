@@ -363,3 +363,22 @@ def test_onnx_graphs(nodes, shape, weight, lengths, tmp_path):
     opened(tmp_path, ".onnx", model.SerializeToString())
 
 
+# --- what fuzzing found
+
+
+def tensor_as_a_key() -> bytes:
+    """atheris, t7: the check for NaN keys compared a tensor with itself."""
+    writer = Writer()
+    writer.ints(3, 9, 1)
+    writer.value(np.ones(2))
+    writer.value(None)
+    return bytes(writer.out)
+
+
+FOUND = [(".t7", tensor_as_a_key)]
+"""Every file that fuzzing made and a reader once got wrong."""
+
+
+@pytest.mark.parametrize(("suffix", "make"), FOUND)
+def test_what_fuzzing_found_stays_fixed(suffix, make, tmp_path):
+    assert opened(tmp_path, suffix, make()) is None
