@@ -23,6 +23,7 @@ MOST_BARS = 40
 _ROW, _BAR = 38, 12
 _HEIGHT, _TOP, _FLOOR = 380, 26, 40
 _LABELLED = 8
+_LONGEST_LABEL = 22
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def bars(rows: Sequence[Bar], title: str, description: str, name: str) -> Markup
     for place, row in enumerate(rows):
         y = place * _ROW
         drawn.append(
-            f'<text y="{y + 14}">{_text(row.label)}</text>'
+            f'<text y="{y + 14}">{_short(row.label)}</text>'
             f'<text class="value" x="100%" y="{y + 14}">{_text(row.value)}</text>'
         )
         start = 0.0
@@ -108,7 +109,7 @@ def spectrum(panel: Panel, name: str) -> Markup:
         shift = 'dx="-6" text-anchor="end"' if frame.share(speedup) > 0.5 else 'dx="6"'
         drawn.append(
             f'<line class="known" x1="{x}" x2="{x}" y1="0" y2="{_HEIGHT - _FLOOR}"/>'
-            f'<text class="label" x="{x}" y="{_HEIGHT - _FLOOR - 8}" {shift}>{_text(label)}: accuracy not known</text>'
+            f'<text class="label" x="{x}" y="{_HEIGHT - _FLOOR - 8}" {shift}>{_short(label)}: accuracy not known</text>'
         )
     drawn.append(
         f'<text class="axis" y="14">{_text(panel.metric)}, %</text>'
@@ -168,7 +169,7 @@ def _own(point: Point, frame: _Frame, on_front: bool, labelled: bool) -> str:
     # The front falls from left to right: above right and below left of a point are free.
     right = frame.share(point.speedup) > 0.55
     shift = 'dx="-10" dy="16" text-anchor="end"' if right else 'dx="8" dy="-9"'
-    return f'{dot}<text class="label" x="{x}" y="{y}" {shift}>{_text(point.label)}</text>'
+    return f'{dot}<text class="label" x="{x}" y="{y}" {shift}>{_short(point.label)}</text>'
 
 
 def _published(point: Point, frame: _Frame) -> str:
@@ -182,6 +183,13 @@ def _published(point: Point, frame: _Frame) -> str:
 
 def _text(text: str) -> Markup:
     return escape(safe(text))
+
+
+def _short(label: str) -> Markup:
+    """A label that fits a phone: of a long one the end, which tells layers apart, and the whole as a tooltip."""
+    if len(label) <= _LONGEST_LABEL:
+        return _text(label)
+    return Markup("…{}<title>{}</title>").format(_text(label[1 - _LONGEST_LABEL :]), _text(label))
 
 
 def _tooltip(point: Point) -> Markup:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import json
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -260,10 +260,13 @@ def test_help_loads_nothing_heavy(arguments):
 
 
 def test_help_is_quick():
+    """Processor time of the best of five, so that a busy machine fails nothing."""
+
     def seconds() -> float:
-        start = time.perf_counter()
-        lcnn("--help")
-        return time.perf_counter() - start
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert lcnn("--help").returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
     assert min(seconds() for _ in range(5)) < 0.5
 

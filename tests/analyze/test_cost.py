@@ -11,7 +11,7 @@ from handmade import dense_conv, dense_spec, linear, lookup_conv, norm, spec
 
 from lcnn_analyze.cost import CONVENTIONS, METRICS, cost_table, dense_twin, find_convention, named_reference
 from lcnn_analyze.cost.table import OUTSIDE
-from lcnn_core import ConfigError, LayerSpec, LookupSpec, ModelSpec, Uncounted, build, describe
+from lcnn_core import ConfigError, LayerSpec, LookupConv2d, LookupSpec, ModelSpec, Uncounted, build, describe
 
 # method.md, worked example: k, density of P, and dictionary + lookups in millions of MACs.
 WORKED = {
@@ -96,7 +96,8 @@ def test_hand_counts_of_every_metric():
     """8x8 images; body.0 pads by one, so its dictionary is counted on 10x10 positions."""
     costs = cost_table(spec())
     by_name = {layer.name: layer for layer in costs.layers}
-    assert by_name["stem"].values["macs"] == 64 * 8 * 9
+    stem = by_name["stem"].values
+    assert (stem["macs"], stem["plain_macs"], stem["dictionary_macs"]) == (64 * 8 * 9, 64 * 8 * 9, None)
     body = by_name["body.0"].values
     assert (body["dictionary_macs"], body["lookups"], body["lookup_macs"]) == (100 * 2 * 8, 64 * 60, 64 * 60)
     assert (body["macs"], body["dense_macs"]) == (1600 + 3840, 64 * 16 * 8 * 9)
@@ -211,6 +212,17 @@ def test_grouped_and_repeated_convolutions_through_describe():
     positions = math.prod(conv(torch.zeros(1, 8, 9, 11)).shape[2:])
     assert costs.totals["macs"] == positions * 12 * 2 * 6
     assert costs.totals["zero_macs"] == positions
+
+
+def test_storage_of_a_lookup_layer_with_a_bias():
+    layer = LookupConv2d(4, 6, 3, dictionary_size=2)
+    with torch.no_grad():
+        layer.dictionary[0, 0] = 0
+        layer.coefficients.zero_()
+        layer.coefficients[:, 0, 1, 1] = 1
+    totals = cost_table(describe(layer, (4, 8, 8))).totals
+    assert (totals["storage"], totals["parameters"]) == (7 + 6 + 6, 8 + 6 * 2 * 9 + 6)
+    assert totals["dense_parameters"] == 6 * 4 * 9 + 6
 
 
 def test_named_reference_keeps_its_own_name_and_shape():
