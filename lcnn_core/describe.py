@@ -176,13 +176,14 @@ def _as_found(model: nn.Module) -> Iterator[None]:
 
 def _module_spec(name: str, module: nn.Module, x: Tensor, y: Tensor) -> LayerSpec:
     kind = KINDS[type(module)]
+    bias = getattr(module, "bias", None)
     values: dict[str, Any] = {
         "name": name,
         "kind": kind,
         "input_shape": _per_image(x),
         "output_shape": _per_image(y),
         "parameters": sum(p.numel() for p in module.parameters()),
-        "bias_size": 0 if getattr(module, "bias", None) is None else module.bias.numel(),
+        "bias_size": bias.numel() if isinstance(bias, Tensor) else 0,
     }
     if kind in ("conv", "lookup_conv"):
         values |= _conv_values(module, x, y)
@@ -196,6 +197,7 @@ def _module_spec(name: str, module: nn.Module, x: Tensor, y: Tensor) -> LayerSpe
 
 def _conv_values(module: Any, x: Tensor, y: Tensor) -> dict[str, Any]:
     space = len(module.kernel_size)
+    padding: tuple[int, ...]
     if isinstance(module, LookupConv2d):
         padding = module.padding_total()
     elif module.padding == "same":

@@ -1,4 +1,4 @@
-"""describe: shapes, kinds and nonzeros against hand counts and torch's own flop counter; the model comes out as it was."""
+"""describe: shapes, kinds and nonzeros against hand counts and torch's flop counter; the model is left as it was."""
 
 from __future__ import annotations
 
