@@ -1,0 +1,153 @@
+// Steps that convolve: lookup layers (dictionary stage into a sliding window of S, then the lookup stage) and dense ones.
+//
+// A lookup step walks over tiles of output rows. The window holds the rows of S that a tile reads; rows shared with the
+// tile before are kept, and moved to the front only when the window is full, so that every row of S is computed once.
+#include <algorithm>
+#include <cstring>
+
+#include "plan.h"
+#include "vec.h"
+
+namespace lcnn {
+namespace {
+
+struct Window_of_S {
+    const Plan& plan;
+    const Prepared& p;
+    const Tensor& x;
+    const float* input;
+    float* rows;      // the window
+    float* panel;
+    int64_t first = 0, have = 0;  // image rows: first row held, one past the last
+
+    float* row(int64_t channel, int64_t y) const {
+        return rows + channel * p.window_plane + p.window_lead + (y - first) * x.stride;
+    }
+    int64_t channels() const { return std::max<int64_t>(p.s.phases, 1) * p.s.groups * p.s.rows; }
+
+    void start(int64_t y) {
+        first = have = y;
+        for (int64_t c = 0; c < channels(); ++c) memset(row(c, first) - p.window_lead, 0, p.window_lead * 4);
+    }
+
+    /// Makes rows [from, to) available.
+    void fill(int64_t from, int64_t to) {
+        if (to - first > p.window_rows) {
+            int64_t kept = std::max<int64_t>(have - from, 0);
+            for (int64_t c = 0; c < channels() && kept; ++c)
+                memmove(row(c, first), row(c, from), kept * x.stride * sizeof(float));
+            first = from;
+        }
+        int64_t zeros_to = std::min<int64_t>(to, 0), inside = std::min(to, x.height);
+        if (have < zeros_to) have = clear(have, zeros_to);
+        if (have < inside) have = compute(have, inside);
+        if (have < to) have = clear(have, to);
+    }
+
+    int64_t clear(int64_t from, int64_t to) {
+        for (int64_t c = 0; c < channels(); ++c) memset(row(c, from), 0, (to - from) * x.stride * sizeof(float));
+        return to;
+    }
+
+    int64_t compute(int64_t from, int64_t to) {
+        int64_t k = p.s.rows, m = p.s.width;
+        for (int64_t part = 0; part < channels() / k; ++part)  // phase-major, then group
+            gemm(p.matrices[part % p.s.groups], input + part * m * x.plane + from * x.stride, p.offsets.data(),
+                 row(part * k, from), p.window_plane, (to - from) * x.stride, Epilogue{}, panel, 0, k);
+        return to;
+    }
+};
+
+int64_t round16(int64_t n) { return (n + 15) / 16 * 16; }
+
+void pooled_tile(const Prepared& p, const Tensor& x, const Tensor& y, const float* response, float* out, float* plane,
+                 int64_t c0, int64_t c1, int64_t q0, int64_t q1, const Window& win) {
+    float* line = plane + round16((c1 - c0) * x.stride + LCNN_ACCS * VL);
+    for (int64_t i = 0; i < p.sparse.rows; ++i) {
+        int64_t f = p.sparse.filters[i];
+        sparse(p.sparse, response, plane, 0, (c1 - c0) * x.stride, p.epilogue, i, i + 1);
+        for (int64_t q = q0; q < q1; ++q)
+            max_pool_row(plane - c0 * x.stride, p.s.conv_height, p.s.conv_width, x.stride, win, q,
+                         out + f * y.plane + q * y.stride, y.width, line);
+        finish(p, y, out, f, q0, q1);
+    }
+}
+
+}  // namespace
+
+void run_lookup(const Plan& plan, const Prepared& p, const Place& place) {
+    const Step& s = p.s;
+    const Tensor &x = plan.tensors[s.input], &y = plan.tensors[s.output];
+    const float* input = plan.at(place, s.input);
+    float* out = plan.at(place, s.output);
+    int64_t y0 = share(y.height, place.part, place.parts), y1 = share(y.height, place.part + 1, place.parts);
+    if (y0 == y1) return;
+    int64_t height = s.pooled ? s.conv_height : y.height;
+    Window win{s.kh, s.kw, s.sy, s.sx, s.py, s.px, s.dy, s.dx};
+    float* panel = place.scratch;
+    float* window = panel + DEPTH_BLOCK * LCNN_COLS * VL;
+    Window_of_S response{plan, p, x, input, window, panel};
+    float* plane = window + (p.direct ? 0 : response.channels() * p.window_plane + VL);
+    int64_t per_tile = s.pooled ? std::max<int64_t>(1, p.tile_rows / s.sy) : p.tile_rows;
+    for (int64_t q0 = y0; q0 < y1; q0 += per_tile) {
+        int64_t q1 = std::min(q0 + per_tile, y1), c0 = q0, c1 = q1;
+        if (s.pooled) {
+            c0 = std::max<int64_t>(0, q0 * s.sy - s.py);
+            c1 = std::min(height, (q1 - 1) * s.sy - s.py + (s.kh - 1) * s.dy + 1);
+        }
+        const float* source = input + c0 * x.stride;
+        if (!p.direct) {
+            if (q0 == y0) response.start(c0 - p.up);
+            response.fill(c0 - p.up, c1 + p.down);
+            source = response.row(0, c0);
+        }
+        if (s.pooled) {
+            pooled_tile(p, x, y, source, out, plane, c0, c1, q0, q1, win);
+            continue;
+        }
+        Epilogue e = p.epilogue;
+        if (s.second >= 0) {
+            e.residual = plan.at(place, s.second) + q0 * y.stride;
+            e.residual_stride = plan.tensors[s.second].plane;
+        }
+        e.exact = q1 == y1 && y1 < y.height;
+        if (y.height * y.width == 1)
+            sparse_single(p.sparse, source, out, y.plane, e, 0, s.filters);
+        else
+            sparse(p.sparse, source, out + q0 * y.stride, y.plane, (q1 - q0) * y.stride, e, 0, s.filters);
+        for (int64_t f = 0; f < s.filters; ++f) finish(p, y, out, f, q0, q1);
+    }
+    if (s.pooled == 0) return;
+}
+
+void run_gemm(const Plan& plan, const Prepared& p, const Place& place) {
+    const Step& s = p.s;
+    const Tensor &x = plan.tensors[s.input], &y = plan.tensors[s.output];
+    const float* input = plan.at(place, s.input);
+    float* out = plan.at(place, s.output);
+    int64_t n = s.filters / s.groups;
+    int64_t r0 = 0, r1 = n, y0 = 0, y1 = y.height;
+    if (y.height >= 4 * place.parts || n < 2 * LCNN_ROWS * place.parts) {
+        y0 = share(y.height, place.part, place.parts);
+        y1 = share(y.height, place.part + 1, place.parts);
+    } else {
+        int64_t panels = (n + LCNN_ROWS - 1) / LCNN_ROWS;
+        r0 = share(panels, place.part, place.parts) * LCNN_ROWS;
+        r1 = std::min(n, share(panels, place.part + 1, place.parts) * LCNN_ROWS);
+    }
+    if (y0 == y1 || r0 == r1) return;
+    for (int64_t g = 0; g < s.groups; ++g) {
+        Epilogue e = p.epilogue;
+        if (e.bias) e.bias += g * n;
+        if (s.second >= 0) {
+            e.residual = plan.at(place, s.second) + y0 * y.stride + g * n * plan.tensors[s.second].plane;
+            e.residual_stride = plan.tensors[s.second].plane;
+        }
+        e.exact = y1 < y.height;
+        gemm(p.matrices[g], input + g * s.width * x.plane + y0 * x.stride, p.offsets.data(),
+             out + g * n * y.plane + y0 * y.stride, y.plane, (y1 - y0) * y.stride, e, place.scratch, r0, r1);
+        for (int64_t f = g * n + r0; f < g * n + r1; ++f) finish(p, y, out, f, y0, y1);
+    }
+}
+
+}  // namespace lcnn

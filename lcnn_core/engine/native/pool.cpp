@@ -1,0 +1,119 @@
+// Pooling and activations. A pooled row first reduces its kh input rows to one line (contiguous vectors), then the line
+// across columns; strides 1 and 2 stay vectors, others are scalar. Both passes are bound by loads and stores.
+#include <algorithm>
+
+#include "kernels.h"
+#include "vec.h"
+
+namespace lcnn {
+namespace {
+
+struct Max {
+    static float start() { return -__builtin_inff(); }
+    static float join(float a, float b) { return a > b || a != a ? a : b; }
+    static LCNN_INLINE vf join(vf a, vf b) { return vmax(a, b); }
+};
+struct Sum {
+    static float start() { return 0; }
+    static float join(float a, float b) { return a + b; }
+    static LCNN_INLINE vf join(vf a, vf b) { return a + b; }
+};
+
+/// line[x + px] for x in [-px, w + pad): the reduction over the window's rows; outside the image the neutral element.
+template <class Op>
+void reduce_rows(const float* plane, int64_t h, int64_t w, int64_t ws, const Window& win, int64_t y, int64_t length,
+                 float* line) {
+    for (int64_t x = 0; x < win.px; ++x) line[x] = Op::start();
+    float* at = line + win.px;
+    int64_t y0 = y * win.sy - win.py;
+    bool any = false;
+    for (int64_t ky = 0; ky < win.kh; ++ky) {
+        int64_t row = y0 + ky * win.dy;
+        if (row < 0 || row >= h) continue;
+        const float* from = plane + row * ws;
+        if (any)
+            for (int64_t x = 0; x < w; x += VL) store(at + x, Op::join(load(at + x), load(from + x)));
+        else
+            for (int64_t x = 0; x < w; x += VL) store(at + x, load(from + x));
+        any = true;
+    }
+    for (int64_t x = any ? w : 0; x < length - win.px; ++x) at[x] = Op::start();
+}
+
+template <class Op>
+void reduce_columns(const float* line, const Window& win, float* out, int64_t out_w) {
+    int64_t x = 0;
+    if (win.sx <= 2)
+        for (; x + VL <= out_w; x += VL) {
+            vf v = win.sx == 1 ? load(line + x) : every_second(line + 2 * x);
+            for (int64_t kx = 1; kx < win.kw; ++kx) {
+                const float* at = line + x * win.sx + kx * win.dx;
+                v = Op::join(v, win.sx == 1 ? load(at) : every_second(at));
+            }
+            store(out + x, v);
+        }
+    for (; x < out_w; ++x) {
+        float v = line[x * win.sx];
+        for (int64_t kx = 1; kx < win.kw; ++kx) v = Op::join(v, line[x * win.sx + kx * win.dx]);
+        out[x] = v;
+    }
+}
+
+int64_t line_length(const Window& win, int64_t w, int64_t out_w) {
+    return std::max(w + win.px, (out_w - 1) * win.sx + (win.kw - 1) * win.dx + 1);
+}
+
+}  // namespace
+
+void max_pool_row(const float* plane, int64_t h, int64_t w, int64_t ws, const Window& win, int64_t y, float* out,
+                  int64_t out_w, float* line) {
+    reduce_rows<Max>(plane, h, w, ws, win, y, line_length(win, w, out_w), line);
+    reduce_columns<Max>(line, win, out, out_w);
+}
+
+void avg_pool_row(const float* plane, int64_t h, int64_t w, int64_t ws, const Window& win, int64_t y, float* out,
+                  int64_t out_w, float* line, bool count_pad, int64_t divisor) {
+    reduce_rows<Sum>(plane, h, w, ws, win, y, line_length(win, w, out_w), line);
+    reduce_columns<Sum>(line, win, out, out_w);
+    auto extent = [&](int64_t from, int64_t kernel, int64_t size, int64_t pad) {
+        int64_t low = count_pad ? from : std::max<int64_t>(from, 0);
+        return std::max<int64_t>(std::min(from + kernel, count_pad ? size + pad : size) - low, 1);
+    };
+    int64_t rows = extent(y * win.sy - win.py, win.kh, h, win.py);
+    for (int64_t x = 0; x < out_w; ++x) {
+        int64_t count = divisor ? divisor : rows * extent(x * win.sx - win.px, win.kw, w, win.px);
+        out[x] /= float(count);
+    }
+}
+
+namespace {
+template <class F>
+LCNN_INLINE void each(float* x, int64_t n, F f) {
+    for (int64_t i = 0; i < n; i += VL) {
+        if (i + VL <= n)
+            store(x + i, f(load(x + i)));
+        else
+            store_first(x + i, f(load(x + i)), n - i);
+    }
+}
+LCNN_INLINE vf sigmoid(vf v) { return splat(1.0f) / (splat(1.0f) + vexp(-v)); }
+}  // namespace
+
+void activate(Activation kind, float* x, int64_t n, float a, float b) {
+    switch (kind) {
+        case Activation::none: return;
+        case Activation::clamp: return each(x, n, [=](vf v) { return vmin(splat(b), vmax(splat(a), v)); });
+        case Activation::leaky: return each(x, n, [=](vf v) { return v > zero() ? v : v * splat(a); });
+        case Activation::silu: return each(x, n, [](vf v) { return v * sigmoid(v); });
+        case Activation::sigmoid: return each(x, n, [](vf v) { return sigmoid(v); });
+        case Activation::hard_swish:
+            return each(x, n, [](vf v) { return v * vmin(splat(6), vmax(zero(), v + splat(3))) * splat(1 / 6.0f); });
+        case Activation::hard_sigmoid:
+            return each(x, n, [](vf v) { return vmin(splat(6), vmax(zero(), v + splat(3))) * splat(1 / 6.0f); });
+        case Activation::tanh: return each(x, n, [](vf v) { return splat(2) * sigmoid(v + v) - splat(1); });
+        case Activation::elu:
+            return each(x, n, [=](vf v) { return v > zero() ? v : splat(a) * (vexp(v) - splat(1)); });
+    }
+}
+
+}  // namespace lcnn

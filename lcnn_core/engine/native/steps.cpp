@@ -1,0 +1,253 @@
+// Everything between convolutions: import and export, changes of layout, pooling, elementwise steps. All are bound by
+// memory; channels are shared out among the threads of a team.
+#include <algorithm>
+#include <cstring>
+
+#include "plan.h"
+#include "vec.h"
+
+namespace lcnn {
+
+void seal(const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1) {
+    float* plane = base + c * t.plane;
+    if (c == 0 && y0 == 0) memset(base - t.lead, 0, t.lead * sizeof(float));
+    int64_t pad = t.stride - t.width;
+    for (int64_t y = y0; y < y1 && pad; ++y)
+        for (int64_t x = 0; x < pad; ++x) plane[y * t.stride + t.width + x] = 0;
+    if (y1 == t.height) memset(plane + t.height * t.stride, 0, (t.plane - t.height * t.stride) * sizeof(float));
+}
+
+void finish(const Prepared& p, const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1) {
+    if (p.extra_activation) {
+        float a, b;
+        int32_t bits_a = int32_t(p.s.act_a), bits_b = int32_t(p.s.act_b);
+        memcpy(&a, &bits_a, 4);
+        memcpy(&b, &bits_b, 4);
+        activate(Activation(p.s.activation), base + c * t.plane + y0 * t.stride, (y1 - y0) * t.stride, a, b);
+    }
+    seal(t, base, c, y0, y1);
+}
+
+namespace {
+
+struct Span {
+    int64_t from, to;
+    Span(int64_t total, const Place& at) : from(share(total, at.part, at.parts)), to(share(total, at.part + 1, at.parts)) {}
+};
+
+void copy_phase(const float* from, int64_t from_stride, int64_t h, int64_t w, int64_t sy, int64_t sx, int64_t py,
+                int64_t px, const Tensor& t, float* to) {
+    for (int64_t y = 0; y < t.height; ++y) {
+        int64_t row = y * sy + py;
+        float* out = to + y * t.stride;
+        int64_t count = row < h && px < w ? std::min(t.width, (w - px + sx - 1) / sx) : 0, x = 0;
+        const float* in = from + row * from_stride + px;
+        if (sx == 1 && count) {
+            memcpy(out, in, count * sizeof(float));
+            x = count;
+        }
+        if (sx == 2)
+            for (; x + VL <= count && px + 2 * (x + VL) <= w; x += VL) store(out + x, every_second(in + 2 * x));
+        for (; x < count; ++x) out[x] = in[x * sx];
+        for (; x < t.width; ++x) out[x] = 0;
+    }
+}
+
+/// Planes of ``width`` channels to the output's grid, one output plane per phase and channel; or to a dense vector.
+void relayout(const Plan& plan, const Prepared& p, const Place& at, const float* source, int64_t plane, int64_t stride) {
+    const Step& s = p.s;
+    const Tensor& y = plan.tensors[s.output];
+    float* out = plan.at(at, s.output);
+    Span span(s.width, at);
+    for (int64_t c = span.from; c < span.to; ++c) {
+        const float* from = source + c * plane;
+        if (y.vector()) {
+            for (int64_t row = 0; row < s.conv_height; ++row)
+                memcpy(out + (c * s.conv_height + row) * s.conv_width, from + row * stride, s.conv_width * sizeof(float));
+            continue;
+        }
+        for (size_t i = 0; i < p.phases.size(); ++i) {
+            int64_t channel = int64_t(i) * s.width + c;
+            copy_phase(from, stride, s.conv_height, s.conv_width, s.sy, s.sx, p.phases[i].first, p.phases[i].second, y,
+                       out + channel * y.plane);
+            seal(y, out, channel, 0, y.height);
+        }
+    }
+}
+
+void run_export(const Plan& plan, const Prepared& p, const Place& at) {
+    const Tensor& t = plan.tensors[p.s.input];
+    const float* from = plan.at(at, p.s.input);
+    float* out = at.outputs[p.s.port] + at.image * t.size();
+    if (t.vector()) {
+        Span span(t.channels, at);
+        memcpy(out + span.from, from + span.from, (span.to - span.from) * sizeof(float));
+        return;
+    }
+    Span span(t.channels, at);
+    for (int64_t c = span.from; c < span.to; ++c)
+        for (int64_t y = 0; y < t.height; ++y)
+            memcpy(out + (c * t.height + y) * t.width, from + c * t.plane + y * t.stride, t.width * sizeof(float));
+}
+
+void run_pool(const Plan& plan, const Prepared& p, const Place& at) {
+    const Step& s = p.s;
+    const Tensor &x = plan.tensors[s.input], &y = plan.tensors[s.output];
+    Window win{s.kh, s.kw, s.sy, s.sx, s.py, s.px, s.dy, s.dx};
+    float* line = at.scratch + 64;
+    Span span(y.channels, at);
+    for (int64_t c = span.from; c < span.to; ++c) {
+        const float* plane = plan.at(at, s.input) + c * x.plane;
+        float* out = plan.at(at, s.output) + c * y.plane;
+        for (int64_t row = 0; row < y.height; ++row) {
+            if (s.mode == 0)
+                max_pool_row(plane, x.height, x.width, x.stride, win, row, out + row * y.stride, y.width, line);
+            else
+                avg_pool_row(plane, x.height, x.width, x.stride, win, row, out + row * y.stride, y.width, line,
+                             s.count_pad, s.divisor);
+        }
+        if (!y.vector()) finish(p, y, plan.at(at, s.output), c, 0, y.height);
+    }
+}
+
+/// Output cell (i, j) covers rows floor(i h / oh) to ceil((i + 1) h / oh), as PyTorch's adaptive pooling.
+void run_adaptive(const Plan& plan, const Prepared& p, const Place& at) {
+    const Tensor &x = plan.tensors[p.s.input], &y = plan.tensors[p.s.output];
+    Span span(y.channels, at);
+    for (int64_t c = span.from; c < span.to; ++c) {
+        const float* plane = plan.at(at, p.s.input) + c * x.plane;
+        float* out = plan.at(at, p.s.output) + c * y.plane;
+        for (int64_t i = 0; i < y.height; ++i)
+            for (int64_t j = 0; j < y.width; ++j) {
+                int64_t y0 = i * x.height / y.height, y1 = ((i + 1) * x.height + y.height - 1) / y.height;
+                int64_t x0 = j * x.width / y.width, x1 = ((j + 1) * x.width + y.width - 1) / y.width;
+                float best = -__builtin_inff();
+                double sum = 0;
+                for (int64_t row = y0; row < y1; ++row) {
+                    float line = 0;
+                    for (int64_t col = x0; col < x1; ++col) {
+                        float v = plane[row * x.stride + col];
+                        line += v;
+                        best = v > best || v != v ? v : best;
+                    }
+                    sum += line;
+                }
+                out[i * y.stride + j] = p.s.mode == 0 ? best : float(sum / double((y1 - y0) * (x1 - x0)));
+            }
+        if (!y.vector()) finish(p, y, plan.at(at, p.s.output), c, 0, y.height);
+    }
+}
+
+/// Elementwise over one run of n floats of channel c.
+void elementwise(const Prepared& p, const float* x, const float* second, float* y, int64_t n, int64_t c) {
+    const Epilogue& e = p.epilogue;
+    vf low = splat(e.low), high = splat(e.high), scale = splat(1), shift = zero();
+    if (Op(p.s.op) == Op::affine) {
+        scale = splat(p.scale[c]);
+        shift = splat(e.bias[c]);
+    }
+    if (Op(p.s.op) == Op::multiply) scale = splat(second[c]);
+    bool add = Op(p.s.op) == Op::add;
+    for (int64_t i = 0; i < n; i += VL) {
+        vf v = load(x + i) * scale + shift;
+        if (add) v += load(second + i);
+        v = vmin(high, vmax(low, v));
+        if (i + VL <= n)
+            store(y + i, v);
+        else
+            store_first(y + i, v, n - i);
+    }
+}
+
+void vector_elementwise(const Plan& plan, const Prepared& p, const Place& at) {
+    const Tensor& t = plan.tensors[p.s.output];
+    const float* x = plan.at(at, p.s.input);
+    const float* second = p.s.second >= 0 ? plan.at(at, p.s.second) : nullptr;
+    float* y = plan.at(at, p.s.output);
+    Span span(t.channels, at);
+    int64_t n = span.to - span.from;
+    if (n == 0) return;
+    if (Op(p.s.op) == Op::add || Op(p.s.op) == Op::activate) {
+        elementwise(p, x + span.from, second ? second + span.from : nullptr, y + span.from, n, 0);
+    } else {
+        for (int64_t c = span.from; c < span.to; ++c) {
+            float scale = Op(p.s.op) == Op::affine ? p.scale[c] : second[c];
+            float v = x[c] * scale + (Op(p.s.op) == Op::affine ? p.bias[c] : 0.0f);
+            v = p.epilogue.low > v ? p.epilogue.low : v;
+            y[c] = p.epilogue.high < v ? p.epilogue.high : v;
+        }
+    }
+    if (p.extra_activation) {
+        Tensor part = t;
+        part.channels = n;
+        float a, b;
+        int32_t bits_a = int32_t(p.s.act_a), bits_b = int32_t(p.s.act_b);
+        memcpy(&a, &bits_a, 4);
+        memcpy(&b, &bits_b, 4);
+        activate(Activation(p.s.activation), y + span.from, n, a, b);
+    }
+}
+
+void run_elementwise(const Plan& plan, const Prepared& p, const Place& at) {
+    const Step& s = p.s;
+    const Tensor &x = plan.tensors[s.input], &y = plan.tensors[s.output];
+    if (y.vector()) return vector_elementwise(plan, p, at);
+    Span span(y.channels, at);
+    for (int64_t c = span.from; c < span.to; ++c) {
+        const float* second = nullptr;
+        if (Op(s.op) == Op::add) second = plan.at(at, s.second) + c * plan.tensors[s.second].plane;
+        if (Op(s.op) == Op::multiply) second = plan.at(at, s.second);
+        elementwise(p, plan.at(at, s.input) + c * x.plane, second, plan.at(at, s.output) + c * y.plane,
+                    y.height * y.stride, c);
+        finish(p, y, plan.at(at, s.output), c, 0, y.height);
+    }
+}
+
+void run_concat(const Plan& plan, const Prepared& p, const Place& at) {
+    const Tensor &x = plan.tensors[p.s.input], &y = plan.tensors[p.s.output];
+    const float* from = plan.at(at, p.s.input);
+    float* out = plan.at(at, p.s.output);
+    Span span(x.channels, at);
+    for (int64_t c = span.from; c < span.to; ++c) {
+        if (y.vector()) {
+            out[p.s.channel + c] = from[c];
+            continue;
+        }
+        for (int64_t row = 0; row < x.height; ++row)
+            memcpy(out + (p.s.channel + c) * y.plane + row * y.stride, from + c * x.plane + row * x.stride,
+                   x.width * sizeof(float));
+        seal(y, out, p.s.channel + c, 0, y.height);
+    }
+}
+
+}  // namespace
+
+int stages(const Prepared& p, bool batch_wide) {
+    if (Op(p.s.op) != Op::linear && Op(p.s.op) != Op::lookup_linear) return 1;
+    return batch_wide ? 4 : Op(p.s.op) == Op::linear ? 1 : 2;
+}
+
+void run_step(const Plan& plan, const Prepared& p, const Place& at, int stage, bool batch_wide) {
+    const Step& s = p.s;
+    switch (Op(s.op)) {
+        case Op::import_: {
+            int64_t plane = s.conv_height * s.conv_width;
+            return relayout(plan, p, at, at.inputs[s.port] + at.image * s.width * plane, plane, s.conv_width);
+        }
+        case Op::export_: return run_export(plan, p, at);
+        case Op::relayout: {
+            const Tensor& x = plan.tensors[s.input];
+            return relayout(plan, p, at, plan.at(at, s.input), x.plane, x.stride);
+        }
+        case Op::gemm: return run_gemm(plan, p, at);
+        case Op::lookup: return run_lookup(plan, p, at);
+        case Op::pool: return run_pool(plan, p, at);
+        case Op::adaptive: return run_adaptive(plan, p, at);
+        case Op::linear:
+        case Op::lookup_linear: return run_linear(plan, p, at, stage, batch_wide);
+        case Op::concat: return run_concat(plan, p, at);
+        default: return run_elementwise(plan, p, at);
+    }
+}
+
+}  // namespace lcnn
