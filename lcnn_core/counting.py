@@ -75,19 +75,22 @@ def output_positions(layer: LayerSpec) -> int:
 def _weighted(layer: LayerSpec) -> LayerCount:
     # A transposed convolution applies its kernel at every input position.
     positions = math.prod(layer.input_shape[1:]) if layer.transposed else output_positions(layer)
+    positions *= layer.repeats
     dense = layer.weight_size * positions
     if layer.lookup is None:
         nnz = layer.weight_size if layer.weight_nnz is None else layer.weight_nnz
         return LayerCount(dense, plain=dense, skipped=(layer.weight_size - nnz) * positions)
     return LayerCount(
         dense,
-        dictionary=dictionary_macs(layer.lookup.dictionary_nnz, padded_positions(layer)),
+        dictionary=dictionary_macs(layer.lookup.dictionary_nnz, padded_positions(layer) * layer.repeats),
         lookups=lookup_macs(layer.lookup.coefficients_nnz, positions),
     )
 
 
 def _matmul(layer: LayerSpec) -> LayerCount:
-    macs = matmul_macs(*layer.matmul) if layer.matmul else 0
+    if layer.matmul is None:
+        raise UnsupportedLayerError(f"matmul {layer.name!r} has no sizes; expected matmul=(batch, a, b, c)")
+    macs = matmul_macs(*layer.matmul)
     return LayerCount(macs, plain=macs)
 
 
@@ -120,7 +123,12 @@ def count_layer(layer: LayerSpec) -> LayerCount:
 
 
 def counted_speedup(layers: Iterable[LayerSpec]) -> float:
-    """Dense twin's MACs / the model's MACs under ``published``; 1 where nothing is multiplied."""
+    """Dense twin's MACs / the model's MACs under ``published``.
+
+    Infinite for a model that multiplies nothing where its twin does, 1 where neither does.
+    """
     counts = [count_layer(layer) for layer in layers]
-    total = sum(count.total for count in counts)
-    return sum(count.dense for count in counts) / total if total else 1.0
+    dense, total = sum(count.dense for count in counts), sum(count.total for count in counts)
+    if total == 0:
+        return math.inf if dense else 1.0
+    return dense / total

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from lcnn_core.errors import ConfigError
+
+
+def default_threshold(dictionary_size: int, kernel_size: Sequence[int], scale: float = 0.01) -> float:
+    """Published threshold: eps = c / sqrt(kh * kw * k) (section 3.2), c = ``scale``."""
+    return scale / math.sqrt(math.prod(kernel_size) * dictionary_size)
 
 
 @dataclass(frozen=True)
@@ -31,30 +37,36 @@ class LookupConfig:
 
     def __post_init__(self) -> None:
         check_dictionary_size(self.dictionary_size)
-        for name in ("threshold", "threshold_scale", "l1_weight", "l1_scale"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"{name} is {value}; expected a finite number of 0 or more")
-        if self.lookups_per_position is not None and self.lookups_per_position < 1:
-            raise ConfigError(f"lookups_per_position is {self.lookups_per_position}; expected 1 or more, or None")
+        _check_count("lookups_per_position", self.lookups_per_position, "all of them")
+        _check_scale("threshold", self.threshold, ", or None for threshold_scale / sqrt(kh * kw * k)")
+        _check_scale("l1_weight", self.l1_weight, ", or None for l1_scale * threshold")
+        _check_scale("threshold_scale", self.threshold_scale)
+        _check_scale("l1_scale", self.l1_scale)
 
-    def resolve(self, dictionary_size: int, kernel_size: tuple[int, ...]) -> tuple[float, float]:
-        """Return (eps, lambda) for a layer with ``dictionary_size`` rows and this kernel."""
+    def resolve(self, dictionary_size: int, kernel_size: Sequence[int]) -> tuple[float, float]:
+        """Return (eps, lambda) for a layer with ``dictionary_size`` rows per group and this kernel."""
         threshold = self.threshold
         if threshold is None:
-            threshold = self.threshold_scale / math.sqrt(math.prod(kernel_size) * dictionary_size)
+            threshold = default_threshold(dictionary_size, kernel_size, self.threshold_scale)
         l1_weight = self.l1_scale * threshold if self.l1_weight is None else self.l1_weight
         return threshold, l1_weight
 
 
 def check_dictionary_size(value: int | None) -> None:
     """Raise :class:`ConfigError` unless ``value`` is a positive integer or None (the identity dictionary)."""
-    if value is None:
+    _check_count("dictionary_size", value, "the identity dictionary")
+
+
+def _check_count(name: str, value: int | None, none: str) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ConfigError(f"{name} is {value!r}; expected a whole number of 1 or more, or None for {none}")
+
+
+def _check_scale(name: str, value: float | None, default: str = "") -> None:
+    if value is None and default:
         return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"dictionary_size is {value!r}; expected a whole number of 1 or more")
-    if value < 1:
-        raise ConfigError(f"dictionary_size is {value}; expected 1 or more (None for the identity dictionary)")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ConfigError(f"{name} is {value!r}; expected a finite number of 0 or more{default}")
 
 
 @dataclass(frozen=True)
@@ -68,7 +80,7 @@ class LookupSpec:
     coefficients_size: int
     """n * k * kh * kw."""
     coefficients_nnz: int
-    """nnz(P): entries with magnitude above the threshold."""
+    """nnz(P): entries in use, of magnitude above the threshold and, where s is set, among the s largest."""
     threshold: float
     l1_weight: float
     identity: bool = False
@@ -98,6 +110,8 @@ class LayerSpec:
     bias_size: int = 0
     parameters: int = 0
     """Parameters held by this layer; 0 from the second call on, so that sums count shared layers once."""
+    repeats: int = 1
+    """Batch items that a convolution sees per image: more than 1 where a model folds windows into the batch."""
     call: int = 0
     """0 for the first call of this module in a forward pass, 1 for the second, ..."""
     lookup: LookupSpec | None = None
@@ -123,4 +137,8 @@ class ModelSpec:
     input_shape: tuple[int, ...]
     """Without the batch: (channels, *spatial)."""
     layers: tuple[LayerSpec, ...]
-    uncounted: tuple[Uncounted, ...] = field(default=())
+    uncounted: tuple[Uncounted, ...] = ()
+    parameters: int = 0
+    """All parameters of the model, each once, also those outside the layers listed."""
+    weights_known: bool = True
+    """False for a model on the meta device: its nonzeros are upper bounds."""

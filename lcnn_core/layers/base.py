@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from lcnn_core import functional
 from lcnn_core.errors import ConfigError
-from lcnn_core.spec import LookupConfig, check_dictionary_size
+from lcnn_core.spec import LookupConfig
 
 Form = Literal["auto", "two_convs", "dense"]
 Layer = TypeVar("Layer", bound="LookupLayer")
@@ -24,13 +24,15 @@ class LookupLayer(nn.Module):
 
     Parameters: ``dictionary`` D (groups * k, m / groups), or None for the identity dictionary; ``coefficients`` P
     (n, k, *kernel); ``bias`` (n,) or None. Entries of P with magnitude at or below ``threshold`` count as zero: the
-    forward pass masks them, their gradient is zero, and nothing is mutated.
+    forward pass masks them, their gradient is zero, and nothing is mutated. The threshold is compared in P's dtype.
+    ``threshold``, ``l1_weight``, ``lookups_per_position`` and ``form`` are plain attributes and not in the state dict.
     """
 
     dictionary: nn.Parameter | None
     coefficients: nn.Parameter
     bias: nn.Parameter | None
     groups: int = 1
+    stride: tuple[int, ...] = ()
 
     def _init_lookup(
         self,
@@ -38,32 +40,30 @@ class LookupLayer(nn.Module):
         out_features: int,
         kernel_size: tuple[int, ...],
         bias: bool,
-        dictionary_size: int | None,
-        threshold: float | None,
-        l1_weight: float,
-        lookups_per_position: int | None,
+        config: LookupConfig,
         form: Form,
-        factory: dict,
+        device: Any,
+        dtype: Any,
     ) -> None:
-        check_dictionary_size(dictionary_size)
+        """Make and start the parameters; ``in_features`` is m / groups."""
         if form not in get_args(Form):
             raise ConfigError(f"form is {form!r}; expected one of {', '.join(get_args(Form))}")
-        config = LookupConfig(
-            dictionary_size, threshold, l1_weight=l1_weight, lookups_per_position=lookups_per_position
-        )
-        rows = in_features if dictionary_size is None else dictionary_size
+        if min(in_features, out_features, *kernel_size) < 1:
+            sizes = f"{in_features} inputs per group, {out_features} outputs and kernel {kernel_size}"
+            raise ConfigError(f"a layer of {sizes} has no weights; expected 1 or more of each")
+        rows = config.dictionary_size or in_features
         self.threshold, self.l1_weight = config.resolve(rows, kernel_size)
-        self.lookups_per_position = lookups_per_position
+        self.lookups_per_position = config.lookups_per_position
         self.form: Form = form
-        if dictionary_size is None:
-            self.register_parameter("dictionary", None)
-        else:
-            self.dictionary = nn.Parameter(torch.empty(self.groups * rows, in_features, **factory))
-        self.coefficients = nn.Parameter(torch.empty(out_features, rows, *kernel_size, **factory))
-        if bias:
-            self.bias = nn.Parameter(torch.empty(out_features, **factory))
-        else:
-            self.register_parameter("bias", None)
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        stored = config.dictionary_size is not None
+        self.register_parameter("dictionary", parameter(self.groups * rows, in_features) if stored else None)
+        self.register_parameter("coefficients", parameter(out_features, rows, *kernel_size))
+        self.register_parameter("bias", parameter(out_features) if bias else None)
+        self.reset_parameters()
 
     @property
     def dictionary_size(self) -> int:
@@ -88,12 +88,12 @@ class LookupLayer(nn.Module):
 
     def reset_parameters(self) -> None:
         """P uniform in +-1/sqrt(kh * kw * k), as published; D as PyTorch starts a 1x1 convolution; bias likewise."""
-        bound = 1 / math.sqrt(self.coefficients[0].numel()) if self.coefficients.numel() else 0
+        bound = 1 / math.sqrt(math.prod(self.coefficients.shape[1:]))
         nn.init.uniform_(self.coefficients, -bound, bound)
         if self.dictionary is not None:
             nn.init.kaiming_uniform_(self.dictionary, a=math.sqrt(5))
         if self.bias is not None:
-            bound = 1 / math.sqrt(max(1, math.prod(self.dense_shape[1:])))
+            bound = 1 / math.sqrt(math.prod(self.dense_shape[1:]))
             nn.init.uniform_(self.bias, -bound, bound)
 
     def effective_coefficients(self) -> Tensor:
@@ -125,21 +125,34 @@ class LookupLayer(nn.Module):
     def uses_dense_form(self) -> bool:
         """Whether the forward pass rebuilds W: where two steps cost over 0.85 of the dense layer's MACs.
 
-        ``form`` set to two_convs or dense overrides the choice. The ratio takes stride into account, not the
-        input's size, so that the choice is a constant of the layer and graphs can be captured.
+        ``form`` set to two_convs or dense overrides the choice. Counted per output position: the dictionary runs at
+        stride 1, so it costs its size times the stride's area; zeros of P are multiplied in training. The input's
+        size has no say, so that the choice is a constant of the layer and graphs can be captured.
         """
         if self.form != "auto":
             return self.form == "dense"
         if self.dictionary is None:
             return False
-        n, m, *kernel = self.dense_shape
-        dense = n * m * math.prod(kernel)
-        two = self.dictionary.numel() * math.prod(getattr(self, "stride", ())) + self.coefficients.numel()
-        return two > DENSE_FORM_RATIO * dense
+        two_convs = self.dictionary.numel() * math.prod(self.stride) + self.coefficients.numel()
+        return two_convs > DENSE_FORM_RATIO * math.prod(self.dense_shape)
 
     def _lookup_repr(self) -> str:
-        size = "identity" if self.dictionary is None else self.dictionary_size
+        size = self.config.dictionary_size
         text = f"dictionary_size={size}, threshold={self.threshold:.3g}, l1_weight={self.l1_weight:.3g}"
         if self.lookups_per_position is not None:
             text += f", lookups_per_position={self.lookups_per_position}"
         return text if self.form == "auto" else text + f", form={self.form!r}"
+
+
+def lookup_arguments(
+    config: LookupConfig, in_features: int, kernel_size: tuple[int, ...], form: Form
+) -> dict[str, Any]:
+    """The keyword arguments that give a layer of these sizes this configuration; ``in_features`` is m / groups."""
+    threshold, l1_weight = config.resolve(config.dictionary_size or in_features, kernel_size)
+    return {
+        "dictionary_size": config.dictionary_size,
+        "threshold": threshold,
+        "l1_weight": l1_weight,
+        "lookups_per_position": config.lookups_per_position,
+        "form": form,
+    }

@@ -10,7 +10,7 @@ from torch.nn.modules.utils import _pair
 
 from lcnn_core import functional
 from lcnn_core.errors import ConfigError, ShapeError
-from lcnn_core.layers.base import Form, LookupLayer
+from lcnn_core.layers.base import Form, LookupLayer, lookup_arguments
 from lcnn_core.spec import LookupConfig
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -28,7 +28,8 @@ class LookupConv2d(LookupLayer):
     form: how the forward pass computes: "two_convs", "dense" (rebuild W, one convolution) or "auto", by cost.
 
     Input (b, m, h, w) or (m, h, w), output (b, n, oh, ow) or (n, oh, ow). Parameters: dictionary
-    (groups * k, m / groups), coefficients (n, k, kh, kw), bias (n,). Cost: ``lcnn_core.counting``.
+    (groups * k, m / groups), coefficients (n, k, kh, kw), bias (n,). Cost: ``lcnn_core.counting``. Raises ConfigError
+    for arguments that are not allowed, and ShapeError for an input that does not fit.
     """
 
     def __init__(
@@ -66,26 +67,14 @@ class LookupConv2d(LookupLayer):
         self.padding_mode = padding_mode
         if padding == "same" and any(s != 1 for s in self.stride):
             raise ConfigError(f"padding='same' needs stride 1, but stride is {self.stride}")
-        self._init_lookup(
-            in_channels // groups,
-            out_channels,
-            self.kernel_size,
-            bias,
-            dictionary_size,
-            threshold,
-            l1_weight,
-            lookups_per_position,
-            form,
-            {"device": device, "dtype": dtype},
+        config = LookupConfig(
+            dictionary_size, threshold, l1_weight=l1_weight, lookups_per_position=lookups_per_position
         )
-        self.reset_parameters()
+        self._init_lookup(in_channels // groups, out_channels, self.kernel_size, bias, config, form, device, dtype)
 
     @classmethod
     def like(cls, conv: nn.Conv2d, config: LookupConfig, form: Form = "auto") -> LookupConv2d:
         """A lookup layer with the shape, device, dtype and training flag of ``conv``; its weights are fresh."""
-        threshold, l1_weight = config.resolve(
-            config.dictionary_size or conv.in_channels // conv.groups, tuple(conv.kernel_size)
-        )
         layer = cls(
             conv.in_channels,
             conv.out_channels,
@@ -98,16 +87,12 @@ class LookupConv2d(LookupLayer):
             conv.padding_mode,
             conv.weight.device,
             conv.weight.dtype,
-            dictionary_size=config.dictionary_size,
-            threshold=threshold,
-            l1_weight=l1_weight,
-            lookups_per_position=config.lookups_per_position,
-            form=form,
+            **lookup_arguments(config, conv.in_channels // conv.groups, conv.kernel_size, form),
         )
         return layer.train(conv.training)
 
     def padding_total(self) -> tuple[int, int]:
-        """Zeros added per dimension, both sides together."""
+        """Positions added per spatial dimension, both sides together."""
         if self.padding == "valid":
             return (0, 0)
         if self.padding == "same":
@@ -115,8 +100,11 @@ class LookupConv2d(LookupLayer):
         return (2 * self.padding[0], 2 * self.padding[1])  # type: ignore[operator,return-value]
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-3] != self.in_channels:
-            raise ShapeError(f"input {tuple(x.shape)} has {x.shape[-3]} channels; expected {self.in_channels}")
+        if x.ndim not in (3, 4) or x.shape[-3] != self.in_channels:
+            raise ShapeError(
+                f"input {tuple(x.shape)} does not fit; "
+                f"expected (b, {self.in_channels}, h, w) or ({self.in_channels}, h, w)"
+            )
         batched = x if x.ndim == 4 else x.unsqueeze(0)
         padding: Any = self.padding
         if self.padding_mode != "zeros":

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from lcnn_core import functional
 from lcnn_core.errors import ShapeError
-from lcnn_core.layers.base import Form, LookupLayer
+from lcnn_core.layers.base import Form, LookupLayer, lookup_arguments
 from lcnn_core.spec import LookupConfig
 
 
@@ -36,41 +36,27 @@ class LookupLinear(LookupLayer):
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self._init_lookup(
-            in_features,
-            out_features,
-            (),
-            bias,
-            dictionary_size,
-            threshold,
-            l1_weight,
-            lookups_per_position,
-            form,
-            {"device": device, "dtype": dtype},
+        config = LookupConfig(
+            dictionary_size, threshold, l1_weight=l1_weight, lookups_per_position=lookups_per_position
         )
-        self.reset_parameters()
+        self._init_lookup(in_features, out_features, (), bias, config, form, device, dtype)
 
     @classmethod
     def like(cls, linear: nn.Linear, config: LookupConfig, form: Form = "auto") -> LookupLinear:
         """A lookup layer with the shape, device, dtype and training flag of ``linear``; its weights are fresh."""
-        threshold, l1_weight = config.resolve(config.dictionary_size or linear.in_features, ())
         layer = cls(
             linear.in_features,
             linear.out_features,
             linear.bias is not None,
             linear.weight.device,
             linear.weight.dtype,
-            dictionary_size=config.dictionary_size,
-            threshold=threshold,
-            l1_weight=l1_weight,
-            lookups_per_position=config.lookups_per_position,
-            form=form,
+            **lookup_arguments(config, linear.in_features, (), form),
         )
         return layer.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] != self.in_features:
-            raise ShapeError(f"input {tuple(x.shape)} has {x.shape[-1]} features; expected {self.in_features}")
+        if x.shape[-1:] != (self.in_features,):
+            raise ShapeError(f"input {tuple(x.shape)} does not fit; expected (*, {self.in_features})")
         if self.uses_dense_form():
             return F.linear(x, self.dense_weight(), self.bias)
         return functional.lookup_linear(x, self.dictionary, self.effective_coefficients(), self.bias)

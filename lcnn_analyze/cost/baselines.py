@@ -1,0 +1,49 @@
+"""What a model is compared with: its dense twin, and a named reference architecture. Neither is "the" speedup."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lcnn_analyze.cost.table import CostTable, cost_table
+from lcnn_core import ModelSpec
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Another network's cost for the same image, and the counted speedup over it (its MACs / the model's MACs)."""
+
+    name: str
+    kind: Literal["twin", "reference"]
+    definition: str
+    macs: int
+    parameters: int
+    speedup: float | None
+    """None for a model that multiplies nothing."""
+
+
+def dense_twin(costs: CostTable) -> Baseline:
+    """The same network with every lookup layer dense: same shapes, same widths."""
+    macs, parameters = int(costs.totals["dense_macs"] or 0), int(costs.totals["dense_parameters"] or 0)
+    return Baseline(
+        "dense twin",
+        "twin",
+        "the same network with every lookup layer made dense",
+        macs,
+        parameters,
+        _speedup(macs, costs),
+    )
+
+
+def named_reference(costs: CostTable, reference: ModelSpec) -> Baseline:
+    """A named architecture, counted under ``published`` for an input of its own shape."""
+    counted = cost_table(reference)
+    macs, parameters = int(counted.totals["macs"] or 0), int(counted.totals["parameters"] or 0)
+    shape = " x ".join(map(str, reference.input_shape))
+    definition = f"the architecture {reference.architecture} with a {shape} input"
+    return Baseline(reference.architecture, "reference", definition, macs, parameters, _speedup(macs, costs))
+
+
+def _speedup(macs: int, costs: CostTable) -> float | None:
+    total = costs.totals["macs"]
+    return macs / total if total else None

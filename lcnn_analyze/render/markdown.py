@@ -1,0 +1,107 @@
+"""Tables for a README or a pull request (GitHub's markdown); names are escaped, so that they stay text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from lcnn_analyze.render import words
+from lcnn_analyze.render.numbers import (
+    ABSENT,
+    columns,
+    count_text,
+    counted_layers,
+    dictionary_text,
+    kernel_text,
+    layer_name,
+    ratio_text,
+    safe,
+    shapes_text,
+)
+from lcnn_analyze.report import ModelReport, Report
+from lcnn_analyze.spectrum import Panel
+
+
+def render(report: Report) -> bytes:
+    """Verdict first, then the comparison and spectrum of several models, the layers, and how it was counted."""
+    parts = [f"# {escape(report.title)}"]
+    parts += [escape(words.verdict(model, report)) for model in report.models]
+    if len(report.models) > 1:
+        parts += ["## Comparison", _comparison(report)]
+    for panel in report.spectrum:
+        parts += _panel(panel)
+    if report.spectrum:
+        parts += [f"> {escape(fact)}" for fact in report.facts]
+    for model in report.models:
+        parts += _model(model, report)
+    parts += ["## How it was counted", _list(words.provenance(report))]
+    return ("\n\n".join(parts) + "\n").encode()
+
+
+def escape(text: str) -> str:
+    """Text that markdown shows as it is: no markup, no table cells, no control characters."""
+    return re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", safe(text))
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: Sequence[int] = (0,)) -> str:
+    rule = ["---" if place in text_columns else "---:" for place in range(len(header))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
+
+
+def _list(lines: Sequence[tuple[str, str]]) -> str:
+    return "\n".join(f"- {escape(name)}: {escape(text)}" for name, text in lines)
+
+
+def _comparison(report: Report) -> str:
+    baselines = words.compared_with(report)
+    front = {point.label for panel in report.spectrum for point in panel.front}
+    header = ["model", "total, MACs", *(f"counted speedup, x {escape(name)}" for name in baselines), "storage, values"]
+    rows = []
+    for model in report.models:
+        speedups = {baseline.name: ratio_text(baseline.speedup).removesuffix("x") for baseline in model.baselines}
+        accuracy = "; ".join(map(words.accuracy_text, model.accuracy)) + (" ◆" if model.name in front else "")
+        rows.append(
+            [
+                escape(model.name),
+                count_text(model.costs.totals["macs"] or 0),
+                *(speedups.get(name, ABSENT) for name in baselines),
+                count_text(model.costs.totals["storage"] or 0),
+                escape(accuracy) or ABSENT,
+            ]
+        )
+    table = _table([*header, "accuracy"], rows, text_columns=(0, len(header)))
+    return f"{table}\n\n{words.FRONT}" if front else table
+
+
+def _panel(panel: Panel) -> list[str]:
+    header = ["", "model", "counted speedup, x", f"{escape(panel.metric)}, %"]
+    rows = [
+        [
+            words.mark(point, panel),
+            escape(words.point_text(point)),
+            ratio_text(point.speedup).removesuffix("x"),
+            f"{point.accuracy:.1f}",
+        ]
+        for point in panel.points
+    ]
+    return [f"## {escape(words.panel_title(panel))}", _table(header, rows, text_columns=(0, 1)), words.MARKS]
+
+
+def _model(model: ModelReport, report: Report) -> list[str]:
+    shown = columns(report, model, most=2)
+    header = ["layer", "kernel", "in → out", "k", *(f"{escape(c.metric.title)}, {c.unit}" for c in shown)]
+    rows = [
+        [
+            escape(layer_name(layer)),
+            kernel_text(layer),
+            shapes_text(layer),
+            dictionary_text(layer),
+            *(column.of(layer) for column in shown),
+        ]
+        for layer in counted_layers(model)
+    ]
+    totals = [f"**{column.text(model.costs.totals.get(column.metric.name))}**" for column in shown]
+    rows.append(["**total**", "", "", "", *totals])
+    named = "" if model.architecture == model.name else f" ({model.architecture})"
+    parts = [f"## {escape(model.name + named)}", _table(header, rows, text_columns=(0, 1, 2))]
+    return [*parts, _list(words.totals(model) + words.more(model))]

@@ -1,0 +1,176 @@
+"""The sentences of a report: the verdict (what it saves and what it costs), totals, checks and notes."""
+
+from __future__ import annotations
+
+from lcnn_analyze.cost.checks import ToolCount
+from lcnn_analyze.render.numbers import count_text, joined, ratio_text
+from lcnn_analyze.cost import Baseline
+from lcnn_analyze.report import Accuracy, ModelReport, Report
+from lcnn_analyze.spectrum import Panel, Point
+
+FRONT = "◆ on the Pareto front: no other model here is both faster and more accurate"
+
+MARKS = "◆ Pareto front of these models, • other, ○ published"
+
+
+def verdict(model: ModelReport, report: Report) -> str:
+    """One sentence: what the model saves and what it costs."""
+    macs = count_text(_macs(model), "MACs")
+    if model.has_lookups:
+        against = joined([_against(baseline, model) for baseline in shown_baselines(model)])
+        saves = f"{model.name} {_saves(model)}: {macs} an image, {against}"
+    else:
+        saves = f"{model.name} is dense: {macs} an image"
+    return f"{saves}; {_costs(model, report)}.{_reservation(model)}"
+
+
+def shown_baselines(model: ModelReport) -> list[Baseline]:
+    """The twin, and the named reference where it is another network than the twin."""
+    return [baseline for baseline in model.baselines if not same_as_twin(baseline, model)]
+
+
+def compared_with(report: Report) -> list[str]:
+    """Names of the baselines that the models are compared with, each once."""
+    return list(dict.fromkeys(baseline.name for model in report.models for baseline in shown_baselines(model)))
+
+
+def totals(model: ModelReport) -> list[tuple[str, str]]:
+    """Exact totals as (name, text): MACs, each baseline, parameters, storage."""
+    macs, values = _macs(model), model.costs.totals
+    lines = [("total", f"{macs:,} MACs = {2 * macs:,} FLOPs, counted as {model.costs.convention}")]
+    for baseline in model.baselines:
+        share = f"{ratio_text(baseline.speedup)} counted speedup"
+        same = ", the same as the dense twin" if same_as_twin(baseline, model) else ""
+        lines.append((f"vs {baseline.name}", f"{share} ({baseline.macs:,} MACs{same})"))
+    parameters, twin = int(values["parameters"] or 0), int(values["dense_parameters"] or 0)
+    lines.append(("parameters", f"{parameters:,} held (dense twin {twin:,})"))
+    storage = int(values["storage"] or 0)
+    lines.append(("storage", f"{storage:,} values ({_times(twin, storage)} the dense twin's {twin:,})"))
+    return lines
+
+
+def accuracy_text(accuracy: Accuracy) -> str:
+    """97.8 % top-1 on digits (450 images)."""
+    details = ", ".join(
+        f"{value} {name}" if name == "images" else f"{name} {value}" for name, value in accuracy.details.items()
+    )
+    return f"{accuracy.percent:.1f} % {accuracy.metric} on {accuracy.dataset}{f' ({details})' if details else ''}"
+
+
+def check_text(tool: ToolCount) -> str:
+    """What one tool said of the dense twin, naming layers and figures where it disagrees."""
+    if tool.macs is None:
+        return f"{tool.tool} {tool.version} could not count the dense twin: {tool.reason}"
+    said = f"{tool.tool} {tool.version} {tool.state}: {tool.macs:,} MACs"
+    worst = [f"{item.layer or '(model)'} ours {item.ours:,}, theirs {item.theirs:,}" for item in tool.disagreements[:5]]
+    more = len(tool.disagreements) - len(worst)
+    return f"{said}; {'; '.join(worst)}{f'; and {more} more layers' if more > 0 else ''}" if worst else said
+
+
+def more(model: ModelReport) -> list[tuple[str, str]]:
+    """Accuracy, cross-check and uncounted operations as (name, text), for those that there are."""
+    lines = [("accuracy", accuracy_text(accuracy)) for accuracy in model.accuracy]
+    if model.cross_check:
+        lines += [("cross-check", check_text(tool)) for tool in model.cross_check.tools]
+    return lines + [("not counted", text) for text in uncounted_text(model)]
+
+
+def panel_title(panel: Panel) -> str:
+    """What a panel of the spectrum shows, with its baseline."""
+    against = "its dense twin" if panel.baselines == ("dense twin",) else joined(panel.baselines)
+    return f"{panel.metric} on {panel.dataset} against {panel.kind} speedup over {against}"
+
+
+def mark(point: Point, panel: Panel) -> str:
+    """The sign of a point, as ``MARKS`` explains."""
+    return "○" if point.published else "◆" if point in panel.front else "•"
+
+
+def point_text(point: Point) -> str:
+    """A point's label; a published one with its place in the paper."""
+    return f"{point.label}, {point.source}" if point.published else point.label
+
+
+def uncounted_text(model: ModelReport) -> list[str]:
+    """A line for each operation that no formula covers."""
+    return [f"{u.operation} in {u.name or '(model)'}: {u.calls} calls, {u.reason}" for u in model.costs.uncounted]
+
+
+def provenance(report: Report) -> list[tuple[str, str]]:
+    """How the report came about, as (name, text)."""
+    lines = [
+        ("counted under", f"{report.convention.name}: {report.convention.definition}"),
+        ("units", report.units),
+        ("command", report.command),
+        ("versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())),
+        ("machine", report.machine),
+    ]
+    for model in report.models:
+        if model.source:
+            size = f"{model.source.size_bytes:,} bytes"
+            lines.append((f"file of {model.name}", f"{model.source.file}, {size}, sha256 {model.source.sha256}"))
+    return lines
+
+
+def _macs(model: ModelReport) -> int:
+    return int(model.costs.totals["macs"] or 0)
+
+
+def _saves(model: ModelReport) -> str:
+    twin = model.twin.macs
+    saved = 1 - _macs(model) / twin if twin else 0.0
+    if saved >= 0:
+        # Rounded down: 99.96 % saved is not 100 %.
+        digits = 0 if saved < 0.985 else 1
+        shown = int(saved * 100 * 10**digits) / 10**digits
+        return f"saves {shown:.{digits}f} % of the dense twin's multiplications"
+    return f"costs {-saved * 100:.0f} % more multiplications than the dense twin"
+
+
+def _against(baseline: Baseline, model: ModelReport) -> str:
+    name = "its dense twin" if baseline.kind == "twin" else baseline.name
+    return f"{_times(baseline.macs, _macs(model))} {name} ({count_text(baseline.macs)})"
+
+
+def _times(baseline: float, own: float) -> str:
+    """24.7x fewer than, or 1.2x as many as."""
+    if own == baseline:
+        return "as many as"
+    if not own or not baseline:
+        return "against"
+    return f"{ratio_text(baseline / own)} fewer than" if baseline > own else f"{ratio_text(own / baseline)} as many as"
+
+
+def same_as_twin(baseline: Baseline, model: ModelReport) -> bool:
+    """Whether a reference is the same network as the dense twin, as far as its counts can tell."""
+    return baseline.kind != "twin" and (baseline.macs, baseline.parameters) == (model.twin.macs, model.twin.parameters)
+
+
+def _costs(model: ModelReport, report: Report) -> str:
+    if not model.accuracy:
+        return "its accuracy is not known: the model carries none"
+    own = model.accuracy[0]
+    dense = _dense_counterpart(model, own, report)
+    if dense is None:
+        return f"it reaches {accuracy_text(own)}"
+    other, theirs = dense
+    points = theirs.percent - own.percent
+    change = "the same as" if abs(points) < 0.05 else f"{abs(points):.1f} points {'below' if points > 0 else 'above'}"
+    return f"it reaches {accuracy_text(own)}, {change} the dense {other.name}"
+
+
+def _dense_counterpart(model: ModelReport, own: Accuracy, report: Report) -> tuple[ModelReport, Accuracy] | None:
+    """The dense model of the report that is this one's twin or reference, with its accuracy on the same data."""
+    macs = {baseline.macs for baseline in model.baselines}
+    for other in report.models:
+        if other is model or not model.has_lookups or other.has_lookups or _macs(other) not in macs:
+            continue
+        for accuracy in other.accuracy:
+            if (accuracy.metric, accuracy.dataset) == (own.metric, own.dataset):
+                return other, accuracy
+    return None
+
+
+def _reservation(model: ModelReport) -> str:
+    status = model.costs.status["macs"]
+    return f" Partial: {status.reason}." if status.state == "partial" else ""

@@ -1,0 +1,223 @@
+"""``Report``: everything that the renderers show, frozen, saved as JSON and read back without loss. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from lcnn_analyze.codec import decode, encode
+from lcnn_analyze.cost import METRICS, Baseline, CostTable
+from lcnn_analyze.cost.checks import CrossCheck
+from lcnn_analyze.render import RENDERERS
+from lcnn_analyze.spectrum import PUBLISHED_FACTS, Panel, Point, panels
+from lcnn_core import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SCHEMA_VERSION = "1.0"
+"""Raised in the second place when something is added, in the first when a reader of the old form would break."""
+
+UNITS = "1 MAC = one multiplication and one addition = 2 FLOPs; every figure is for one image"
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """A column as the report carries it, so that a report can be rendered by a version that lacks the metric."""
+
+    name: str
+    title: str
+    unit: str
+    doc: str
+    rank: int
+
+
+@dataclass(frozen=True)
+class ConventionInfo:
+    """The counting rule behind every figure of the report, with its one-line definition."""
+
+    name: str
+    definition: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """The file that a model was read from."""
+
+    file: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """An accuracy that a checkpoint carries, in percent, with the data that it was measured on."""
+
+    metric: str
+    percent: float
+    dataset: str
+    details: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """One model: where it comes from, what it costs, against what, and how accurate it is."""
+
+    name: str
+    architecture: str
+    source: Source | None
+    costs: CostTable
+    baselines: tuple[Baseline, ...]
+    cross_check: CrossCheck | None
+    """None where no second count was asked for."""
+    accuracy: tuple[Accuracy, ...]
+
+    @property
+    def twin(self) -> Baseline:
+        return next(baseline for baseline in self.baselines if baseline.kind == "twin")
+
+    @property
+    def reference(self) -> Baseline | None:
+        """The named reference, where there is one."""
+        return next((baseline for baseline in self.baselines if baseline.kind == "reference"), None)
+
+    @property
+    def has_lookups(self) -> bool:
+        return any(layer.dictionary_size is not None or layer.identity for layer in self.costs.layers)
+
+
+@dataclass(frozen=True)
+class Report:
+    """One or more models counted under one convention. Made by ``analyze`` and ``compare``."""
+
+    schema_version: str
+    title: str
+    command: str
+    versions: Mapping[str, str]
+    machine: str
+    units: str
+    convention: ConventionInfo
+    metrics: tuple[MetricInfo, ...]
+    models: tuple[ModelReport, ...]
+    published: tuple[Point, ...]
+    """Published points that the spectrum shows beside the models'."""
+    facts: tuple[str, ...]
+    """Stated wherever published points are shown."""
+
+    @property
+    def model(self) -> ModelReport:
+        """The only model. Raises ConfigError when there are several: use ``models``."""
+        if len(self.models) != 1:
+            raise ConfigError(f"the report holds {len(self.models)} models; use report.models")
+        return self.models[0]
+
+    @property
+    def spectrum(self) -> tuple[Panel, ...]:
+        """Accuracy against counted speedup: a panel for each data set and accuracy metric that models carry."""
+        own = spectrum_points(self.models)
+        shown = {(point.dataset.lower(), point.metric) for point in own}
+        names = {point.dataset.lower(): point.dataset for point in own}
+        published = [
+            replace(point, dataset=names.get(point.dataset.lower(), point.dataset))
+            for point in self.published
+            if not own or (point.dataset.lower(), point.metric) in shown
+        ]
+        return panels([*own, *published])
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The report as JSON (schema: ``Report.schema()``); the same report gives the same bytes."""
+        separators = (",", ":") if indent is None else None
+        return json.dumps(encode(self), indent=indent, separators=separators, ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """Read ``to_json`` back. Raises DataError for anything else, naming what does not fit."""
+        try:
+            data = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(f"not a report: not JSON ({error})") from None
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if not isinstance(version, str):
+            raise DataError("not a report: schema_version is missing; expected the output of `analyze --format json`")
+        if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
+            raise DataError(f"report schema_version is {version!r}; this version reads {SCHEMA_VERSION}")
+        return decode(cls, data)
+
+    @staticmethod
+    def schema() -> dict[str, Any]:
+        """The JSON schema (draft 2020-12) of ``to_json``, as shipped in data/report.schema.json."""
+        return json.loads(files("lcnn_analyze").joinpath("data/report.schema.json").read_text(encoding="utf-8"))
+
+    def to_frame(self) -> DataFrame:
+        """A pandas frame with one row per layer call; ``frame.attrs["units"]`` has each column's unit.
+
+        Counts are exact (Int64); what does not apply to a layer, or is not known, is missing.
+        """
+        import pandas
+
+        frame = pandas.DataFrame(layer_rows(self))
+        for metric in self.metrics:
+            exact = metric.unit not in ("fraction", "ratio")
+            frame[metric.name] = frame[metric.name].astype("Int64" if exact else "float64")
+        frame.attrs["units"] = {metric.name: metric.unit for metric in self.metrics}
+        frame.attrs["convention"] = self.convention.name
+        return frame
+
+    def _repr_html_(self) -> str:
+        return RENDERERS["html"].render(self, fragment=True).decode()
+
+
+def layer_rows(report: Report) -> list[dict[str, Any]]:
+    """One flat dict per layer call: model, what the layer is, and every metric under its name."""
+    return [
+        {
+            "model": model.name,
+            "layer": layer.name,
+            "kind": layer.kind,
+            "call": layer.call,
+            "input_shape": shape_text(layer.input_shape),
+            "output_shape": shape_text(layer.output_shape),
+            "kernel_size": shape_text(layer.kernel_size),
+            "stride": shape_text(layer.stride),
+            "groups": layer.groups,
+            "dictionary_size": "identity" if layer.identity else layer.dictionary_size,
+            **{metric.name: layer.values.get(metric.name) for metric in report.metrics},
+        }
+        for model in report.models
+        for layer in model.costs.layers
+    ]
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """(3, 224, 224) -> 3x224x224."""
+    return "x".join(map(str, shape))
+
+
+def metric_infos() -> tuple[MetricInfo, ...]:
+    """The columns of this version, from ``METRICS``."""
+    return tuple(MetricInfo(m.name, m.title, m.unit, m.doc, m.rank) for m in METRICS.values())
+
+
+def spectrum_points(models: tuple[ModelReport, ...]) -> list[Point]:
+    """A point for each accuracy of each model; against the named reference where all share one, else the twins."""
+    measured = [model for model in models if model.accuracy]
+    references = {model.reference.name if model.reference else "" for model in measured}
+    shared = len(references) == 1 and references != {""}
+    points = []
+    for model in measured:
+        baseline = model.reference if shared and model.reference else model.twin
+        if baseline.speedup is None:
+            continue
+        points += [
+            Point(model.name, baseline.speedup, a.percent, a.metric, a.dataset, baseline.name, "this report")
+            for a in model.accuracy
+        ]
+    return points
+
+
+def published_facts(points: tuple[Point, ...]) -> tuple[str, ...]:
+    """What has to be said beside these published points."""
+    return PUBLISHED_FACTS if points else ()

@@ -1,0 +1,77 @@
+"""From names and tensors back to a module, checked before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lcnn_core.errors import CheckpointError, ConfigError
+from lcnn_core.layers.structure import set_lookup_layers_, swap
+from lcnn_core.models import dense_twin
+from lcnn_core.spec import LookupConfig
+
+
+def assemble(
+    architecture: str,
+    arguments: Mapping[str, Any],
+    lookups: Mapping[str, LookupConfig],
+    weights: Mapping[str, Tensor],
+) -> nn.Module:
+    """The architecture, all dense, with the lookup layers of the table and copies of the weights.
+
+    Made on the meta device, so that no random number is drawn and no weight is initialised only to be overwritten.
+    """
+    try:
+        with torch.device("meta"):
+            model = dense_twin(architecture, **arguments)
+            set_lookup_layers_(model, lookups)
+    except ConfigError as error:
+        raise CheckpointError(f"the checkpoint's architecture cannot be built: {error}") from error
+    check_fit(model, weights, architecture)
+    model.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=True)
+    return model
+
+
+def load_weights(model: nn.Module, lookups: Mapping[str, LookupConfig], weights: Mapping[str, Tensor]) -> None:
+    """Lookup layers of the table and the weights, into ``model``; on an error it is as it was."""
+    try:
+        replaced = set_lookup_layers_(model, lookups)
+    except ConfigError as error:
+        raise CheckpointError(f"the checkpoint's lookup layers do not fit the model: {error}") from error
+    try:
+        check_fit(model, weights, type(model).__name__)
+    except CheckpointError:
+        swap(model, {new: old for old, new in replaced.items()})
+        raise
+    model.load_state_dict(dict(weights))
+
+
+def check_fit(model: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
+    """Raise CheckpointError unless ``weights`` are exactly the model's, by name, shape and kind of number."""
+    expected = model.state_dict()
+    for key, tensor in weights.items():
+        if key in expected and (wrong := _mismatch(key, tensor, expected[key])):
+            raise CheckpointError(f"weights do not fit {name}: {wrong}")
+    missing = [key for key in expected if key not in weights]
+    unexpected = [key for key in weights if key not in expected]
+    if missing or unexpected:
+        parts = [f"{_first(missing)} missing"] * bool(missing) + [f"{_first(unexpected)} unexpected"] * bool(unexpected)
+        raise CheckpointError(f"weights do not fit {name}: {' and '.join(parts)}; expected exactly the model's names")
+
+
+def _mismatch(key: str, tensor: Tensor, expected: Tensor) -> str | None:
+    layer, _, weight = key.rpartition(".")
+    if tensor.shape != expected.shape:
+        found, wanted = tuple(tensor.shape), tuple(expected.shape)
+        return f"layer {layer!r} expects a {weight} of shape {wanted}, the checkpoint holds {found}"
+    if tensor.is_floating_point() != expected.is_floating_point():
+        return f"layer {layer!r} expects a {weight} of {expected.dtype}, the checkpoint holds {tensor.dtype}"
+    return None
+
+
+def _first(names: list[str]) -> str:
+    shown = ", ".join(map(repr, names[:3]))
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

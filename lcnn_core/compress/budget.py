@@ -1,0 +1,210 @@
+"""A counted budget for D and P together: what each entry costs, what it is worth, and which ones stay.
+
+Costs are those of the ``published`` convention: an entry of P costs the layer's output positions, an entry of D its
+padded input positions, in MACs on one image. Zeros are exact zeros, written in place; ``keep_zeros`` holds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lcnn_core.counting import count_layer, output_positions, padded_positions
+from lcnn_core.describe import describe
+from lcnn_core.errors import ConfigError
+from lcnn_core.layers import LookupLayer
+from lcnn_core.spec import LayerSpec
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """A lookup layer and the MACs that one nonzero entry of its P or D costs on one image, all calls together."""
+
+    name: str
+    layer: LookupLayer
+    coefficient: int
+    row: int
+    """Of an entry of D."""
+
+    def tensors(self) -> Iterator[tuple[Tensor, int]]:
+        yield self.layer.coefficients, self.coefficient
+        if self.layer.dictionary is not None:
+            yield self.layer.dictionary, self.row
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What a model costs on one image: its dense twin, what cannot be pruned, and what each entry costs."""
+
+    dense: int
+    fixed: dict[str, int]
+    """MACs of the layers that are no lookup layers, by name; those that cost nothing are left out."""
+    layers: tuple[LayerCost, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module, input_shape: tuple[int, ...]) -> Ledger:
+        """Read the costs off one forward pass of ``model`` on an image of ``input_shape``."""
+        modules = dict(model.named_modules())
+        dense, fixed, calls = 0, {}, {}  # type: ignore[var-annotated]
+        for layer in describe(model, input_shape).layers:
+            count = count_layer(layer)
+            dense += count.dense
+            if layer.lookup is not None:
+                calls.setdefault(layer.name, []).append(layer)
+            elif count.total:
+                fixed[layer.name] = fixed.get(layer.name, 0) + count.total
+        return cls(dense, fixed, tuple(cls._cost(name, modules[name], specs) for name, specs in calls.items()))
+
+    @staticmethod
+    def _cost(name: str, module: nn.Module, calls: list[LayerSpec]) -> LayerCost:
+        assert isinstance(module, LookupLayer)
+        return LayerCost(name, module, sum(map(output_positions, calls)), sum(map(padded_positions, calls)))
+
+    def spent(self) -> int:
+        """MACs of the lookup layers as they are now."""
+        return sum(int(tensor.count_nonzero()) * cost for layer in self.layers for tensor, cost in layer.tensors())
+
+    def allowance(self, speedup: float) -> int:
+        """MACs that all lookup layers may cost together for ``speedup`` over the dense twin.
+
+        Raises ConfigError, with the reachable maximum and what bounds it, where even one entry a tensor is too much.
+        """
+        if not 1 < speedup < float("inf"):
+            raise ConfigError(f"speedup is {speedup}; expected a finite number above 1")
+        left = int(self.dense / speedup) - sum(self.fixed.values())
+        least = sum(cost for layer in self.layers for _, cost in layer.tensors())
+        if not self.layers or left < least:
+            raise ConfigError(self._refusal(speedup, least))
+        return left
+
+    def _refusal(self, speedup: float, least: int) -> str:
+        if not self.layers:
+            return f"a speedup of {speedup:g} cannot be met: the model has no layer that can become a lookup layer"
+        fixed = sum(self.fixed.values())
+        reach = int(100 * self.dense / (fixed + least)) / 100
+        bound = f"one entry in each D and P of {len(self.layers)} lookup layers ({least:,} MACs)"
+        if self.fixed:
+            largest = sorted(self.fixed, key=lambda name: -self.fixed[name])[:3]
+            bound = f"layers that stay dense ({', '.join(largest)}: {fixed:,} MACs in all) and {bound}"
+        return f"a speedup of {speedup:g} cannot be met: at most {reach:g}, bounded by {bound}; ask for less"
+
+
+def worth(layer: LookupLayer) -> list[Tensor]:
+    """How much each entry of P, and of D, matters: the change of the dense filters W without it, over W's norm.
+
+    Taking p = P[f, j, y, x] out changes W by |p| * |D[j]|, taking d = D[j, c] out by |d| * |P[:, j]| (2-norms), so
+    the two are measured alike, however the scale is shared between D and P. Shapes of P and D.
+    """
+    coefficients = layer.coefficients.detach()
+    if layer.dictionary is None:
+        return [coefficients.abs() / coefficients.norm().clamp_min(1e-30)]
+    n, k = coefficients.shape[:2]
+    dictionary = layer.dictionary.detach()
+    grouped = coefficients.reshape(layer.groups, n // layer.groups, k, -1)
+    rows = dictionary.norm(dim=1).reshape(layer.groups, 1, k, 1)
+    columns = grouped.norm(dim=(1, 3)).reshape(-1, 1)
+    size = layer.dense_weight().detach().norm().clamp_min(1e-30)
+    return [(grouped.abs() * rows).reshape(coefficients.shape) / size, dictionary.abs() * columns / size]
+
+
+def useful(layer: LookupLayer, coefficients: Tensor, dictionary: Tensor | None) -> list[Tensor]:
+    """Of the entries to keep (masks of P and D), those that buy something: no row of D unread, none empty yet read."""
+    if dictionary is None:
+        return [coefficients]
+    n, k = coefficients.shape[:2]
+    grouped = coefficients.reshape(layer.groups, n // layer.groups, k, -1)
+    read = grouped.any(dim=3).any(dim=1)
+    filled = dictionary.any(dim=1).reshape(layer.groups, k)
+    return [(grouped & filled[:, None, :, None]).reshape(coefficients.shape), dictionary & read.reshape(-1, 1)]
+
+
+def fill(worths: Tensor, costs: Tensor, budget: int) -> Tensor:
+    """Mask of the entries to keep: the most worthy first, as long as their costs sum to at most ``budget``.
+
+    Where the next one no longer fits, cheaper ones behind it still may, so that what is left is less than the
+    cheapest entry left out. worths, costs: (entries,); equal worths keep their order.
+    """
+    keep = torch.zeros_like(worths, dtype=torch.bool)
+    order = worths.argsort(descending=True, stable=True)
+    while len(order):
+        running = costs[order].cumsum(0)
+        fits = running <= budget
+        keep[order[fits]] = True
+        budget -= int(running[fits][-1]) if bool(fits.any()) else 0
+        order = order[~fits]
+        order = order[costs[order] <= budget]
+    return keep
+
+
+@torch.no_grad()
+def prune_to_(ledger: Ledger, budget: int, floor: float = 0.25) -> None:
+    """Zero entries of D and P, in place, until all lookup layers together cost ``budget`` MACs or a hair less.
+
+    One ranking by :func:`worth` over all layers. The best of every tensor stay whatever the ranking says: ``floor``
+    of the share of its entries that it would keep if all tensors kept the same share, and one at least. Entries that
+    buy nothing (:func:`useful`) go, and what they cost is spent on others. Zeros stay zero.
+    """
+    tensors = [tensor for layer in ledger.layers for tensor, _ in layer.tensors()]
+    costs = torch.cat([torch.full((t.numel(),), c) for layer in ledger.layers for t, c in layer.tensors()])
+    alive = torch.cat([(tensor != 0).flatten().cpu() for tensor in tensors])
+    worths = torch.cat([part.flatten().cpu() for layer in ledger.layers for part in worth(layer.layer)])
+    share = floor * budget / int(costs.sum())
+    sizes = [tensor.numel() for tensor in tensors]
+    for part in worths.split(sizes):
+        safe = part.topk(max(1, int(share * len(part)))).indices
+        part[safe] += worths.max() + 1
+    while True:
+        candidates = alive.nonzero().squeeze(1)
+        keep = torch.zeros_like(alive)
+        keep[candidates] = fill(worths[candidates], costs[candidates], budget)
+        parts = [mask.reshape(t.shape) for mask, t in zip(keep.split(sizes), tensors, strict=True)]
+        needed = torch.cat([mask.flatten() for mask in _useful_parts(ledger, parts)])
+        if bool((needed == keep).all()):
+            break
+        alive &= ~(keep & ~needed)
+    for tensor, mask in zip(tensors, parts, strict=True):
+        tensor.masked_fill_(~mask.to(tensor.device), 0)
+
+
+def _useful_parts(ledger: Ledger, parts: list[Tensor]) -> Iterator[Tensor]:
+    remaining = iter(parts)
+    for cost in ledger.layers:
+        coefficients = next(remaining)
+        yield from useful(cost.layer, coefficients, None if cost.layer.dictionary is None else next(remaining))
+
+
+class Budget:
+    """A training controller that lowers the cost of a model to ``speedup``, on a cubic schedule, and holds it there.
+
+    At share t of the run the lookup layers may cost final + (start - final) * (1 - t / phase)^3, ``phase`` being the
+    share of the run in which pruning takes place; it happens in ``cuts`` equal steps of t. Source of the schedule:
+    Zhu and Gupta 2017, section 3.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        input_shape: tuple[int, ...],
+        speedup: float,
+        phase: float = 0.6,
+        cuts: int = 100,
+        floor: float = 0.25,
+    ) -> None:
+        self.ledger = Ledger.of(model, input_shape)
+        self.final = self.ledger.allowance(speedup)
+        self.start = max(self.ledger.spent(), self.final)
+        self.phase, self.cuts, self.floor = phase, cuts, floor
+        self.done = 0
+
+    def before_batch(self, progress: float) -> None:
+        due = min(self.cuts, int(self.cuts * progress / self.phase))
+        if due > self.done:
+            self.done = due
+            left = (1 - due / self.cuts) ** 3
+            prune_to_(self.ledger, int(self.final + (self.start - self.final) * left), self.floor)
+
+    def settled(self) -> bool:
+        return self.done == self.cuts

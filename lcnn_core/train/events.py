@@ -1,0 +1,68 @@
+"""What the training loop tells its listener, as frozen records. The loop itself draws and writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from lcnn_core.train.evaluate import Accuracy
+
+
+@dataclass(frozen=True)
+class TrainingStarted:
+    epochs: int
+    batches: int
+    """Batches in an epoch, the last, partial one included."""
+    images: int
+    """Training images in an epoch."""
+    counted_speedup: float
+
+
+@dataclass(frozen=True)
+class BatchFinished:
+    epoch: int
+    """From 1."""
+    batch: int
+    """From 1."""
+    batches: int
+    loss: float
+    """The whole objective, l1 terms included."""
+    running_accuracy: float
+    """Share of training images classified right over the last 100 batches."""
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class EpochFinished:
+    epoch: int
+    """From 1."""
+    epochs: int
+    loss: float
+    """Mean over the epoch's training images of the whole objective, l1 terms included."""
+    train_accuracy: float
+    """Share of training images classified right, each before the step that used it."""
+    validation: Accuracy
+    counted_speedup: float
+    """Dense twin's MACs / the model's MACs, ``published`` convention."""
+    densities: Mapping[str, float]
+    """nnz(P) / size of P, for each lookup layer by name."""
+    learning_rate: float
+    weight_decay: float
+    seconds: float
+    """Wall time of the epoch, validation included."""
+    best: bool
+    """Whether this epoch's validation is the best so far: the model that the listener sees is worth keeping."""
+
+
+@dataclass(frozen=True)
+class TrainingFinished:
+    seconds: float
+    best_epoch: int
+
+
+Event = TrainingStarted | BatchFinished | EpochFinished | TrainingFinished
+Listener = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """The listener of whoever wants silence."""

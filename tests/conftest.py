@@ -1,0 +1,40 @@
+"""What every test shares: a fixed seed, one torch thread, repeatable property tests, and a way to forbid skips."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+# Property tests draw the same examples on every run and every machine, and a slow machine fails none of them.
+# `pytest --hypothesis-profile=explore` looks for new ones.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("explore", deadline=None, max_examples=1000)
+settings.load_profile("repeatable")
+
+# One thread: the shapes are small, sums keep their order, and `pytest -n 2` does not oversubscribe two cores.
+torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fail-on-skip", action="store_true", help="fail the run when a test was skipped (used by CI)")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = terminal.stats.get("skipped", []) if terminal else []
+    if skipped and session.config.getoption("fail_on_skip"):
+        for report in skipped:
+            terminal.write_line(f"skipped, but --fail-on-skip was given: {report.nodeid} {report.longrepr}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)

@@ -1,0 +1,184 @@
+"""describe: shapes, kinds and nonzeros against hand counts and torch's own flop counter; the model comes out as it was."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from lcnn_core.counting import FORMULAS, count_layer, counted_speedup
+from lcnn_core.describe import FREE_OPERATIONS, KINDS, describe
+from lcnn_core.errors import ConfigError, ShapeError, UnsupportedLayerError
+from lcnn_core.layers import LookupConv2d, LookupLinear
+
+
+class Net(nn.Module):
+    """A little of everything: lookups, a shared layer, a grouped one, a functional one, a linear head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.lookup = LookupConv2d(8, 8, 3, padding=1, dictionary_size=2)
+        self.grouped = nn.Conv2d(8, 8, (3, 1), padding="same", groups=4, bias=False)
+        self.kernel = nn.Parameter(torch.randn(4, 8, 1, 1))
+        self.head = LookupLinear(4, 5, dictionary_size=None)
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.stem(x)))
+        x = self.lookup(self.lookup(x))
+        x = F.conv2d(self.grouped(x), self.kernel)
+        return self.head(x.mean((2, 3)))
+
+
+def totals(model: nn.Module, shape: tuple[int, ...]) -> int:
+    return sum(count_layer(layer).total for layer in describe(model, shape).layers)
+
+
+def torch_macs(model: nn.Module, shape: tuple[int, ...]) -> float:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(torch.zeros(1, *shape))
+    return counter.get_total_flops() / 2
+
+
+def test_every_layer_in_call_order_with_its_shapes():
+    spec = describe(Net(), (3, 12, 10), architecture="net")
+    assert (spec.architecture, spec.input_shape, spec.weights_known) == ("net", (3, 12, 10), True)
+    rows = [(layer.name, layer.kind, layer.call, layer.input_shape, layer.output_shape) for layer in spec.layers]
+    assert rows == [
+        ("stem", "conv", 0, (3, 12, 10), (8, 6, 5)),
+        ("norm", "norm", 0, (8, 6, 5), (8, 6, 5)),
+        ("lookup", "lookup_conv", 0, (8, 6, 5), (8, 6, 5)),
+        ("lookup", "lookup_conv", 1, (8, 6, 5), (8, 6, 5)),
+        ("grouped", "conv", 0, (8, 6, 5), (8, 6, 5)),
+        ("", "conv", 0, (8, 6, 5), (4, 6, 5)),
+        ("head", "lookup_linear", 0, (4,), (5,)),
+    ]
+    by_name = {layer.name: layer for layer in spec.layers}
+    assert by_name["stem"].padding == (2, 2)
+    assert by_name["grouped"].padding == (2, 0)
+    assert spec.uncounted == ()
+
+
+def test_counts_of_the_little_net_by_hand():
+    net = Net()
+    with torch.no_grad():
+        net.lookup.coefficients.zero_()
+        net.lookup.coefficients.view(-1)[:7] = 1.0
+        net.lookup.dictionary[0, 0] = 0.0
+    counts = {(layer.name, layer.call): count_layer(layer) for layer in describe(net, (3, 12, 10)).layers}
+    lookup = counts["lookup", 0]
+    assert (lookup.dense, lookup.dictionary, lookup.lookups) == (30 * 8 * 8 * 9, 15 * 8 * 7, 30 * 7)
+    assert counts["lookup", 1] == lookup
+    assert counts["grouped", 0].total == 30 * 8 * 2 * 3
+    assert counts["", 0].total == 30 * 4 * 8
+    head = counts["head", 0]
+    assert (head.dense, head.dictionary) == (20, 0)
+    assert head.lookups == int((net.head.coefficients.abs() > net.head.threshold).sum())
+
+
+def test_shared_parameters_are_counted_once_and_the_total_holds_them_all():
+    net = Net()
+    spec = describe(net, (3, 12, 10))
+    assert spec.parameters == sum(p.numel() for p in net.parameters())
+    assert sum(layer.parameters for layer in spec.layers) == spec.parameters - net.kernel.numel()
+
+
+def test_model_comes_out_as_it_was():
+    net = Net()
+    net.grouped.eval()
+    before = copy.deepcopy(net.state_dict())
+    flags = [module.training for module in net.modules()]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    with pytest.raises(ShapeError, match=r"an input of shape \(2, 12, 10\) does not run"):
+        describe(net, (2, 12, 10))
+    describe(net, (3, 12, 10))
+    assert [module.training for module in net.modules()] == flags
+    assert torch.backends.mha.get_fastpath_enabled() == fast_path
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (nn.Sequential(nn.Conv1d(4, 6, 3, stride=2, dilation=2), nn.ReLU(), nn.Conv1d(6, 6, 1)), (4, 20)),
+        (nn.Sequential(nn.Conv3d(2, 4, 3, padding=1), nn.MaxPool3d(2)), (2, 6, 6, 6)),
+        (nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1, groups=2), (6, 5, 5)),
+        (nn.Sequential(nn.Flatten(), nn.Linear(12, 7), nn.Softmax(-1)), (3, 2, 2)),
+        (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (5, 8)),
+    ],
+)
+def test_dense_layers_agree_with_torch_flop_counter(model, shape, monkeypatch):
+    if isinstance(model, nn.TransformerEncoderLayer):
+        # torch's counter does not see the fused CPU attention; its two products are added by hand.
+        attention = 2 * 2 * (5 * 4 * 5)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.backends.mha, "_is_fastpath_enabled", False)
+            assert totals(model, shape) == torch_macs(model, shape) + attention
+    else:
+        assert totals(model, shape) == torch_macs(model, shape)
+
+
+class Standardized(nn.Conv2d):
+    """A subclass that does more: its operations are read, with the weight that is really used."""
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight * (torch.arange(self.weight.shape[0]) % 2).view(-1, 1, 1, 1), self.bias)
+
+
+def test_subclasses_are_read_by_their_operations():
+    spec = describe(nn.Sequential(Standardized(3, 4, 3)), (3, 6, 6))
+    (layer,) = spec.layers
+    assert (layer.name, layer.kind, layer.weight_size, layer.weight_nnz) == ("0", "conv", 108, 54)
+    assert count_layer(layer).skipped == 16 * 54
+
+
+class Spectral(nn.Module):
+    def forward(self, x):
+        return torch.fft.rfft2(x).abs()
+
+
+def test_unknown_operations_are_listed_and_never_taken_for_zero():
+    spec = describe(Spectral(), (1, 8, 8))
+    assert [(u.operation, u.calls) for u in spec.uncounted] == [("aten._fft_r2c.default", 1)]
+
+
+def test_meta_model_gives_upper_bounds():
+    with torch.device("meta"):
+        net = Net()
+    spec = describe(net, (3, 12, 10))
+    assert not spec.weights_known
+    lookup = next(layer for layer in spec.layers if layer.name == "lookup").lookup
+    assert lookup is not None
+    assert (lookup.coefficients_nnz, lookup.dictionary_nnz) == (8 * 2 * 9, 16)
+
+
+def test_counted_speedup_is_twin_over_model():
+    net = nn.Sequential(LookupConv2d(4, 6, 3, padding=1, dictionary_size=2))
+    with torch.no_grad():
+        net[0].coefficients.zero_()
+        net[0].coefficients[0, 0, 0, 0] = 1
+    assert counted_speedup(describe(net, (4, 5, 5)).layers) == 25 * 6 * 4 * 9 / (49 * 8 + 25)
+
+
+def test_compiled_wrapper_is_looked_through():
+    net = nn.Sequential(nn.Conv2d(1, 2, 1))
+    assert describe(torch.compile(net), (1, 4, 4)).layers == describe(net, (1, 4, 4)).layers
+
+
+def test_bad_arguments():
+    with pytest.raises(ConfigError, match=r"input shape is \(3, 0, 4\); expected positive whole numbers"):
+        describe(Net(), (3, 0, 4))
+    with pytest.raises(UnsupportedLayerError, match="ScriptModule hides its calls"):
+        describe(torch.jit.script(nn.Linear(2, 2)), (2,))
+
+
+def test_registries_fit():
+    assert set(KINDS.values()) <= set(FORMULAS)
+    names = {name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names() if name[:4] == "aten"}
+    assert names >= FREE_OPERATIONS
