@@ -117,7 +117,6 @@ void run_lookup(const Plan& plan, const Prepared& p, const Place& place) {
             sparse(p.sparse, source, out + q0 * y.stride, y.plane, (q1 - q0) * y.stride, e, 0, s.filters);
         for (int64_t f = 0; f < s.filters; ++f) finish(p, y, out, f, q0, q1);
     }
-    if (s.pooled == 0) return;
 }
 
 void run_gemm(const Plan& plan, const Prepared& p, const Place& place) {

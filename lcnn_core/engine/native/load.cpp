@@ -209,10 +209,6 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
         for (int64_t c = 0; c < s.width; ++c) p.offsets[c] = int32_t(c * x.plane);
         if (s.width * x.plane > INT32_MAX) fail("tensor too large for 32-bit offsets");
         scratch = channels * p.window_plane + GUARD;
-        if (s.phases) {
-            const int32_t* list = in.ints("phases", s.phase_list, 0);
-            (void)list;
-        }
     }
     if (s.pooled) {
         check_window(s);
