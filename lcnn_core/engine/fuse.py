@@ -9,6 +9,9 @@ import numpy as np
 
 from lcnn_core.engine.ir import Operation, Value
 
+POOL_LOOKUPS = 64
+"""With more lookups per filter, blocking S for L1 (all filters, block by block) gains more than fusing the pooling."""
+
 WEIGHTED = ("conv", "lookup_conv", "linear", "lookup_linear")
 
 
@@ -83,7 +86,7 @@ class Fuser:
         producer = self._producer(op.inputs[0]) if op.kind == "pool" and not op.average else None
         if producer is None or producer.kind != "lookup_conv" or producer.residual is not None or producer.pool:
             return False
-        if producer.output.vector or op.output.vector:
+        if producer.output.vector or op.output.vector or nonzeros(producer.coefficients) > POOL_LOOKUPS * producer.filters:
             return False
         if producer.activation is not None and producer.activation.kind != "clamp":
             return False

@@ -60,18 +60,34 @@ struct Window_of_S {
 
 int64_t round16(int64_t n) { return (n + 15) / 16 * 16; }
 
-void pooled_tile(const Prepared& p, const Tensor& x, const Tensor& y, const float* response, float* out, float* plane,
-                 int64_t c0, int64_t c1, int64_t q0, int64_t q1, const Window& win) {
-    float* line = plane + round16((c1 - c0) * x.stride + LCNN_ACCS * VL);
-    for (int64_t i = 0; i < p.sparse.rows; ++i) {
-        int64_t f = p.sparse.filters[i];
-        sparse(p.sparse, response, plane, 0, (c1 - c0) * x.stride, p.epilogue, i, i + 1);
-        for (int64_t q = q0; q < q1; ++q)
-            max_pool_row(plane - c0 * x.stride, p.s.conv_height, p.s.conv_width, x.stride, win, q,
-                         out + f * y.plane + q * y.stride, y.width, line);
-        finish(p, y, out, f, q0, q1);
+/// Rows of a convolution under a fused max-pool: a tile of one filter in ``plane``, and what the next tile reads again.
+struct Pooling {
+    const Prepared& p;
+    const Tensor &x, &y;
+    Window win;
+    float *plane, *line, *carry;
+    int64_t done = 0;  // conv rows computed so far
+
+    int64_t first_row(int64_t q) const { return std::max<int64_t>(0, q * win.sy - win.py); }
+    int64_t end_row(int64_t q) const { return std::min(p.s.conv_height, (q - 1) * win.sy - win.py + (win.kh - 1) * win.dy + 1); }
+
+    /// Pooled rows [q0, q1) of every filter; ``response`` points at conv row ``done``.
+    void tile(const float* response, float* out, int64_t q0, int64_t q1) {
+        int64_t c0 = first_row(q0), c1 = end_row(q1), kept = (done - c0) * x.stride, fresh = (c1 - done) * x.stride;
+        int64_t saved = std::max<int64_t>(c1 - first_row(q1), 0) * x.stride, most = win.kh * win.dy * x.stride;
+        for (int64_t i = 0; i < p.sparse.rows; ++i) {
+            int64_t f = p.sparse.filters[i];
+            memcpy(plane, carry + i * most, kept * sizeof(float));
+            sparse(p.sparse, response, plane + kept, 0, fresh, p.epilogue, i, i + 1);
+            for (int64_t q = q0; q < q1; ++q)
+                max_pool_row(plane - c0 * x.stride, p.s.conv_height, p.s.conv_width, x.stride, win, q,
+                             out + f * y.plane + q * y.stride, y.width, line, q + 1 == q1 && q1 < y.height);
+            memcpy(carry + i * most, plane + kept + fresh - saved, saved * sizeof(float));
+            finish(p, y, out, f, q0, q1);
+        }
+        done = c1;
     }
-}
+};
 
 }  // namespace
 
@@ -82,19 +98,17 @@ void run_lookup(const Plan& plan, const Prepared& p, const Place& place) {
     float* out = plan.at(place, s.output);
     int64_t y0 = share(y.height, place.part, place.parts), y1 = share(y.height, place.part + 1, place.parts);
     if (y0 == y1) return;
-    int64_t height = s.pooled ? s.conv_height : y.height;
-    Window win{s.kh, s.kw, s.sy, s.sx, s.py, s.px, s.dy, s.dx};
-    float* panel = place.scratch;
-    float* window = panel + DEPTH_BLOCK * LCNN_COLS * VL;
-    Window_of_S response{plan, p, x, input, window, panel};
-    float* plane = window + (p.direct ? 0 : response.channels() * p.window_plane + VL);
+    float* window = place.scratch + DEPTH_BLOCK * LCNN_COLS * VL;
+    Window_of_S response{plan, p, x, input, window, place.scratch};
+    float* plane = window + (p.direct ? 0 : response.channels() * p.window_plane + GUARD);
+    int64_t plane_size = round16((p.tile_rows + s.kh * s.dy + s.sy) * x.stride + LCNN_ACCS * VL);
+    Pooling pooling{p, x, y, {s.kh, s.kw, s.sy, s.sx, s.py, s.px, s.dy, s.dx},
+                    plane, plane + plane_size, plane + plane_size + p.line};
     int64_t per_tile = s.pooled ? std::max<int64_t>(1, p.tile_rows / s.sy) : p.tile_rows;
+    pooling.done = pooling.first_row(y0);
     for (int64_t q0 = y0; q0 < y1; q0 += per_tile) {
-        int64_t q1 = std::min(q0 + per_tile, y1), c0 = q0, c1 = q1;
-        if (s.pooled) {
-            c0 = std::max<int64_t>(0, q0 * s.sy - s.py);
-            c1 = std::min(height, (q1 - 1) * s.sy - s.py + (s.kh - 1) * s.dy + 1);
-        }
+        int64_t q1 = std::min(q0 + per_tile, y1);
+        int64_t c0 = s.pooled ? pooling.done : q0, c1 = s.pooled ? pooling.end_row(q1) : q1;
         const float* source = input + c0 * x.stride;
         if (!p.direct) {
             if (q0 == y0) response.start(c0 - p.up);
@@ -102,7 +116,7 @@ void run_lookup(const Plan& plan, const Prepared& p, const Place& place) {
             source = response.row(0, c0);
         }
         if (s.pooled) {
-            pooled_tile(p, x, y, source, out, plane, c0, c1, q0, q1, win);
+            pooling.tile(source, out, q0, q1);
             continue;
         }
         Epilogue e = p.epilogue;

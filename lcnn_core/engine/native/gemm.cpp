@@ -51,7 +51,7 @@ void block(const float* a, int64_t panel_size, Source source, int64_t depth, flo
             for (int c = 0; c < COLS; ++c) acc[r][c] += value * b[c];
         }
     }
-    if (last) {
+    if (last && !e.plain()) {
         vf low = splat(e.low), high = splat(e.high);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r)
@@ -149,30 +149,27 @@ void gemm(const PackedMatrix& a, const float* input, const int32_t* offsets, flo
 
 namespace {
 
-/// PANELS neighbouring panels against the expanded x: one vector holds VL / MR steps of k for MR rows.
-template <int PANELS>
-void gemv_panels(const float* a, int64_t panel_size, const float* expanded, int64_t depth, float* sums) {
-    constexpr int STEP = VL / MR > 0 ? VL / MR : 1;
-    constexpr int PARTS = MR / VL > 0 ? MR / VL : 1;
-    vf acc[PANELS][PARTS] = {};
-    int64_t k = 0;
-    for (; k + STEP <= depth; k += STEP)
+/// One panel against the expanded x. A vector holds VL / MR steps of k for MR rows (or a part of the MR rows of one
+/// step); eight accumulators hide the FMA latency, and the panel is one sequential stream for the prefetcher.
+void gemv_panel(const float* a, const float* expanded, int64_t depth, float* sums) {
+    constexpr int UNROLL = 8;
+    vf acc[UNROLL];
 #pragma GCC unroll 8
-        for (int p = 0; p < PANELS; ++p)
-#pragma GCC unroll 4
-            for (int q = 0; q < PARTS; ++q)
-                acc[p][q] += load(a + p * panel_size + k * MR + q * VL) * load(expanded + k * MR + q * VL);
-    for (int p = 0; p < PANELS; ++p) {
-        float lanes[PARTS * VL];
-        for (int q = 0; q < PARTS; ++q) store(lanes + q * VL, acc[p][q]);
-        for (int r = 0; r < MR; ++r) {
-            float sum = 0;
-            for (int s = r; s < PARTS * VL; s += MR) sum += lanes[s];
-            for (int64_t rest = k; rest < depth; ++rest)
-                sum += a[p * panel_size + rest * MR + r] * expanded[rest * MR + r];
-            sums[p * MR + r] += sum;
-        }
+    for (int j = 0; j < UNROLL; ++j) acc[j] = zero();
+    int64_t i = 0, total = depth * MR;
+    for (; i + UNROLL * VL <= total; i += UNROLL * VL) {
+        __builtin_prefetch(a + i + 1024);
+        __builtin_prefetch(a + i + 1040);
+        __builtin_prefetch(a + i + 1056);
+        __builtin_prefetch(a + i + 1072);
+#pragma GCC unroll 8
+        for (int j = 0; j < UNROLL; ++j) acc[j] += load(a + i + j * VL) * load(expanded + i + j * VL);
     }
+    float lanes[UNROLL * VL];
+#pragma GCC unroll 8
+    for (int j = 0; j < UNROLL; ++j) store(lanes + j * VL, acc[j]);
+    for (int j = 0; j < UNROLL * VL; ++j) sums[j % MR] += lanes[j];
+    for (; i < total; ++i) sums[i % MR] += a[i] * expanded[i];
 }
 
 }  // namespace
@@ -185,10 +182,7 @@ void gemv(const PackedMatrix& a, const float* x, float* out, const Epilogue& e, 
     for (int64_t k0 = 0; k0 < a.depth; k0 += DEPTH_BLOCK) {
         int64_t depth = std::min(DEPTH_BLOCK, a.depth - k0), row = row0;
         const float* part = expanded + k0 * MR;
-        for (; row + 8 * MR <= row1; row += 8 * MR)
-            gemv_panels<8>(a.panel(k0, depth, row), MR * depth, part, depth, out + row);
-        for (; row + MR <= row1; row += MR)
-            gemv_panels<1>(a.panel(k0, depth, row), MR * depth, part, depth, out + row);
+        for (; row + MR <= row1; row += MR) gemv_panel(a.panel(k0, depth, row), part, depth, out + row);
         int64_t rest = row1 - row;
         const float* tail = a.panel(k0, depth, row);
         for (int64_t r = 0; r < rest; ++r)

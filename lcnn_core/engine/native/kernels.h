@@ -14,6 +14,8 @@ struct Epilogue {
     int64_t residual_stride = 0;
     float low = -__builtin_inff(), high = __builtin_inff();
     bool exact = false;  // write no lane past the last pixel (another thread owns it)
+
+    bool plain() const { return !bias && !residual && low == -__builtin_inff() && high == __builtin_inff(); }
 };
 
 /// A matrix (rows x depth) cut into blocks of depth, each into panels of LCNN_ROWS rows, a panel stored depth-major.
@@ -69,10 +71,13 @@ struct Window {
     int64_t kh, kw, sy, sx, py, px, dy, dx;
 };
 
-/// Rows of pooling. ``rows(y)`` of the source plane are read; see pool.cpp.
+constexpr int64_t MAX_WINDOW = 64;
+
+/// One pooled row of a plane of h rows of w, ws apart. ``line`` is scratch of 2 * (pooled width + VL) * stride + kernel
+/// floats. Unless ``exact``, lanes past the row's end may be written (and are sealed later).
 void max_pool_row(const float* plane, int64_t h, int64_t w, int64_t ws, const Window& win, int64_t y, float* out,
-                  int64_t out_w, float* line);
+                  int64_t out_w, float* line, bool exact);
 void avg_pool_row(const float* plane, int64_t h, int64_t w, int64_t ws, const Window& win, int64_t y, float* out,
-                  int64_t out_w, float* line, bool count_pad, int64_t divisor);
+                  int64_t out_w, float* line, bool exact, bool count_pad, int64_t divisor);
 
 }  // namespace lcnn

@@ -155,10 +155,53 @@ void check_reach(const Plan& plan, const Tensor& x, int64_t low, int64_t high, i
         fail("a lookup or kernel entry reads outside its input");
 }
 
+/// Floats of the line that a pooled row is reduced to, vectors past its end included.
+int64_t pool_line(const Tensor& x, const Tensor& y, const Step& s) {
+    return (x.width + s.px + VL + (y.width + 2 * VL) * s.sx + s.kw * s.dx + 15) / 16 * 16;
+}
+
 void check_window(const Step& s) {
-    for (int64_t v : {s.kh, s.kw, s.sy, s.sx, s.dy, s.dx}) between("pool window", v, 1, 1 << 16);
+    between("pool window", s.kh, 1, MAX_WINDOW);
+    for (int64_t v : {s.kw, s.sy, s.sx, s.dy, s.dx}) between("pool window", v, 1, 1 << 16);
     between("pool padding", s.py, 0, s.kh);
     between("pool padding", s.px, 0, s.kw);
+}
+
+int64_t l1_bytes() { return cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 << 10); }
+int64_t l2_bytes() { return cache_bytes(_SC_LEVEL2_CACHE_SIZE, 512 << 10); }
+
+/// Rows per tile: the cheapest by a model of the lookup kernel in cycles per row. A group of v vectors takes, per
+/// lookup, the FMA latency or its loads (three halves each), and some cycles to start and to store; a window of S that
+/// leaves half of L2 pays double for its loads.
+void choose_tiles(Prepared& p, const Tensor& x, int64_t height, int64_t channels) {
+    int64_t halo = p.up + p.down, row_bytes = x.stride * 4 * (p.direct ? std::max<int64_t>(channels / 4, 1) : channels);
+    double lookups = double(p.s.table_count) / double(p.s.filters), best = 1e30;
+    for (int64_t rows = 1; rows <= height; ++rows) {
+        int64_t tiles = (height + rows - 1) / rows, vectors = (rows * x.stride + VL - 1) / VL;
+        if ((height + tiles - 1) / tiles != rows) continue;
+        int64_t groups = (vectors + LCNN_ACCS - 1) / LCNN_ACCS;
+        double v = double(vectors) / double(groups);
+        double load = row_bytes * (rows + halo) > l2_bytes() / 2 ? 1.5 : 0.75;
+        double cycles = double(groups * tiles) * (lookups * std::max(4.0, load * v + 0.5) + 16 + 3 * v) + 30.0 * double(tiles);
+        if (cycles < best) {
+            best = cycles;
+            p.tile_rows = rows;
+        }
+    }
+    if (getenv("LCNN_R")) p.tile_rows = std::min<int64_t>(height, atoi(getenv("LCNN_R")));
+    p.window_lead = (p.reach + 15) / 16 * 16;
+    p.window_rows = std::min(height + halo, 2 * p.tile_rows + halo);
+    p.window_plane = p.window_lead + (p.window_rows * x.stride + VL + 15) / 16 * 16;
+    if (p.window_plane % 512 == 0) p.window_plane += 16;
+}
+
+/// Blocks of dictionary rows whose part of S, as one group of pixels reads it, fits L1; as long as a filter has enough
+/// lookups in a block to pay for loading and storing its partial sums.
+int64_t choose_blocks(const Prepared& p, const Tensor& x, int64_t channels) {
+    int64_t pixels = std::min<int64_t>(p.tile_rows * x.stride, LCNN_ACCS * VL) + (p.up + p.down) * x.stride + p.reach;
+    int64_t blocks = (channels * pixels * 4 + l1_bytes() * 5 / 8 - 1) / (l1_bytes() * 5 / 8);
+    int64_t least = getenv("LCNN_NNZ") ? atoi(getenv("LCNN_NNZ")) : 8;
+    return std::max<int64_t>(1, std::min(blocks, p.s.table_count / p.s.filters / least));
 }
 
 void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
@@ -179,18 +222,7 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
         p.down = std::max<int64_t>(p.down, table[3 * i + 1]);
         p.reach = std::max<int64_t>(p.reach, std::abs(table[3 * i + 2]));
     }
-    int64_t l1 = cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 << 10), l2 = cache_bytes(_SC_LEVEL2_CACHE_SIZE, 512 << 10);
-    int64_t row_bytes = x.stride * 4 * channels, halo = p.up + p.down;
-    int64_t fit = std::max(l1 * 3 / 4 / row_bytes, std::min<int64_t>(l2 / 2 / row_bytes, halo + 4)) - halo;
-    p.tile_rows = std::clamp<int64_t>(fit, 1, height);
-    while (p.tile_rows < height && p.tile_rows * x.stride < 6 * VL) ++p.tile_rows;
-    if (p.direct) p.tile_rows = std::max<int64_t>(p.tile_rows, std::min<int64_t>(height, 4));
-    int64_t tiles = (height + p.tile_rows - 1) / p.tile_rows;
-    p.tile_rows = (height + tiles - 1) / tiles;
-    p.window_lead = (p.reach + 15) / 16 * 16;
-    p.window_rows = std::min(height + halo, p.tile_rows + halo + std::max(p.tile_rows, l2 / 4 / row_bytes));
-    p.window_plane = p.window_lead + (p.window_rows * x.stride + VL + 15) / 16 * 16;
-    if (p.window_plane % 1024 == 0) p.window_plane += 16;
+    choose_tiles(p, x, height, channels);
     std::vector<int64_t> flat(s.table_count);
     std::vector<int32_t> blocks(s.table_count, 0);
     int64_t low = 0, high = 0;
@@ -201,7 +233,9 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
     }
     if (high > INT32_MAX || low < INT32_MIN) fail("tensor too large for 32-bit offsets");
     if (p.direct) check_reach(plan, x, low, high, height * x.stride);
-    build_sparse(p, in, s.filters, flat, 1, blocks);
+    int64_t count = s.pooled ? 1 : choose_blocks(p, x, channels), each = (channels + count - 1) / count;
+    for (int64_t i = 0; i < s.table_count; ++i) blocks[i] = int32_t(table[3 * i] / each);
+    build_sparse(p, in, s.filters, flat, (channels + each - 1) / each, blocks);
     int64_t scratch = 0;
     if (!p.direct) {
         prepare_dictionary(p, in);
@@ -213,7 +247,9 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
     if (s.pooled) {
         check_window(s);
         between("pooled rows", (y.height - 1) * s.sy - s.py, 0, height - 1);
-        scratch += (height + 4) * x.stride + 2 * (x.stride + 2 * s.kw * s.dx + 64) + GUARD;
+        scratch += (p.tile_rows + 2 * s.kh * s.dy + s.sy) * x.stride + s.filters * s.kh * s.dy * x.stride +
+                   pool_line(x, y, s) + 2 * GUARD;
+        p.line = pool_line(x, y, s);
     }
     plan.scratch = std::max(plan.scratch, scratch);
 }
@@ -338,7 +374,7 @@ void prepare_shape(Plan& plan, Prepared& p, const Reader& in) {
         check_window(s);
         between("pool divisor", s.divisor, 0, 1 << 30);
         between("pool rows", (y.height - 1) * s.sy - s.py, -s.py, x.height + s.py);
-        plan.scratch = std::max(plan.scratch, 2 * (std::max(x.stride + s.px, (y.width + VL) * s.sx) + s.kw * s.dx + 2 * VL) + GUARD);
+        plan.scratch = std::max(plan.scratch, pool_line(x, y, s) + GUARD);
     }
 }
 

@@ -19,32 +19,42 @@ struct Sum {
     static LCNN_INLINE vf join(vf a, vf b) { return a + b; }
 };
 
-/// line[x + px] for x in [-px, w + pad): the reduction over the window's rows; outside the image the neutral element.
+template <class Op, int ROWS>
+void join_rows(const float* const* rows, int64_t count, int64_t w, float* out) {
+    for (int64_t x = 0; x < w; x += VL) {
+        vf v = load(rows[0] + x);
+#pragma GCC unroll 4
+        for (int64_t r = 1; r < (ROWS ? ROWS : count); ++r) v = Op::join(v, load(rows[r] + x));
+        store(out + x, v);
+    }
+}
+
+/// line[x + px] for x in [-px, length - px): the reduction over the window's rows; outside the image neutral.
 template <class Op>
 void reduce_rows(const float* plane, int64_t h, int64_t w, int64_t ws, const Window& win, int64_t y, int64_t length,
                  float* line) {
-    for (int64_t x = 0; x < win.px; ++x) line[x] = Op::start();
-    float* at = line + win.px;
-    int64_t y0 = y * win.sy - win.py;
-    bool any = false;
+    const float* rows[MAX_WINDOW];
+    int64_t count = 0, first = y * win.sy - win.py;
     for (int64_t ky = 0; ky < win.kh; ++ky) {
-        int64_t row = y0 + ky * win.dy;
-        if (row < 0 || row >= h) continue;
-        const float* from = plane + row * ws;
-        if (any)
-            for (int64_t x = 0; x < w; x += VL) store(at + x, Op::join(load(at + x), load(from + x)));
-        else
-            for (int64_t x = 0; x < w; x += VL) store(at + x, load(from + x));
-        any = true;
+        int64_t row = first + ky * win.dy;
+        if (row >= 0 && row < h) rows[count++] = plane + row * ws;
     }
-    for (int64_t x = any ? w : 0; x < length - win.px; ++x) at[x] = Op::start();
+    float* at = line + win.px;
+    if (count == 3)
+        join_rows<Op, 3>(rows, count, w, at);
+    else if (count == 2)
+        join_rows<Op, 2>(rows, count, w, at);
+    else if (count)
+        join_rows<Op, 0>(rows, count, w, at);
+    for (int64_t x = 0; x < win.px; ++x) line[x] = Op::start();
+    for (int64_t x = count ? w : 0; x < length - win.px; ++x) at[x] = Op::start();
 }
 
 template <class Op>
-void reduce_columns(const float* line, const Window& win, float* out, int64_t out_w) {
+void reduce_columns(const float* line, const Window& win, float* out, int64_t out_w, bool exact) {
     int64_t x = 0;
     if (win.sx <= 2)
-        for (; x + VL <= out_w; x += VL) {
+        for (; exact ? x + VL <= out_w : x < out_w; x += VL) {
             vf v = win.sx == 1 ? load(line + x) : every_second(line + 2 * x);
             for (int64_t kx = 1; kx < win.kw; ++kx) {
                 const float* at = line + x * win.sx + kx * win.dx;
@@ -66,15 +76,15 @@ int64_t line_length(const Window& win, int64_t w, int64_t out_w) {
 }  // namespace
 
 void max_pool_row(const float* plane, int64_t h, int64_t w, int64_t ws, const Window& win, int64_t y, float* out,
-                  int64_t out_w, float* line) {
+                  int64_t out_w, float* line, bool exact) {
     reduce_rows<Max>(plane, h, w, ws, win, y, line_length(win, w, out_w), line);
-    reduce_columns<Max>(line, win, out, out_w);
+    reduce_columns<Max>(line, win, out, out_w, exact);
 }
 
 void avg_pool_row(const float* plane, int64_t h, int64_t w, int64_t ws, const Window& win, int64_t y, float* out,
-                  int64_t out_w, float* line, bool count_pad, int64_t divisor) {
+                  int64_t out_w, float* line, bool exact, bool count_pad, int64_t divisor) {
     reduce_rows<Sum>(plane, h, w, ws, win, y, line_length(win, w, out_w), line);
-    reduce_columns<Sum>(line, win, out, out_w);
+    reduce_columns<Sum>(line, win, out, out_w, exact);
     auto extent = [&](int64_t from, int64_t kernel, int64_t size, int64_t pad) {
         int64_t low = count_pad ? from : std::max<int64_t>(from, 0);
         return std::max<int64_t>(std::min(from + kernel, count_pad ? size + pad : size) - low, 1);

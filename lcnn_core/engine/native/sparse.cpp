@@ -27,6 +27,7 @@ LCNN_INLINE void accumulate(vf (&acc)[V], const float* s, const Lookup* at, cons
     for (; at != end; ++at) {
         vf value = splat(at->value);
         const float* x = s + at->offset;
+        asm("" : "+r"(x));  // one address for all loads: GCC would rather compute each of them anew
 #pragma GCC unroll 16
         for (int j = 0; j < V; ++j) acc[j] += value * load(x + j * VL);
     }
@@ -93,18 +94,24 @@ void sparse(const SparseMatrix& p, const float* response, float* out, int64_t ou
 
 void sparse_single(const SparseMatrix& p, const float* response, float* out, int64_t out_stride, const Epilogue& e,
                    int64_t first, int64_t last) {
-    const int32_t* starts = p.starts.data();
-    for (int64_t i = first; i < last; ++i) {
-        const Lookup *at = p.lookups.data() + starts[i], *end = p.lookups.data() + starts[i + 1];
-        float sum[4] = {};
-        for (; at + 4 <= end; at += 4)
-            for (int j = 0; j < 4; ++j) sum[j] += at[j].value * response[at[j].offset];
-        for (; at != end; ++at) sum[0] += at->value * response[at->offset];
-        int64_t f = p.filters[i];
-        float v = (sum[0] + sum[1]) + (sum[2] + sum[3]) + (e.bias ? e.bias[f] : 0.0f);
-        if (e.residual) v += e.residual[f * e.residual_stride];
-        v = e.low > v ? e.low : v;
-        out[f * out_stride] = e.high < v ? e.high : v;
+    for (int64_t block = 0; block < p.blocks; ++block) {
+        const int32_t* starts = p.starts.data() + block * (p.rows + 1);
+        for (int64_t i = first; i < last; ++i) {
+            const Lookup *at = p.lookups.data() + starts[i], *end = p.lookups.data() + starts[i + 1];
+            float sum[4] = {};
+            for (; at + 4 <= end; at += 4)
+                for (int j = 0; j < 4; ++j) sum[j] += at[j].value * response[at[j].offset];
+            for (; at != end; ++at) sum[0] += at->value * response[at->offset];
+            int64_t f = p.filters[i];
+            float v = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+            v += block ? out[f * out_stride] : e.bias ? e.bias[f] : 0.0f;
+            if (block + 1 == p.blocks) {
+                if (e.residual) v += e.residual[f * e.residual_stride];
+                v = e.low > v ? e.low : v;
+                v = e.high < v ? e.high : v;
+            }
+            out[f * out_stride] = v;
+        }
     }
 }
 

@@ -35,26 +35,30 @@ struct Span {
     Span(int64_t total, const Place& at) : from(share(total, at.part, at.parts)), to(share(total, at.part + 1, at.parts)) {}
 };
 
+/// Every sx-th pixel of every sy-th row. With ``slack``, vectors may read and write past the end of a row: rows are
+/// written in ascending order, and the output is sealed afterwards.
 void copy_phase(const float* from, int64_t from_stride, int64_t h, int64_t w, int64_t sy, int64_t sx, int64_t py,
-                int64_t px, const Tensor& t, float* to) {
+                int64_t px, const Tensor& t, float* to, bool slack) {
     for (int64_t y = 0; y < t.height; ++y) {
         int64_t row = y * sy + py;
         float* out = to + y * t.stride;
         int64_t count = row < h && px < w ? std::min(t.width, (w - px + sx - 1) / sx) : 0, x = 0;
         const float* in = from + row * from_stride + px;
-        if (sx == 1 && count) {
-            memcpy(out, in, count * sizeof(float));
-            x = count;
-        }
+        if (sx == 1 && count) memcpy(out, in, count * sizeof(float)), x = count;
         if (sx == 2)
-            for (; x + VL <= count && px + 2 * (x + VL) <= w; x += VL) store(out + x, every_second(in + 2 * x));
+            for (; slack ? x < count : x + VL <= count && px + 2 * (x + VL) <= w; x += VL)
+                store(out + x, every_second(in + 2 * x));
+        if (sx == 4)
+            for (; slack ? x < count : x + VL <= count && px + 4 * (x + VL) <= w; x += VL)
+                store(out + x, every_fourth(in + 4 * x));
         for (; x < count; ++x) out[x] = in[x * sx];
-        for (; x < t.width; ++x) out[x] = 0;
+        for (x = count; x < t.width; ++x) out[x] = 0;
     }
 }
 
 /// Planes of ``width`` channels to the output's grid, one output plane per phase and channel; or to a dense vector.
-void relayout(const Plan& plan, const Prepared& p, const Place& at, const float* source, int64_t plane, int64_t stride) {
+void relayout(const Plan& plan, const Prepared& p, const Place& at, const float* source, int64_t plane, int64_t stride,
+              bool slack) {
     const Step& s = p.s;
     const Tensor& y = plan.tensors[s.output];
     float* out = plan.at(at, s.output);
@@ -69,7 +73,7 @@ void relayout(const Plan& plan, const Prepared& p, const Place& at, const float*
         for (size_t i = 0; i < p.phases.size(); ++i) {
             int64_t channel = int64_t(i) * s.width + c;
             copy_phase(from, stride, s.conv_height, s.conv_width, s.sy, s.sx, p.phases[i].first, p.phases[i].second, y,
-                       out + channel * y.plane);
+                       out + channel * y.plane, slack || c + 1 < s.width);
             seal(y, out, channel, 0, y.height);
         }
     }
@@ -101,39 +105,50 @@ void run_pool(const Plan& plan, const Prepared& p, const Place& at) {
         float* out = plan.at(at, s.output) + c * y.plane;
         for (int64_t row = 0; row < y.height; ++row) {
             if (s.mode == 0)
-                max_pool_row(plane, x.height, x.width, x.stride, win, row, out + row * y.stride, y.width, line);
+                max_pool_row(plane, x.height, x.width, x.stride, win, row, out + row * y.stride, y.width, line,
+                             y.vector());
             else
                 avg_pool_row(plane, x.height, x.width, x.stride, win, row, out + row * y.stride, y.width, line,
-                             s.count_pad, s.divisor);
+                             y.vector(), s.count_pad, s.divisor);
         }
         if (!y.vector()) finish(p, y, plan.at(at, s.output), c, 0, y.height);
     }
 }
 
-/// Output cell (i, j) covers rows floor(i h / oh) to ceil((i + 1) h / oh), as PyTorch's adaptive pooling.
+/// Reduction of columns [x0, x1) of rows [y0, y1) of a plane: the sum in float lanes, or the maximum.
+float reduce_cell(const float* plane, int64_t stride, int64_t y0, int64_t y1, int64_t x0, int64_t x1, bool sum) {
+    vf lanes = splat(sum ? 0.0f : -__builtin_inff());
+    float rest = lanes[0];
+    for (int64_t y = y0; y < y1; ++y) {
+        const float* row = plane + y * stride;
+        int64_t x = x0;
+        for (; x + VL <= x1; x += VL) lanes = sum ? lanes + load(row + x) : vmax(lanes, load(row + x));
+        for (; x < x1; ++x) rest = sum ? rest + row[x] : rest > row[x] || rest != rest ? rest : row[x];
+    }
+    for (int i = 0; i < VL; ++i) rest = sum ? rest + lanes[i] : rest > lanes[i] ? rest : lanes[i];
+    return rest;
+}
+
+/// Output cell (i, j) covers rows floor(i h / oh) to ceil((i + 1) h / oh), as PyTorch's adaptive pooling. A whole image
+/// is summed flat, its zero padding included.
 void run_adaptive(const Plan& plan, const Prepared& p, const Place& at) {
     const Tensor &x = plan.tensors[p.s.input], &y = plan.tensors[p.s.output];
     Span span(y.channels, at);
+    bool sum = p.s.mode != 0;
     for (int64_t c = span.from; c < span.to; ++c) {
         const float* plane = plan.at(at, p.s.input) + c * x.plane;
         float* out = plan.at(at, p.s.output) + c * y.plane;
-        for (int64_t i = 0; i < y.height; ++i)
-            for (int64_t j = 0; j < y.width; ++j) {
-                int64_t y0 = i * x.height / y.height, y1 = ((i + 1) * x.height + y.height - 1) / y.height;
-                int64_t x0 = j * x.width / y.width, x1 = ((j + 1) * x.width + y.width - 1) / y.width;
-                float best = -__builtin_inff();
-                double sum = 0;
-                for (int64_t row = y0; row < y1; ++row) {
-                    float line = 0;
-                    for (int64_t col = x0; col < x1; ++col) {
-                        float v = plane[row * x.stride + col];
-                        line += v;
-                        best = v > best || v != v ? v : best;
-                    }
-                    sum += line;
+        if (sum && y.height * y.width == 1) {
+            out[0] = reduce_cell(plane, 0, 0, 1, 0, x.height * x.stride, true) / float(x.height * x.width);
+        } else {
+            for (int64_t i = 0; i < y.height; ++i)
+                for (int64_t j = 0; j < y.width; ++j) {
+                    int64_t y0 = i * x.height / y.height, y1 = ((i + 1) * x.height + y.height - 1) / y.height;
+                    int64_t x0 = j * x.width / y.width, x1 = ((j + 1) * x.width + y.width - 1) / y.width;
+                    float v = reduce_cell(plane, x.stride, y0, y1, x0, x1, sum);
+                    out[i * y.stride + j] = sum ? v / float((y1 - y0) * (x1 - x0)) : v;
                 }
-                out[i * y.stride + j] = p.s.mode == 0 ? best : float(sum / double((y1 - y0) * (x1 - x0)));
-            }
+        }
         if (!y.vector()) finish(p, y, plan.at(at, p.s.output), c, 0, y.height);
     }
 }
@@ -178,8 +193,6 @@ void vector_elementwise(const Plan& plan, const Prepared& p, const Place& at) {
         }
     }
     if (p.extra_activation) {
-        Tensor part = t;
-        part.channels = n;
         float a, b;
         int32_t bits_a = int32_t(p.s.act_a), bits_b = int32_t(p.s.act_b);
         memcpy(&a, &bits_a, 4);
@@ -232,12 +245,13 @@ void run_step(const Plan& plan, const Prepared& p, const Place& at, int stage, b
     switch (Op(s.op)) {
         case Op::import_: {
             int64_t plane = s.conv_height * s.conv_width;
-            return relayout(plan, p, at, at.inputs[s.port] + at.image * s.width * plane, plane, s.conv_width);
+            return relayout(plan, p, at, at.inputs[s.port] + at.image * s.width * plane, plane, s.conv_width,
+                            false);
         }
         case Op::export_: return run_export(plan, p, at);
         case Op::relayout: {
             const Tensor& x = plan.tensors[s.input];
-            return relayout(plan, p, at, plan.at(at, s.input), x.plane, x.stride);
+            return relayout(plan, p, at, plan.at(at, s.input), x.plane, x.stride, true);
         }
         case Op::gemm: return run_gemm(plan, p, at);
         case Op::lookup: return run_lookup(plan, p, at);

@@ -78,9 +78,8 @@ static LCNN_INLINE vf vexp(vf x) {
     return p * (vf)exponent;
 }
 
-/// Even or odd lanes of the 2 * VL floats at p.
-static LCNN_INLINE vf every_second(const float* p) {
-    vf a = load(p), b = load(p + VL);
+/// The even lanes of a, then those of b.
+static LCNN_INLINE vf even_lanes(vf a, vf b) {
 #if LCNN_VL == 16
     return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
 #elif LCNN_VL == 8
@@ -89,5 +88,7 @@ static LCNN_INLINE vf every_second(const float* p) {
     return __builtin_shufflevector(a, b, 0, 2, 4, 6);
 #endif
 }
+static LCNN_INLINE vf every_second(const float* p) { return even_lanes(load(p), load(p + VL)); }
+static LCNN_INLINE vf every_fourth(const float* p) { return even_lanes(every_second(p), every_second(p + 2 * VL)); }
 
 }  // namespace lcnn
