@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Mapping
-from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lcnn_core import DataError
@@ -26,18 +25,13 @@ def decode(cls: type[T], data: Any, where: str = "report") -> T:
     """Build ``cls`` from plain data. Unknown keys are ignored; DataError names the field that does not fit."""
     if not isinstance(data, dict):
         raise DataError(f"{where} is {_kind(data)}; expected an object")
-    values = {}
+    values, hints = {}, get_type_hints(cls)
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         if field.name in data:
-            values[field.name] = _value(_hints(cls)[field.name], data[field.name], f"{where}.{field.name}")
+            values[field.name] = _value(hints[field.name], data[field.name], f"{where}.{field.name}")
         elif field.default is dataclasses.MISSING:
             raise DataError(f"{where}.{field.name} is missing; the file is not a complete report")
     return cls(**values)
-
-
-@cache
-def _hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
 
 
 def _value(hint: Any, data: Any, where: str) -> Any:

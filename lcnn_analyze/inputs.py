@@ -11,24 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import lcnn_core
 from lcnn_analyze.report import Accuracy, Source
-from lcnn_core import ConfigError, ModelSpec
+from lcnn_core import ConfigError, ModelSpec, ShapeError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from lcnn_core import Checkpoint
-
-
-def _models():
-    from lcnn_core import models
-
-    return models
-
-
-def _checkpoint():
-    from lcnn_core import checkpoint
-
-    return checkpoint
 
 
 _TOP = {"top1": "top-1", "top5": "top-5"}
@@ -60,7 +48,7 @@ def open_subject(model: Any, input_shape: Sequence[int] | None = None, name: str
         return _from_file(Path(model), input_shape, name)
     if isinstance(model, str):
         return _from_architecture(model, input_shape, name)
-    if isinstance(model, _checkpoint().Checkpoint):
+    if isinstance(model, lcnn_core.Checkpoint):
         return _from_checkpoint(model, input_shape, name)
     if not callable(getattr(model, "named_modules", None)):
         raise ConfigError(
@@ -78,7 +66,7 @@ def _looks_like_a_path(text: str) -> bool:
 
 
 def _from_file(path: Path, input_shape: Sequence[int] | None, name: str | None) -> Subject:
-    checkpoint = _checkpoint().load(path)
+    checkpoint = lcnn_core.load(path)
     content = path.read_bytes()
     source = Source(path.name, hashlib.sha256(content).hexdigest(), len(content))
     return _from_checkpoint(checkpoint, input_shape, name or path.stem, source)
@@ -97,16 +85,18 @@ def _from_checkpoint(
 def _from_architecture(architecture: str, input_shape: Sequence[int] | None, name: str | None) -> Subject:
     import torch
 
-    _, arguments = _models().resolve(architecture)
+    _, arguments = lcnn_core.models.resolve(architecture)
     with torch.device("meta"):
-        module = _models().build(architecture)
-    spec = lcnn_core.describe(module, input_shape or _models().input_shape_of(architecture), architecture=architecture)
-    return Subject(name or architecture, spec, arguments, lambda: _models().build(architecture))
+        module = lcnn_core.models.build(architecture)
+    spec = lcnn_core.describe(
+        module, input_shape or lcnn_core.models.input_shape_of(architecture), architecture=architecture
+    )
+    return Subject(name or architecture, spec, arguments, lambda: lcnn_core.models.build(architecture))
 
 
 def architecture_label(architecture: str, arguments: Mapping[str, Any]) -> str:
     """resnet-lcnn with depth 18 -> resnet18-lcnn; names without a short form stay."""
-    for alias, (canonical, fixed) in _models().ALIASES.items():
+    for alias, (canonical, fixed) in lcnn_core.models.ALIASES.items():
         if canonical == architecture and fixed.items() <= dict(arguments).items():
             return alias
     return architecture
@@ -115,15 +105,15 @@ def architecture_label(architecture: str, arguments: Mapping[str, Any]) -> str:
 def default_reference(subject: Subject) -> str | None:
     """The dense architecture of the same family: alexnet for alexnet-lcnn; None for an unknown architecture."""
     name = subject.spec.architecture.removesuffix("-lcnn")
-    return name if name in _models().MODELS or name in _models().ALIASES else None
+    return name if name in lcnn_core.models.MODELS or name in lcnn_core.models.ALIASES else None
 
 
 def reference_spec(name: str, subject: Subject) -> ModelSpec:
     """The architecture ``name`` for the same image and classes as ``subject``, without allocating its weights."""
     import torch
 
-    builder, _ = _models().resolve(name)
-    _, pinned = _models().ALIASES.get(name, (name, {}))
+    builder, _ = lcnn_core.models.resolve(name)
+    _, pinned = lcnn_core.models.ALIASES.get(name, (name, {}))
     family = name == default_reference(subject)
     wanted = {**subject.arguments, "in_channels": subject.spec.input_shape[0]}
     options = {
@@ -132,8 +122,11 @@ def reference_spec(name: str, subject: Subject) -> ModelSpec:
         if key in builder.defaults and key not in pinned and (family or key in ("num_classes", "in_channels"))
     }
     with torch.device("meta"):
-        module = _models().build(name, **options)
-    return lcnn_core.describe(module, subject.spec.input_shape, architecture=name)
+        module = lcnn_core.models.build(name, **options)
+    try:
+        return lcnn_core.describe(module, subject.spec.input_shape, architecture=name)
+    except ShapeError as error:
+        raise ConfigError(f"reference {name!r} does not fit {subject.name}, choose another: {error}") from None
 
 
 def is_imagenet(subject: Subject) -> bool:

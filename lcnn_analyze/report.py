@@ -118,14 +118,18 @@ class Report:
     def spectrum(self) -> tuple[Panel, ...]:
         """Accuracy against counted speedup: a panel for each data set and accuracy metric that models carry."""
         own = spectrum_points(self.models)
-        shown = {(point.dataset.lower(), point.metric) for point in own}
-        names = {point.dataset.lower(): point.dataset for point in own}
+        shown = {(point.dataset.lower(), point.metric): point.dataset for point in own}
         published = [
-            replace(point, dataset=names.get(point.dataset.lower(), point.dataset))
+            replace(point, dataset=shown.get((point.dataset.lower(), point.metric), point.dataset))
             for point in self.published
             if not own or (point.dataset.lower(), point.metric) in shown
         ]
-        return panels([*own, *published])
+        drawn = panels([*own, *published])
+        if own:
+            return drawn
+        lines = [(model.name, (model.reference or model.twin).speedup) for model in self.models]
+        known = tuple((label, speedup) for label, speedup in lines if speedup is not None)
+        return tuple(replace(panel, lines=known) for panel in drawn)
 
     def to_json(self, indent: int | None = 2) -> str:
         """The report as JSON (schema: ``Report.schema()``); the same report gives the same bytes."""
@@ -202,7 +206,10 @@ def metric_infos() -> tuple[MetricInfo, ...]:
 
 
 def spectrum_points(models: tuple[ModelReport, ...]) -> list[Point]:
-    """A point for each accuracy of each model; against the named reference where all share one, else the twins."""
+    """A point for each model and data set, of its first accuracy metric (top-1 before top-5).
+
+    Speedups are against the named reference where all models share one, else against each model's dense twin.
+    """
     measured = [model for model in models if model.accuracy]
     references = {model.reference.name if model.reference else "" for model in measured}
     shared = len(references) == 1 and references != {""}
@@ -213,9 +220,16 @@ def spectrum_points(models: tuple[ModelReport, ...]) -> list[Point]:
             continue
         points += [
             Point(model.name, baseline.speedup, a.percent, a.metric, a.dataset, baseline.name, "this report")
-            for a in model.accuracy
+            for a in _main_accuracies(model.accuracy)
         ]
     return points
+
+
+def _main_accuracies(accuracies: tuple[Accuracy, ...]) -> list[Accuracy]:
+    best: dict[str, Accuracy] = {}
+    for accuracy in sorted(accuracies, key=lambda each: each.metric):
+        best.setdefault(accuracy.dataset, accuracy)
+    return list(best.values())
 
 
 def published_facts(points: tuple[Point, ...]) -> tuple[str, ...]:

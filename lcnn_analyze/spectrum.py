@@ -52,6 +52,8 @@ class Panel:
     kind: Kind
     points: tuple[Point, ...]
     front: tuple[Point, ...]
+    lines: tuple[tuple[str, float], ...] = ()
+    """(label, speedup) of models without an accuracy, which have a place on one axis only."""
 
     @property
     def own(self) -> tuple[Point, ...]:

@@ -12,18 +12,33 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 _ROOMS = {
+    "checkpoint": "FORMATS Checkpoint Normalization load save",
+    "compress": "METHODS FromDenseConfig compress_from_dense",
+    "convert": "ConversionReport ConvertedLayer LeftLayer convert convert_",
     "counting": """FORMULAS LayerCount conv_macs count_layer counted_speedup dictionary_macs linear_macs lookup_macs
         matmul_macs output_positions padded_positions""",
+    "data": "DATASETS Dataset Split load_dataset",
     "describe": "describe",
-    "errors": """CheckpointError ConfigError DataError LcnnError ShapeError TrainingError UnsupportedLayerError""",
+    "errors": "CheckpointError ConfigError DataError LcnnError ShapeError TrainingError UnsupportedLayerError",
+    "factors": "svd_factors",
+    "files": "atomic_write",
     "layers": "LAYERS LookupConv2d LookupLayer LookupLinear",
+    "layers.structure": "set_lookup_layers_",
+    "models": "ALIASES MODELS ModelBuilder build dense_twin input_shape_of",
+    "onnx": "export_onnx",
+    "plain": "PlainLayer cheaper_forms plain_layers",
     "spec": "LayerSpec LookupConfig LookupSpec ModelSpec Uncounted",
+    "train": """OPTIMIZERS SCHEDULES Accuracy BatchFinished CrossEntropy Distillation EpochFinished Event Listener
+        TrainConfig TrainResult TrainingFinished TrainingStarted evaluate keep_zeros train""",
 }
 """The public names by room. To add one: a word here and a line in the imports for type checkers below."""
 
 _HOME = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
-__all__ = sorted(["functional", *_HOME])
+_MODULES = ("checkpoint", "functional", "models")
+"""Rooms that are public as a whole."""
+
+__all__ = sorted([*_MODULES, *_HOME])
 
 
 def __getattr__(name: str) -> Any:
@@ -41,7 +56,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps a public function that is named as its room (``describe``) from being hidden by the room itself.
+    """Keeps a public function that is named as its room (``describe``, ``train``) from being hidden by the room itself.
 
     The import system binds every imported submodule as an attribute of its package; without this,
     ``from lcnn_core import describe`` would give the function or the module, depending on what was imported before.
@@ -55,7 +70,22 @@ class _Package(ModuleType):
 sys.modules[__name__].__class__ = _Package
 
 if TYPE_CHECKING:
+    from lcnn_core import checkpoint as checkpoint
     from lcnn_core import functional as functional
+    from lcnn_core import models as models
+    from lcnn_core.checkpoint import FORMATS as FORMATS
+    from lcnn_core.checkpoint import Checkpoint as Checkpoint
+    from lcnn_core.checkpoint import Normalization as Normalization
+    from lcnn_core.checkpoint import load as load
+    from lcnn_core.checkpoint import save as save
+    from lcnn_core.compress import METHODS as METHODS
+    from lcnn_core.compress import FromDenseConfig as FromDenseConfig
+    from lcnn_core.compress import compress_from_dense as compress_from_dense
+    from lcnn_core.convert import ConversionReport as ConversionReport
+    from lcnn_core.convert import ConvertedLayer as ConvertedLayer
+    from lcnn_core.convert import LeftLayer as LeftLayer
+    from lcnn_core.convert import convert as convert
+    from lcnn_core.convert import convert_ as convert_
     from lcnn_core.counting import FORMULAS as FORMULAS
     from lcnn_core.counting import LayerCount as LayerCount
     from lcnn_core.counting import conv_macs as conv_macs
@@ -67,6 +97,10 @@ if TYPE_CHECKING:
     from lcnn_core.counting import matmul_macs as matmul_macs
     from lcnn_core.counting import output_positions as output_positions
     from lcnn_core.counting import padded_positions as padded_positions
+    from lcnn_core.data import DATASETS as DATASETS
+    from lcnn_core.data import Dataset as Dataset
+    from lcnn_core.data import Split as Split
+    from lcnn_core.data import load_dataset as load_dataset
     from lcnn_core.describe import describe as describe
     from lcnn_core.errors import CheckpointError as CheckpointError
     from lcnn_core.errors import ConfigError as ConfigError
@@ -75,12 +109,41 @@ if TYPE_CHECKING:
     from lcnn_core.errors import ShapeError as ShapeError
     from lcnn_core.errors import TrainingError as TrainingError
     from lcnn_core.errors import UnsupportedLayerError as UnsupportedLayerError
+    from lcnn_core.factors import svd_factors as svd_factors
+    from lcnn_core.files import atomic_write as atomic_write
     from lcnn_core.layers import LAYERS as LAYERS
     from lcnn_core.layers import LookupConv2d as LookupConv2d
     from lcnn_core.layers import LookupLayer as LookupLayer
     from lcnn_core.layers import LookupLinear as LookupLinear
+    from lcnn_core.layers.structure import set_lookup_layers_ as set_lookup_layers_
+    from lcnn_core.models import ALIASES as ALIASES
+    from lcnn_core.models import MODELS as MODELS
+    from lcnn_core.models import ModelBuilder as ModelBuilder
+    from lcnn_core.models import build as build
+    from lcnn_core.models import dense_twin as dense_twin
+    from lcnn_core.models import input_shape_of as input_shape_of
+    from lcnn_core.onnx import export_onnx as export_onnx
+    from lcnn_core.plain import PlainLayer as PlainLayer
+    from lcnn_core.plain import cheaper_forms as cheaper_forms
+    from lcnn_core.plain import plain_layers as plain_layers
     from lcnn_core.spec import LayerSpec as LayerSpec
     from lcnn_core.spec import LookupConfig as LookupConfig
     from lcnn_core.spec import LookupSpec as LookupSpec
     from lcnn_core.spec import ModelSpec as ModelSpec
     from lcnn_core.spec import Uncounted as Uncounted
+    from lcnn_core.train import OPTIMIZERS as OPTIMIZERS
+    from lcnn_core.train import SCHEDULES as SCHEDULES
+    from lcnn_core.train import Accuracy as Accuracy
+    from lcnn_core.train import BatchFinished as BatchFinished
+    from lcnn_core.train import CrossEntropy as CrossEntropy
+    from lcnn_core.train import Distillation as Distillation
+    from lcnn_core.train import EpochFinished as EpochFinished
+    from lcnn_core.train import Event as Event
+    from lcnn_core.train import Listener as Listener
+    from lcnn_core.train import TrainConfig as TrainConfig
+    from lcnn_core.train import TrainingFinished as TrainingFinished
+    from lcnn_core.train import TrainingStarted as TrainingStarted
+    from lcnn_core.train import TrainResult as TrainResult
+    from lcnn_core.train import evaluate as evaluate
+    from lcnn_core.train import keep_zeros as keep_zeros
+    from lcnn_core.train import train as train

@@ -2,6 +2,7 @@
 
 Only exactly the types in ``LAYERS`` are converted: a subclass may do more, and is left with the reason in the report.
 Convert before wrapping the model for distributed training and before making the optimizer, which holds parameters.
+A lookup layer has no ``weight``: where a model's own code reads ``child.weight``, leave that child by an override.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ _HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
+_TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 _TYPES = " and ".join(f"nn.{kind.__name__}" for kind in LAYERS)
 
 
@@ -226,13 +228,15 @@ class _Wishes:
         modules = dict(model.named_modules(remove_duplicate=False))
         for key in self.exact:
             if key in modules and key not in names:
-                raise ConfigError(f"override {key!r} names a {type(modules[key]).__name__}, which holds no weights")
+                raise ConfigError(
+                    f"override {key!r} names a {type(modules[key]).__name__}; expected a layer with weights"
+                )
             if key not in names:
                 raise ConfigError(f"override {key!r} matches no layer{_close(key, names)}")
         for pattern in self.patterns:
             if not any(pattern.fullmatch(name) for name in names):
-                shown = f"'re:{pattern.pattern}'"
-                raise ConfigError(f"override {shown} matches no layer; it must match a whole name, such as {names[:3]}")
+                such = f", such as {names[0]!r}" if names else ""
+                raise ConfigError(f"override 're:{pattern.pattern}' matches no layer; expected all of a name{such}")
 
     def __call__(self, names: tuple[str, ...], module: nn.Module) -> _Wish:
         exact = [(name, self.exact[name]) for name in names if name in self.exact]
@@ -293,7 +297,7 @@ def _module_reason(module: nn.Module, parents: list[nn.Module], owners: Mapping[
     if "weight" not in module._parameters:
         return "its weight is computed before every call (weight_norm, spectral_norm or pruning hooks)"
     weight = module._parameters["weight"]
-    if any(getattr(module, hooks) for hooks in _HOOKS) or (weight is not None and weight._backward_hooks):
+    if any(getattr(module, hooks) for hooks in _HOOKS) or any(getattr(weight, hooks, None) for hooks in _TENSOR_HOOKS):
         return "it has hooks, which would be lost"
     if module._buffers or module._modules or set(module._parameters) != {"weight", "bias"} or "forward" in vars(module):
         return "it carries more than a weight and a bias: an own forward, buffer, parameter or submodule"
@@ -303,7 +307,7 @@ def _module_reason(module: nn.Module, parents: list[nn.Module], owners: Mapping[
         return f"its weight is shared by {', '.join(owners[_memory(weight)])}"
     for parent in parents:
         if isinstance(parent, _READS_CHILD_WEIGHTS):
-            return f"nn.{type(parent).__name__} reads its weight directly"
+            return f"its parent, a {type(parent).__name__}, reads its weight directly"
     return None
 
 

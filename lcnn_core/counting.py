@@ -73,6 +73,7 @@ def output_positions(layer: LayerSpec) -> int:
 
 
 def _weighted(layer: LayerSpec) -> LayerCount:
+    """Every weight once per position; of a lookup layer, every nonzero of D and P once per position of its own."""
     # A transposed convolution applies its kernel at every input position.
     positions = math.prod(layer.input_shape[1:]) if layer.transposed else output_positions(layer)
     positions *= layer.repeats
@@ -88,6 +89,7 @@ def _weighted(layer: LayerSpec) -> LayerCount:
 
 
 def _matmul(layer: LayerSpec) -> LayerCount:
+    """A product of two matrices, neither of them a weight."""
     if layer.matmul is None:
         raise UnsupportedLayerError(f"matmul {layer.name!r} has no sizes; expected matmul=(batch, a, b, c)")
     macs = matmul_macs(*layer.matmul)
@@ -95,6 +97,7 @@ def _matmul(layer: LayerSpec) -> LayerCount:
 
 
 def _free(layer: LayerSpec) -> LayerCount:
+    """Nothing, by convention."""
     return LayerCount(0)
 
 

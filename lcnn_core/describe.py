@@ -75,7 +75,7 @@ def describe(model: nn.Module, input_shape: Sequence[int], architecture: str = "
     with _as_found(model), recorder.attached(), torch.no_grad(), recorder:
         try:
             model(x)
-        except (RuntimeError, ValueError, IndexError) as error:
+        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ShapeError(f"an input of shape {shape} does not run through the model: {reason}") from error
     return ModelSpec(

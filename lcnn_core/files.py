@@ -20,31 +20,32 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Pipes and devices (``/dev/stdout``) cannot be renamed over and are written directly. Raises OSError, naming
     ``path`` and the next step, when it cannot be written.
     """
+    path = Path(path)
     target = Path(os.path.realpath(path))
+    temporary = target.parent / f".{target.name[:200]}.{secrets.token_hex(4)}.tmp"
     try:
-        if target.exists() and not target.is_file() and not target.is_dir():
-            with open(target, "wb") as device:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            with path.open("wb") as device:
                 yield device
             return
-        temporary = target.parent / f".{target.name[:200]}.{secrets.token_hex(4)}.tmp"
-        try:
-            # "x" leaves the permissions to the user's umask, as any ordinary file's are.
-            with open(temporary, "xb") as file:
+        # "x" leaves the permissions to the user's umask, as any ordinary file's are.
+        with temporary.open("xb") as file:
+            try:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            if target.is_file():
-                shutil.copymode(target, temporary)
-            os.replace(temporary, target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+                if target.is_file():
+                    shutil.copymode(target, temporary)
+                os.replace(temporary, target)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
         _sync_folder(target.parent)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise OSError(
-            error.errno or 0, f"cannot write {os.fspath(path)!r}: {reason}; choose a file in a folder you can write to"
-        ) from error
+        if error.filename not in (None, str(path), str(temporary)):
+            raise  # the caller's own: something else that it opened in the block
+        reason = f"{error.strerror or error}; choose a file in a folder you can write to"
+        raise OSError(error.errno or 0, f"cannot write {str(path)!r}: {reason}") from error
 
 
 def _sync_folder(folder: Path) -> None:

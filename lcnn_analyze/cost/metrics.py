@@ -17,23 +17,24 @@ Values = Mapping[str, Number | None]
 
 @dataclass(frozen=True)
 class Metric:
-    """One column. ``unit`` belongs to the stored values: MACs, reads, values, fraction or ratio.
+    """One column.
 
-    additive: value of one layer; ratio: value of a row from its additive values and the model's totals.
-    Exactly one of the two is given. ``rank`` orders columns where there is little room: 1 is always shown.
-    ``counts_operations``: an operation without a formula makes the figure partial.
-    ``needs_weights``: without weights, every entry of P counts as nonzero and the figure is an upper bound.
+    unit: of the stored values: MACs, reads, values, fraction or ratio.
+    rank: 1 is shown even where there is little room, 3 only where all columns are.
+    depends: "operations" where an operation without a formula makes the figure partial; "weights" where, without
+        weights, every entry of P counts as nonzero and the figure is an upper bound.
+    additive: value of one layer; ratio: value of a row from its additive values and the model's totals. One of the
+        two is given.
     """
 
     name: str
     title: str
     unit: str
     doc: str
+    rank: int = 2
+    depends: tuple[str, ...] = ()
     additive: Callable[[LayerSpec, LayerCount], int | None] | None = None
     ratio: Callable[[Values, Values], float | None] | None = None
-    rank: int = 2
-    counts_operations: bool = False
-    needs_weights: bool = False
 
 
 def _dense(layer: LayerSpec, count: LayerCount) -> int | None:
@@ -44,7 +45,7 @@ def _dictionary(layer: LayerSpec, count: LayerCount) -> int | None:
     return count.dictionary if layer.lookup else None
 
 
-def _lookup_reads(layer: LayerSpec, count: LayerCount) -> int | None:
+def _lookups(layer: LayerSpec, count: LayerCount) -> int | None:
     return count.lookups if layer.lookup else None
 
 
@@ -98,29 +99,24 @@ def _share(row: Values, totals: Values) -> float | None:
     return _quotient(row["macs"], totals["macs"])
 
 
-_MACS = {"counts_operations": True}
-_SPARSE = {"counts_operations": True, "needs_weights": True}
+_NOT_STORED = "no indices, no identity dictionary; other layers: their parameters"
+_MACS, _SPARSE, _WEIGHTS = ("operations",), ("operations", "weights"), ("weights",)
 _LISTED = (
-    Metric("dense_macs", "dense twin", "MACs", "what the dense twin multiplies", _dense, rank=1, **_MACS),
-    Metric("dictionary_macs", "dictionary", "MACs", "responses of the dictionary D", _dictionary, rank=1, **_MACS),
-    Metric("lookups", "lookups", "reads", "reads of the responses, one per nonzero of P and output position",
-           _lookup_reads, rank=3, **_SPARSE),
-    Metric("lookup_macs", "lookups", "MACs", "multiplications of the lookups: one each", _lookup_reads, rank=1,
-           **_SPARSE),
-    Metric("plain_macs", "left dense", "MACs", "layers without lookups, zeros not skipped", _plain, rank=3, **_MACS),
-    Metric("macs", "total", "MACs", "dictionary + lookups + left dense", _total, rank=1, **_SPARSE),
-    Metric("speedup", "counted speedup", "ratio", "dense twin's MACs / total MACs", ratio=_speedup, rank=1, **_SPARSE),
-    Metric("share", "share", "fraction", "part of the model's total MACs", ratio=_share, rank=1, **_SPARSE),
-    Metric("zero_macs", "on zeros", "MACs", "of the layers left dense: MACs with a weight that is zero, skippable by "
-           "a sparse engine; not subtracted from the total", _on_zeros, rank=3, **_MACS),
-    Metric("coefficients", "P", "values", "entries of P, n * k * kh * kw", _coefficients, rank=3),
-    Metric("coefficients_nnz", "nnz(P)", "values", "entries of P above the threshold", _coefficients_nnz, rank=2,
-           needs_weights=True),
-    Metric("density", "density of P", "fraction", "nnz(P) / entries of P", ratio=_density, rank=1, needs_weights=True),
-    Metric("parameters", "parameters", "values", "held by the model, D and P in full", _parameters, rank=3),
-    Metric("dense_parameters", "dense twin's", "values", "parameters of the dense twin", _dense_parameters, rank=3),
-    Metric("storage", "storage", "values", "nnz(D) + nnz(P) + bias, indices not counted, an identity dictionary not "
-           "stored; other layers: their parameters", _storage, rank=2, needs_weights=True),
-)  # fmt: skip
+    Metric("dense_macs", "dense twin", "MACs", "what the dense twin multiplies", 1, _MACS, _dense),
+    Metric("dictionary_macs", "dictionary", "MACs", "responses of the dictionary D", 1, _MACS, _dictionary),
+    Metric("lookups", "lookups", "reads", "reads of the responses: nnz(P) at each position", 3, _SPARSE, _lookups),
+    Metric("lookup_macs", "lookups", "MACs", "multiplications of the lookups: one each", 1, _SPARSE, _lookups),
+    Metric("plain_macs", "left dense", "MACs", "layers without lookups, zeros not skipped", 3, _MACS, _plain),
+    Metric("macs", "total", "MACs", "dictionary + lookups + left dense", 1, _SPARSE, _total),
+    Metric("speedup", "counted speedup", "ratio", "MACs of the dense twin / total MACs", 1, _SPARSE, ratio=_speedup),
+    Metric("share", "share", "fraction", "part of the model's total MACs", 1, _SPARSE, ratio=_share),
+    Metric("zero_macs", "on zeros", "MACs", "of left dense: weight is zero; not subtracted", 3, _MACS, _on_zeros),
+    Metric("coefficients", "P", "values", "entries of P: n * k * kh * kw", 3, (), _coefficients),
+    Metric("coefficients_nnz", "nnz(P)", "values", "entries of P above the threshold", 2, _WEIGHTS, _coefficients_nnz),
+    Metric("density", "density of P", "fraction", "nnz(P) / entries of P", 1, _WEIGHTS, ratio=_density),
+    Metric("parameters", "parameters", "values", "held by the model, D and P in full", 3, (), _parameters),
+    Metric("dense_parameters", "twin's parameters", "values", "held by the dense twin", 3, (), _dense_parameters),
+    Metric("storage", "storage", "values", f"nnz(D) + nnz(P) + bias; {_NOT_STORED}", 2, _WEIGHTS, _storage),
+)
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _LISTED}

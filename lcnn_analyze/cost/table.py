@@ -117,11 +117,11 @@ def _layer_cost(layer: LayerSpec, row: Mapping[str, Number | None]) -> LayerCost
 def _status(metric: Metric, total: Number | None, spec: ModelSpec, uncounted: Sequence[Uncounted]) -> Status:
     if total is None:
         return Status("unavailable", _why_absent(metric, spec))
-    if metric.counts_operations and uncounted:
+    if "operations" in metric.depends and uncounted:
         calls = sum(item.calls for item in uncounted)
         names = ", ".join(dict.fromkeys(item.operation for item in uncounted))
         return Status("partial", f"{calls} calls of operations without a formula are not counted: {names}")
-    if metric.needs_weights and not spec.weights_known and any(layer.lookup for layer in spec.layers):
+    if "weights" in metric.depends and not spec.weights_known and any(layer.lookup for layer in spec.layers):
         return Status("partial", "weights are not loaded: every entry of P counts as nonzero, an upper bound")
     return Status("complete")
 

@@ -15,27 +15,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Renderer:
-    """One format. ``module`` has ``render(report, **options) -> bytes``; the same report gives the same bytes."""
+    """One format. ``target`` is ``module:function``, a function (report, **options) -> bytes, the same each time."""
 
     name: str
     suffixes: tuple[str, ...]
-    module: str
+    target: str
     doc: str
     text: bool = True
 
     def render(self, report: Report, **options: Any) -> bytes:
         """The report in this format; text formats are UTF-8."""
-        return import_module(self.module).render(report, **options)
+        module, function = self.target.split(":")
+        return getattr(import_module(f"{__name__}.{module}"), function)(report, **options)
 
 
 _LISTED = (
-    Renderer("table", (".txt",), "lcnn_analyze.render.terminal", "tables for a terminal"),
-    Renderer("json", (".json",), "lcnn_analyze.render.json", "everything, with a schema; renders again"),
-    Renderer("csv", (".csv",), "lcnn_analyze.render.csv", "one row per layer, exact numbers"),
-    Renderer("md", (".md",), "lcnn_analyze.render.markdown", "tables for a README or a pull request"),
-    Renderer("html", (".html", ".htm"), "lcnn_analyze.render.html", "one self-contained page"),
-    Renderer("png", (".png",), "lcnn_analyze.render.plots", "the spectrum as a picture", text=False),
-    Renderer("svg", (".svg",), "lcnn_analyze.render.plots_svg", "the spectrum as a vector picture"),
+    Renderer("table", (".txt",), "terminal:render", "tables for a terminal"),
+    Renderer("json", (".json",), "json:render", "everything, with a schema; renders again"),
+    Renderer("csv", (".csv",), "csv:render", "one row per layer, exact numbers"),
+    Renderer("md", (".md",), "markdown:render", "tables for a README or a pull request"),
+    Renderer("html", (".html", ".htm"), "html:render", "one self-contained page"),
+    Renderer("png", (".png",), "plots:render", "the spectrum as a picture", text=False),
+    Renderer("svg", (".svg",), "plots:render_svg", "the spectrum as a vector picture"),
 )
 
 RENDERERS: dict[str, Renderer] = {renderer.name: renderer for renderer in _LISTED}

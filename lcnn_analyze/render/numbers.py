@@ -88,17 +88,24 @@ class Column:
 
 
 def columns(report: Report, model: ModelReport, most: int = 3) -> list[Column]:
-    """The metrics of rank 1 to ``most`` that say something about ``model``; one scale per unit for the whole report."""
+    """The metrics of rank 1 to ``most`` that say something about ``model``.
+
+    One scale for all MACs of the report, so that they can be compared by eye; one per metric for other units.
+    """
     largest: dict[str, float] = {}
     for each in report.models:
         for metric in report.metrics:
             value = each.costs.totals.get(metric.name) or 0
-            largest[metric.unit] = max(largest.get(metric.unit, 0), value)
+            largest[_scaled_with(metric)] = max(largest.get(_scaled_with(metric), 0), value)
     return [
-        Column(metric, scale_for(largest[metric.unit]))
+        Column(metric, scale_for(largest[_scaled_with(metric)]))
         for metric in report.metrics
         if metric.rank <= most and model.costs.totals.get(metric.name)
     ]
+
+
+def _scaled_with(metric: MetricInfo) -> str:
+    return metric.unit if metric.unit == "MACs" else metric.name
 
 
 def counted_layers(model: ModelReport) -> list[LayerCost]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -14,7 +16,6 @@ from lcnn_analyze.cost import LayerCost
 from lcnn_analyze.render import words
 from lcnn_analyze.render.numbers import (
     ABSENT,
-    Column,
     columns,
     count_text,
     counted_layers,
@@ -28,8 +29,7 @@ from lcnn_analyze.render.numbers import (
 from lcnn_analyze.report import ModelReport, Report
 from lcnn_analyze.spectrum import Panel
 
-WIDE = 120
-"""From this width on, shapes and the less important metrics are shown too."""
+_LONGEST_NAME = 32
 
 
 def render(report: Report, width: int = 100, color: bool = False) -> bytes:
@@ -53,7 +53,7 @@ def _parts(report: Report, width: int) -> list[RenderableType]:
         parts += [Text("Comparison", style="bold"), _comparison(report), ""]
     for panel in report.spectrum:
         parts += [_panel(panel), ""]
-    if report.spectrum:
+    if report.spectrum and report.facts:
         parts += [_facts([("note", fact) for fact in report.facts]), ""]
     parts += [_facts(words.provenance(report)), ""]
     # Last, where a terminal's reader looks first.
@@ -73,23 +73,17 @@ def _heading(model: ModelReport) -> Text:
 
 
 def _layers(model: ModelReport, report: Report, width: int) -> Table:
-    wide = width >= WIDE
-    shown = columns(report, model, most=2 if wide else 1)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_footer=True, collapse_padding=True)
-    table.add_column("layer", footer="total", overflow="fold", min_width=8, max_width=32 if wide else 20)
-    if wide:
-        table.add_column("kernel", no_wrap=True)
-        table.add_column("in → out", overflow="fold")
-    table.add_column("k", justify="right")
-    for column in shown:
-        table.add_column(
-            _header(column), justify="right", no_wrap=True, footer=column.text(model.costs.totals.get(column.metric.name))
-        )
     rows = counted_layers(model)
-    for layer in rows:
-        extra = [_text(kernel_text(layer)), _text(shapes_text(layer))] if wide else []
+    names = [layer_name(layer) for layer in rows]
+    room = width - min(max(map(len, names), default=0), _LONGEST_NAME) - 2
+    shown = _fitting(_candidates(model, report, rows), room)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_footer=True, collapse_padding=True)
+    table.add_column("layer", footer="total", overflow="fold", min_width=8, max_width=_LONGEST_NAME)
+    for column in shown:
+        table.add_column(_two_lines(*column.header), footer=column.total, justify=column.justify, no_wrap=True)
+    for place, layer in enumerate(rows):
         style = "" if layer.identity or layer.dictionary_size is not None else "dim"
-        table.add_row(_text(layer_name(layer)), *extra, dictionary_text(layer), *_cells(shown, layer), style=style)
+        table.add_row(_text(names[place]), *(_text(column.cells[place]) for column in shown), style=style)
     left_out = len(model.costs.layers) - len(rows)
     if left_out:
         table.caption = f"{left_out} calls without multiplications (norm, activation, pooling) are not listed"
@@ -97,17 +91,56 @@ def _layers(model: ModelReport, report: Report, width: int) -> Table:
     return table
 
 
-def _header(column: Column) -> Text:
-    title = {"counted speedup": "counted\nspeedup", "density of P": "density\nof P", "dense twin": "dense\ntwin"}
-    return _two_lines(title.get(column.metric.title, f"\n{column.metric.title}"), column.unit)
+@dataclass(frozen=True)
+class _Candidate:
+    """A column that is shown if there is room; the higher ``importance``, the sooner it goes."""
+
+    header: tuple[str, str]
+    cells: list[str]
+    total: str
+    importance: int
+    justify: Literal["left", "right"] = "right"
+
+    @property
+    def width(self) -> int:
+        texts = [*self.header[0].split("\n"), self.header[1], self.total, *self.cells]
+        return max(map(len, texts)) + 1
+
+
+def _candidates(model: ModelReport, report: Report, rows: Sequence[LayerCost]) -> list[_Candidate]:
+    """Every column that a terminal may show, from left to right."""
+    found = [
+        _Candidate(("\n", "kernel"), [kernel_text(layer) for layer in rows], "", 12, "left"),
+        _Candidate(("\n", "in → out"), [shapes_text(layer) for layer in rows], "", 11, "left"),
+        _Candidate(("\n", "k"), [dictionary_text(layer) for layer in rows], "", 1),
+    ]
+    for place, column in enumerate(columns(report, model, most=2)):
+        metric = column.metric
+        found.append(
+            _Candidate(
+                (_TWO_LINES.get(metric.title, f"\n{metric.title}"), column.unit),
+                [column.of(layer) for layer in rows],
+                column.text(model.costs.totals.get(metric.name)),
+                # Of equal ranks the ones further right go first.
+                importance=20 + place if metric.rank > 1 else 2 + place if metric.unit == "fraction" else 1,
+            )
+        )
+    return found
+
+
+def _fitting(candidates: Sequence[_Candidate], room: int) -> list[_Candidate]:
+    kept = list(candidates)
+    while sum(column.width for column in kept) > room and any(column.importance > 1 for column in kept):
+        kept.remove(max(kept, key=lambda column: column.importance))
+    return kept
+
+
+_TWO_LINES = {"counted speedup": "counted\nspeedup", "density of P": "density\nof P", "dense twin": "dense\ntwin"}
 
 
 def _two_lines(title: str, unit: str) -> Text:
-    return Text(f"{title}\n", style="bold").append(unit, style="not bold dim")
-
-
-def _cells(shown: Sequence[Column], layer: LayerCost) -> list[str]:
-    return [column.of(layer) for column in shown]
+    plain = not title.strip()
+    return Text(f"{title}\n", style="bold").append(unit, style="bold" if plain else "not bold dim")
 
 
 def _facts(lines: Sequence[tuple[str, str]]) -> Table:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from lcnn_analyze.cost import Baseline
 from lcnn_analyze.cost.checks import ToolCount
 from lcnn_analyze.render.numbers import count_text, joined, ratio_text
-from lcnn_analyze.cost import Baseline
 from lcnn_analyze.report import Accuracy, ModelReport, Report
 from lcnn_analyze.spectrum import Panel, Point
 
@@ -18,9 +18,9 @@ def verdict(model: ModelReport, report: Report) -> str:
     macs = count_text(_macs(model), "MACs")
     if model.has_lookups:
         against = joined([_against(baseline, model) for baseline in shown_baselines(model)])
-        saves = f"{model.name} {_saves(model)}: {macs} an image, {against}"
+        saves = f"{model.name} {_saves(model)}: {macs} per image, {against}"
     else:
-        saves = f"{model.name} is dense: {macs} an image"
+        saves = f"{model.name} is a dense network: {macs} per image"
     return f"{saves}; {_costs(model, report)}.{_reservation(model)}"
 
 
@@ -50,11 +50,14 @@ def totals(model: ModelReport) -> list[tuple[str, str]]:
 
 
 def accuracy_text(accuracy: Accuracy) -> str:
-    """97.8 % top-1 on digits (450 images)."""
-    details = ", ".join(
-        f"{value} {name}" if name == "images" else f"{name} {value}" for name, value in accuracy.details.items()
-    )
-    return f"{accuracy.percent:.1f} % {accuracy.metric} on {accuracy.dataset}{f' ({details})' if details else ''}"
+    """97.8 % top-1 on digits."""
+    return f"{accuracy.percent:.1f} % {accuracy.metric} on {accuracy.dataset}"
+
+
+def accuracy_details(accuracy: Accuracy) -> str:
+    """97.8 % top-1 on digits (450 images, epoch 12)."""
+    details = [f"{v} images" if name == "count" else f"{name} {v}" for name, v in accuracy.details.items()]
+    return f"{accuracy_text(accuracy)} ({', '.join(details)})" if details else accuracy_text(accuracy)
 
 
 def check_text(tool: ToolCount) -> str:
@@ -69,7 +72,7 @@ def check_text(tool: ToolCount) -> str:
 
 def more(model: ModelReport) -> list[tuple[str, str]]:
     """Accuracy, cross-check and uncounted operations as (name, text), for those that there are."""
-    lines = [("accuracy", accuracy_text(accuracy)) for accuracy in model.accuracy]
+    lines = [("accuracy", accuracy_details(accuracy)) for accuracy in model.accuracy]
     if model.cross_check:
         lines += [("cross-check", check_text(tool)) for tool in model.cross_check.tools]
     return lines + [("not counted", text) for text in uncounted_text(model)]
@@ -77,8 +80,12 @@ def more(model: ModelReport) -> list[tuple[str, str]]:
 
 def panel_title(panel: Panel) -> str:
     """What a panel of the spectrum shows, with its baseline."""
-    against = "its dense twin" if panel.baselines == ("dense twin",) else joined(panel.baselines)
-    return f"{panel.metric} on {panel.dataset} against {panel.kind} speedup over {against}"
+    return f"{panel.metric} on {panel.dataset} against {panel.kind} speedup over {against(panel)}"
+
+
+def against(panel: Panel) -> str:
+    """What the speedups of a panel are over."""
+    return "the dense twin" if panel.baselines == ("dense twin",) else joined(panel.baselines)
 
 
 def mark(point: Point, panel: Panel) -> str:
@@ -153,21 +160,20 @@ def _costs(model: ModelReport, report: Report) -> str:
     dense = _dense_counterpart(model, own, report)
     if dense is None:
         return f"it reaches {accuracy_text(own)}"
-    other, theirs = dense
-    points = theirs.percent - own.percent
+    points = dense.percent - own.percent
     change = "the same as" if abs(points) < 0.05 else f"{abs(points):.1f} points {'below' if points > 0 else 'above'}"
-    return f"it reaches {accuracy_text(own)}, {change} the dense {other.name}"
+    return f"it reaches {accuracy_text(own)}, {change} the dense network"
 
 
-def _dense_counterpart(model: ModelReport, own: Accuracy, report: Report) -> tuple[ModelReport, Accuracy] | None:
-    """The dense model of the report that is this one's twin or reference, with its accuracy on the same data."""
+def _dense_counterpart(model: ModelReport, own: Accuracy, report: Report) -> Accuracy | None:
+    """The accuracy, on the same data, of the dense model in the report that is this one's twin or reference."""
     macs = {baseline.macs for baseline in model.baselines}
     for other in report.models:
         if other is model or not model.has_lookups or other.has_lookups or _macs(other) not in macs:
             continue
         for accuracy in other.accuracy:
             if (accuracy.metric, accuracy.dataset) == (own.metric, own.dataset):
-                return other, accuracy
+                return accuracy
     return None
 
 

@@ -18,14 +18,13 @@ from typing import Any, BinaryIO
 import torch
 
 from lcnn_core.checkpoint.archive import common_prefix, open_archive
+from lcnn_core.checkpoint.bounds import MAX_VIEWS, view_fits
 from lcnn_core.errors import CheckpointError
 
 MAX_PICKLE = 64 << 20
 """Bytes of the pickle of one checkpoint, without its tensors' data."""
 MAX_COPIES = 1_000_000
 """Entries that calls may copy out of other containers; state dicts copy one per module."""
-MAX_VIEWS = 16
-"""How often the bytes of the storages may be seen through tensors, on average; tied weights are seen twice."""
 MAX_DIMENSIONS = 64
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -150,7 +149,9 @@ class _Walk:
             name = opcode.name
             if (position or 0) > MAX_PICKLE:
                 raise self.refuse(f"its pickle is over {MAX_PICKLE} bytes")
-            if name in _CONSTANTS:
+            if name == "GLOBAL":
+                stack.append(self._global(str(argument).replace(" ", ".")))
+            elif name in _CONSTANTS:
                 stack.append(_CONSTANTS[name](argument))
             elif name in ("BINGET", "LONG_BINGET"):
                 stack.append(memo[int(argument or 0)])
@@ -197,6 +198,12 @@ class _Walk:
             self.copied(state.size)
             stack.append(target)
 
+    def _global(self, name: str) -> _Global:
+        is_dtype = isinstance(getattr(torch, name.removeprefix("torch."), None), torch.dtype)
+        if name not in _CALLS and not is_dtype and not (name.startswith("torch.") and name.endswith("Storage")):
+            raise self.refuse(f"it needs {name[:100]!r}, which is no plain data")
+        return _Global(name)
+
     def _storage(self, identity: Any) -> _Storage:
         if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != "storage":
             raise self.refuse("it refers to something outside itself that is no storage")
@@ -214,10 +221,9 @@ class _Walk:
         return _Storage(numel, item_size)
 
     def _call(self, function: Any, arguments: Any) -> Any:
-        name = function.name
-        if name not in _CALLS:
-            raise self.refuse(f"it needs {name[:100]!r}, which is no plain data")
-        return _CALLS[name](self, *arguments)
+        if function.name not in _CALLS:
+            raise self.refuse(f"it calls {function.name[:100]!r}, which is no plain data")
+        return _CALLS[function.name](self, *arguments)
 
     def tensor(self, storage: Any, offset: int, shape: Sequence[int], strides: Sequence[int], *rest: Any) -> _Data:
         """Bounds of ``torch._utils._rebuild_tensor``: the last entry lies in the storage, none is counted twice."""
@@ -225,15 +231,13 @@ class _Walk:
             raise self.refuse("it has a tensor without storage, shape or strides")
         dtype = rest[2] if len(rest) > 2 else None
         fits = len(shape) == len(strides) <= MAX_DIMENSIONS
-        if not fits or any(type(number) is not int or number < 0 for number in (offset, *shape, *strides)):
+        if not fits or any(type(number) is not int for number in (offset, *shape, *strides)):
             raise self.refuse("it has a tensor whose shape and strides are no sizes")
         size = storage.item_size if not isinstance(dtype, _Global) else _dtype(dtype.name).itemsize
         room = storage.numel * storage.item_size // size
-        count = math.prod(shape)
-        last = offset + sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
-        if count and (last >= room or count > room):
+        if not view_fits(shape, strides, offset, room):
             raise self.refuse(f"it has a tensor of shape {shape} at {offset} on a storage of {room} entries")
-        self.viewed += count * size
+        self.viewed += math.prod(shape) * size
         return _DATA
 
     def counted(self, items: Any) -> _Data:
@@ -279,7 +283,6 @@ _CONSTANTS: Mapping[str, Callable[[Any], Any]] = {
     "EMPTY_TUPLE": lambda _: (),
     "EMPTY_LIST": lambda _: [],
     "EMPTY_DICT": lambda _: _Dict(),
-    "GLOBAL": lambda value: _Global(value.replace(" ", ".")),
 }
 _FIXED = {
     **{"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2},

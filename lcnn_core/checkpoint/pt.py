@@ -5,6 +5,7 @@ Read with ``torch.load(weights_only=True)`` after ``load_plain`` has vetted it, 
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,7 +17,10 @@ from lcnn_core.errors import CheckpointError
 
 
 def write(file: BinaryIO, document: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    torch.save({**document, "state_dict": tensors}, file)
+    # By way of memory: where the file itself fails (a full disk), torch's writer hides the reason behind its own error.
+    buffer = BytesIO()
+    torch.save({**document, "state_dict": tensors}, buffer)
+    file.write(buffer.getbuffer())
 
 
 def read(path: Path) -> tuple[Any, dict[str, Tensor]]:

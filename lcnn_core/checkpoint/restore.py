@@ -52,11 +52,11 @@ def load_weights(model: nn.Module, lookups: Mapping[str, LookupConfig], weights:
 def check_fit(model: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
     """Raise CheckpointError unless ``weights`` are exactly the model's, by name, shape and kind of number."""
     expected = model.state_dict()
-    for key, tensor in weights.items():
-        if key in expected and (wrong := _mismatch(key, tensor, expected[key])):
+    for key, tensor in expected.items():
+        if key in weights and (wrong := _mismatch(key, weights[key], tensor)):
             raise CheckpointError(f"weights do not fit {name}: {wrong}")
     missing = [key for key in expected if key not in weights]
-    unexpected = [key for key in weights if key not in expected]
+    unexpected = sorted(key for key in weights if key not in expected)
     if missing or unexpected:
         parts = [f"{_first(missing)} missing"] * bool(missing) + [f"{_first(unexpected)} unexpected"] * bool(unexpected)
         raise CheckpointError(f"weights do not fit {name}: {' and '.join(parts)}; expected exactly the model's names")

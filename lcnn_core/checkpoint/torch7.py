@@ -12,6 +12,7 @@ Only the binary form is read, of 64-bit machines, little or big endian: the firs
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lcnn_core.checkpoint.bounds import MAX_VIEWS, view_fits
 from lcnn_core.errors import CheckpointError
 
 MAX_DEPTH = 200
@@ -239,18 +241,13 @@ class _Reader:
         return storage.as_strided(sizes, strides, offset - 1)
 
     def check_bounds(self, sizes: tuple[int, ...], strides: tuple[int, ...], offset: int, room: int) -> None:
-        entries, last = 1, offset - 1
-        for size, stride in zip(sizes, strides, strict=True):
-            entries *= size
-            last += (size - 1) * stride
-        if min(sizes) < 0 or min(strides) < 0 or offset < 1 or last >= room or entries > room:
+        if not view_fits(sizes, strides, offset - 1, room):
             raise self.refuse(
                 f"has a tensor of sizes {sizes}, strides {strides} at {offset} on a storage of {room} entries; "
                 "expected it inside, each entry once"
             )
-        # Views are free to write and costly to read: without this, a small file could claim any number of weights.
-        self.viewed += entries
-        if self.viewed > 16 * self.size:
+        self.viewed += math.prod(sizes)
+        if self.viewed > MAX_VIEWS * self.size:
             raise self.refuse("has tensors that show the same storages over and over; expected weights")
 
 

@@ -121,14 +121,14 @@ def useful(layer: LookupLayer, coefficients: Tensor, dictionary: Tensor | None) 
     return [(grouped & filled[:, None, :, None]).reshape(coefficients.shape), dictionary & read.reshape(-1, 1)]
 
 
-def fill(worths: Tensor, costs: Tensor, budget: int) -> Tensor:
-    """Mask of the entries to keep: the most worthy first, as long as their costs sum to at most ``budget``.
+def fill(ranks: Tensor, costs: Tensor, budget: int) -> Tensor:
+    """Mask of the entries to keep: the highest ranks first, as long as their costs sum to at most ``budget``.
 
     Where the next one no longer fits, cheaper ones behind it still may, so that what is left is less than the
-    cheapest entry left out. worths, costs: (entries,); equal worths keep their order.
+    cheapest entry left out. ranks, costs: (entries,); equal ranks keep their order.
     """
-    keep = torch.zeros_like(worths, dtype=torch.bool)
-    order = worths.argsort(descending=True, stable=True)
+    keep = torch.zeros_like(ranks, dtype=torch.bool)
+    order = ranks.argsort(descending=True, stable=True)
     while len(order):
         running = costs[order].cumsum(0)
         fits = running <= budget
@@ -143,23 +143,22 @@ def fill(worths: Tensor, costs: Tensor, budget: int) -> Tensor:
 def prune_to_(ledger: Ledger, budget: int, floor: float = 0.25) -> None:
     """Zero entries of D and P, in place, until all lookup layers together cost ``budget`` MACs or a hair less.
 
-    One ranking by :func:`worth` over all layers. The best of every tensor stay whatever the ranking says: ``floor``
-    of the share of its entries that it would keep if all tensors kept the same share, and one at least. Entries that
-    buy nothing (:func:`useful`) go, and what they cost is spent on others. Zeros stay zero.
+    One ranking over all layers, by :func:`worth` over the root of the cost: for a given cost it keeps the sum of
+    squared changes of the filters smallest. The best of every tensor stay whatever the ranking says: ``floor`` of the
+    share of its entries that it would keep if all tensors kept the same share, and one lookup that reads something.
+    Entries that buy nothing (:func:`useful`) go, and what they cost is spent on others. Zeros stay zero.
     """
     tensors = [tensor for layer in ledger.layers for tensor, _ in layer.tensors()]
+    sizes = [tensor.numel() for tensor in tensors]
     costs = torch.cat([torch.full((t.numel(),), c) for layer in ledger.layers for t, c in layer.tensors()])
     alive = torch.cat([(tensor != 0).flatten().cpu() for tensor in tensors])
     worths = torch.cat([part.flatten().cpu() for layer in ledger.layers for part in worth(layer.layer)])
-    share = floor * budget / int(costs.sum())
-    sizes = [tensor.numel() for tensor in tensors]
-    for part in worths.split(sizes):
-        safe = part.topk(max(1, int(share * len(part)))).indices
-        part[safe] += worths.max() + 1
+    ranks = worths / costs.sqrt()
+    _protect(ledger, list(ranks.split(sizes)), floor * budget / int(costs.sum()))
     while True:
         candidates = alive.nonzero().squeeze(1)
         keep = torch.zeros_like(alive)
-        keep[candidates] = fill(worths[candidates], costs[candidates], budget)
+        keep[candidates] = fill(ranks[candidates], costs[candidates], budget)
         parts = [mask.reshape(t.shape) for mask, t in zip(keep.split(sizes), tensors, strict=True)]
         needed = torch.cat([mask.flatten() for mask in _useful_parts(ledger, parts)])
         if bool((needed == keep).all()):
@@ -167,6 +166,26 @@ def prune_to_(ledger: Ledger, budget: int, floor: float = 0.25) -> None:
         alive &= ~(keep & ~needed)
     for tensor, mask in zip(tensors, parts, strict=True):
         tensor.masked_fill_(~mask.to(tensor.device), 0)
+
+
+def _protect(ledger: Ledger, ranks: list[Tensor], share: float) -> None:
+    """Lift, in place, the ranks of each tensor's best ``share`` above all others, one lookup of each layer on top."""
+    lift = 1 + max(float(part.max()) for part in ranks)
+    remaining = iter(ranks)
+    for layer in (cost.layer for cost in ledger.layers):
+        coefficients = next(remaining)
+        best = coefficients.topk(max(1, int(share * len(coefficients)))).indices
+        coefficients[best] += lift
+        coefficients[best[0]] += lift
+        if layer.dictionary is None:
+            continue
+        dictionary = next(remaining)
+        dictionary[dictionary.topk(int(share * len(dictionary))).indices] += lift
+        # The row that the layer's best lookup reads: kept both, the layer still answers something.
+        n, k = layer.coefficients.shape[:2]
+        filter_, row = divmod(int(best[0]) // layer.coefficients[0, 0].numel(), k)
+        read = dictionary.reshape(layer.dictionary.shape)[filter_ // (n // layer.groups) * k + row]
+        read[read.argmax()] += 2 * lift
 
 
 def _useful_parts(ledger: Ledger, parts: list[Tensor]) -> Iterator[Tensor]:
@@ -190,7 +209,7 @@ class Budget:
         input_shape: tuple[int, ...],
         speedup: float,
         phase: float = 0.6,
-        cuts: int = 100,
+        cuts: int = 50,
         floor: float = 0.25,
     ) -> None:
         self.ledger = Ledger.of(model, input_shape)

@@ -6,15 +6,18 @@ import copy
 import math
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 from lcnn_core.compress.budget import Budget
 from lcnn_core.convert import convert
 from lcnn_core.data import Dataset
 from lcnn_core.errors import ConfigError
+from lcnn_core.layers import LookupLayer
 from lcnn_core.spec import LookupConfig
 from lcnn_core.train import SCHEDULES, Distillation, TrainConfig, TrainResult, train
 from lcnn_core.train.events import Listener, ignore
+from lcnn_core.train.objective import check_distillation
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class FromDenseConfig:
     speedup: float = 10.0
     dictionary_ratio: float | None = None
     phase: float = 0.6
-    cuts: int = 100
+    cuts: int = 50
     floor: float = 0.25
     temperature: float = 2.0
     weight: float = 0.7
@@ -49,6 +52,7 @@ class FromDenseConfig:
                 f"phase is {self.phase}, cuts {self.cuts}, floor {self.floor}; expected 0 < phase <= 1, "
                 "cuts of 1 or more, 0 <= floor <= 1"
             )
+        check_distillation(self.temperature, self.weight)
 
     @property
     def ratio(self) -> float:
@@ -73,6 +77,23 @@ def lookup_config(module: nn.Module, ratio: float) -> LookupConfig | None:
     return LookupConfig(size, threshold=0.0, l1_weight=0.0)
 
 
+@torch.no_grad()
+def balance_(layer: LookupLayer) -> None:
+    """Share the scale of each dictionary row evenly between D and P; the dense filters W stay the same.
+
+    Two linear factors learn at rates that depend on each other's size; of equal size, one rate fits both.
+    """
+    if layer.dictionary is None:
+        return
+    n, k = layer.coefficients.shape[:2]
+    grouped = layer.coefficients.view(layer.groups, n // layer.groups, k, -1)
+    columns = grouped.norm(dim=(1, 3))
+    rows = layer.dictionary.norm(dim=1).reshape(columns.shape)
+    factor = torch.where((rows > 0) & (columns > 0), (columns / rows).sqrt(), torch.ones_like(rows))
+    layer.dictionary.mul_(factor.reshape(-1, 1))
+    grouped.div_(factor[:, None, :, None])
+
+
 def compress_from_dense(
     dense: nn.Module, dataset: Dataset, config: FromDenseConfig | None = None, on_event: Listener = ignore
 ) -> tuple[nn.Module, TrainResult]:
@@ -82,7 +103,13 @@ def compress_from_dense(
     maximum and what bounds it, when the budget cannot be met.
     """
     config = config or FromDenseConfig()
+    for name, module in dense.named_modules():
+        if isinstance(module, LookupLayer):
+            raise ConfigError(f"{name!r} is already a lookup layer; start from a dense network")
     model, _ = convert(dense, lambda name, module: lookup_config(module, config.ratio))
+    for layer in model.modules():
+        if isinstance(layer, LookupLayer):
+            balance_(layer)
     teacher = copy.deepcopy(dense).eval().requires_grad_(False)
     budget = Budget(model, dataset.input_shape, config.speedup, config.phase, config.cuts, config.floor)
     objective = Distillation(teacher, config.temperature, config.weight)

@@ -1,7 +1,7 @@
 """Training: the published objective and schedules, one loop that emits events, evaluation."""
 
-from lcnn_core.train.evaluate import Accuracy, evaluate
-from lcnn_core.train.events import BatchFinished, EpochFinished, Event, TrainingFinished, TrainingStarted
+from lcnn_core.train.evaluation import Accuracy, evaluate
+from lcnn_core.train.events import BatchFinished, EpochFinished, Event, Listener, TrainingFinished, TrainingStarted
 from lcnn_core.train.loop import OPTIMIZERS, Controller, TrainConfig, TrainResult, train
 from lcnn_core.train.objective import CrossEntropy, Distillation, Objective, l1_penalty
 from lcnn_core.train.schedule import SCHEDULES, Schedule
@@ -17,6 +17,7 @@ __all__ = [
     "Distillation",
     "EpochFinished",
     "Event",
+    "Listener",
     "Objective",
     "Schedule",
     "TrainConfig",

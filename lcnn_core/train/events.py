@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from lcnn_core.train.evaluate import Accuracy
+from torch import nn
+
+from lcnn_core.train.evaluation import Accuracy
 
 
 @dataclass(frozen=True)
 class TrainingStarted:
+    """Before the first batch: what is to come."""
+
+    model: nn.Module = field(repr=False, compare=False)
+    """The network that this run trains, for listeners that save it: its weights change until the run is finished."""
     epochs: int
     batches: int
     """Batches in an epoch, the last, partial one included."""
@@ -20,6 +26,8 @@ class TrainingStarted:
 
 @dataclass(frozen=True)
 class BatchFinished:
+    """After every step of the optimizer."""
+
     epoch: int
     """From 1."""
     batch: int
@@ -34,6 +42,8 @@ class BatchFinished:
 
 @dataclass(frozen=True)
 class EpochFinished:
+    """After every epoch and its validation."""
+
     epoch: int
     """From 1."""
     epochs: int
@@ -56,6 +66,8 @@ class EpochFinished:
 
 @dataclass(frozen=True)
 class TrainingFinished:
+    """After the last epoch."""
+
     seconds: float
     best_epoch: int
 

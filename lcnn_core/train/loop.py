@@ -17,7 +17,7 @@ from lcnn_core.describe import describe
 from lcnn_core.errors import ConfigError, TrainingError
 from lcnn_core.train import health
 from lcnn_core.train.batches import batch_count, batches
-from lcnn_core.train.evaluate import Accuracy, check_outputs, evaluate, label_ranks, model_device
+from lcnn_core.train.evaluation import Accuracy, check_outputs, evaluate, label_ranks, model_device
 from lcnn_core.train.events import (
     BatchFinished,
     EpochFinished,
@@ -168,9 +168,8 @@ class _Run:
     def go(self) -> TrainResult:
         started = time.perf_counter()
         spec = describe(self.model, self.dataset.input_shape)
-        self.on_event(
-            TrainingStarted(self.config.epochs, self.batches, len(self.dataset.train), counted_speedup(spec.layers))
-        )
+        speedup = counted_speedup(spec.layers)
+        self.on_event(TrainingStarted(self.model, self.config.epochs, self.batches, len(self.dataset.train), speedup))
         end = keep_zeros(self.optimizer, self.model)
         try:
             for epoch in range(1, self.config.epochs + 1):

@@ -39,10 +39,7 @@ class Distillation:
     weight: float = 0.7
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight <= 1:
-            raise ConfigError(f"distillation weight is {self.weight}; expected 0 to 1")
-        if not 0 < self.temperature < float("inf"):
-            raise ConfigError(f"distillation temperature is {self.temperature}; expected a finite number above 0")
+        check_distillation(self.temperature, self.weight)
 
     def __call__(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
@@ -50,6 +47,14 @@ class Distillation:
         answer = F.log_softmax(logits / self.temperature, dim=1)
         soft = F.kl_div(answer, target, reduction="batchmean", log_target=True) * self.temperature**2
         return (1 - self.weight) * F.cross_entropy(logits, labels) + self.weight * soft
+
+
+def check_distillation(temperature: float, weight: float) -> None:
+    """Raise ConfigError unless these are a temperature and a weight of :class:`Distillation`."""
+    if not 0 <= weight <= 1:
+        raise ConfigError(f"distillation weight is {weight}; expected 0 to 1")
+    if not 0 < temperature < float("inf"):
+        raise ConfigError(f"distillation temperature is {temperature}; expected a finite number above 0")
 
 
 def l1_penalty(model: nn.Module) -> Tensor:

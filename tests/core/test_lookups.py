@@ -154,6 +154,12 @@ def test_keep_largest_with_ties(array, s):
     assert np.array_equal(coefficients.grad.numpy(), mask.astype(float))
 
 
+def test_ties_in_a_large_dictionary_go_to_the_lower_rows():
+    kept = lf.keep_largest(torch.ones(1, 5000, 2), 3)
+    assert torch.equal(kept[:, :3], torch.ones(1, 3, 2))
+    assert kept.count_nonzero() == 6
+
+
 def test_keep_largest_counts_nan_as_largest_and_returns_a_new_tensor():
     coefficients = torch.tensor([[5.0, math.nan, -7.0]])
     assert torch.equal(lf.keep_largest(coefficients, 1).nan_to_num(9), torch.tensor([[0.0, 9.0, 0.0]]))

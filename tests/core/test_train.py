@@ -35,7 +35,7 @@ from lcnn_core.train import (
     train,
 )
 from lcnn_core.train.batches import batch_count, batches, shifted
-from lcnn_core.train.evaluate import label_ranks
+from lcnn_core.train.evaluation import label_ranks
 
 
 def split(count: int, classes: int = 3, seed: int = 0) -> Split:

@@ -1,0 +1,34 @@
+"""Where reports go: a terminal, a pipe, or a file that is whole or untouched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from lcnn_analyze.render import Renderer
+from lcnn_analyze.report import Report
+from lcnn_core import atomic_write
+
+PIPE_WIDTH = 140
+"""Columns of a table that goes to a pipe, where COLUMNS does not say otherwise."""
+
+
+def print_report(report: Report, renderer: Renderer) -> None:
+    """Write a text format to stdout: tables as wide as the terminal, coloured unless NO_COLOR or a pipe forbid it."""
+    options = {}
+    if renderer.name == "table":
+        color = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        options = {"width": shutil.get_terminal_size((PIPE_WIDTH, 40)).columns, "color": color}
+    text = renderer.render(report, **options).decode()
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+
+
+def write_file(path: Path, content: bytes, quiet: bool = False) -> None:
+    """Write ``content`` to ``path`` atomically, and say so on stderr. Raises OSError that names the path."""
+    with atomic_write(path) as file:
+        file.write(content)
+    if not quiet:
+        print(f"wrote {path}", file=sys.stderr)

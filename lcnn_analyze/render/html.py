@@ -1,0 +1,140 @@
+"""One self-contained page: no request leaves it, it works without JavaScript, and names from files stay text."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from lcnn_analyze.cost import LayerCost
+from lcnn_analyze.render import svg, words
+from lcnn_analyze.render.numbers import (
+    ABSENT,
+    Column,
+    columns,
+    count_text,
+    dictionary_text,
+    kernel_text,
+    layer_name,
+    ratio_text,
+    shapes_text,
+)
+from lcnn_analyze.report import ModelReport, Report
+
+
+def render(report: Report) -> bytes:
+    """The report as an HTML page, the report's JSON inside it."""
+    page = _environment().get_template("report.html.j2")
+    return page.render(
+        report=report,
+        words=words,
+        verdicts=[(model.name, words.verdict(model, report)) for model in report.models],
+        tiles=_tiles(report.models[0]) if len(report.models) == 1 else [],
+        comparison=_comparison(report) if len(report.models) > 1 else None,
+        totals=svg.total_bars(report),
+        panels=[(panel, svg.spectrum(panel, f"spectrum{n}")) for n, panel in enumerate(report.spectrum)],
+        models=[_model(model, report, f"m{n}") for n, model in enumerate(report.models)],
+        style=_asset("report.css"),
+        script=_asset("report.js"),
+        data=_embedded(report),
+    ).encode()
+
+
+@cache
+def _environment() -> Environment:
+    loader = PackageLoader("lcnn_analyze", "render/templates")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
+@cache
+def _asset(name: str) -> Markup:
+    # Ours, not a file's: may be put into the page as it is.
+    return Markup(files("lcnn_analyze").joinpath("render", "templates", name).read_text(encoding="utf-8"))
+
+
+def _embedded(report: Report) -> Markup:
+    """The report's JSON for a script element: no character that could end the element or open a comment."""
+    text = report.to_json(indent=None)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _tiles(model: ModelReport) -> list[tuple[str, str]]:
+    """The few figures that a reader takes home, as (figure, what it is)."""
+    totals = model.costs.totals
+    tiles = [(count_text(totals["macs"] or 0), "MACs per image")]
+    if model.has_lookups:
+        for baseline in words.shown_baselines(model):
+            name = "the dense twin" if baseline.kind == "twin" else baseline.name
+            tiles.append((ratio_text(baseline.speedup), f"counted speedup over {name}"))
+    tiles.append((count_text(totals["storage"] or 0), "values to store"))
+    return tiles + [(f"{a.percent:.1f} %", f"{a.metric} on {a.dataset}") for a in model.accuracy]
+
+
+def _comparison(report: Report) -> dict[str, Any]:
+    baselines = words.compared_with(report)
+    front = {point.label for panel in report.spectrum for point in panel.front}
+    rows = []
+    for model in report.models:
+        totals = model.costs.totals
+        speedups = {baseline.name: baseline.speedup for baseline in model.baselines}
+        cells = [(totals["macs"] or 0, count_text(totals["macs"] or 0))]
+        cells += [
+            (speedups.get(name) or 0, ratio_text(speedups[name]).removesuffix("x") if name in speedups else ABSENT)
+            for name in baselines
+        ]
+        cells.append((totals["storage"] or 0, count_text(totals["storage"] or 0)))
+        accuracy = "; ".join(map(words.accuracy_text, model.accuracy)) or ABSENT
+        rows.append((model.name, cells, accuracy, model.name in front))
+    headers = [("total", "MACs"), *(("counted speedup", f"x {name}") for name in baselines), ("storage", "values")]
+    labels = _labels("compare", [("model", ""), *headers, ("accuracy", "")])
+    return {"headers": headers, "labels": labels, "rows": rows, "front": bool(front)}
+
+
+def _model(model: ModelReport, report: Report, name: str) -> dict[str, Any]:
+    shown = columns(report, model)
+    picture, left_out = svg.layer_bars(model, f"{name}-bars")
+    headers = [("layer", ""), ("kind", ""), ("kernel", ""), ("in → out", ""), ("k", "rows of D")]
+    headers += [(column.metric.title, column.unit) for column in shown]
+    return {
+        "id": name,
+        "model": model,
+        "bars": picture,
+        "bars_left_out": left_out,
+        "headers": headers,
+        "docs": [(column.metric.title, column.unit, column.metric.doc) for column in shown],
+        "labels": _labels(name, headers),
+        "minor": [len(headers) - len(shown) + place for place, column in enumerate(shown, 1) if column.metric.rank > 2],
+        "rows": [_row(layer, shown) for layer in model.costs.layers],
+        "totals": [column.text(model.costs.totals.get(column.metric.name)) for column in shown],
+        "facts": words.totals(model) + words.more(model),
+        "free": sum(1 for layer in model.costs.layers if _free(layer)),
+        "legend": model.has_lookups,
+    }
+
+
+def _row(layer: LayerCost, shown: list[Column]) -> dict[str, Any]:
+    return {
+        "name": layer_name(layer),
+        "free": _free(layer),
+        "texts": [layer.kind.replace("_", " "), kernel_text(layer), shapes_text(layer)],
+        "k": (layer.dictionary_size or 0, dictionary_text(layer)),
+        "cells": [(layer.values.get(column.metric.name), column.of(layer)) for column in shown],
+    }
+
+
+def _free(layer: LayerCost) -> bool:
+    return not (layer.values.get("dense_macs") or layer.values.get("macs"))
+
+
+def _labels(table: str, headers: list[tuple[str, str]]) -> Markup:
+    """Style rules that write each column's header beside its cells, for phones, where rows become cards."""
+    rules = []
+    for place, (title, unit) in enumerate(headers, 1):
+        text = "".join(f"\\{ord(c):06x}" for c in (f"{title}, {unit}" if unit else title))
+        rules.append(f'#{table} td:nth-child({place})::before{{content:"{text}"}}')
+    return Markup("".join(rules))
