@@ -42,8 +42,11 @@ def _in_place(node: fx.Node, module: nn.Module | None) -> bool:
 def capture(model: nn.Module, example: tuple[Tensor, ...]) -> fx.GraphModule | None:
     """The model as a graph of leaf layers, or None where it cannot be traced. The model is copied, in eval mode."""
     model = copy.deepcopy(model).eval()
+    tracer = _Tracer()
+    if tracer.is_leaf_module(model, "") and not isinstance(model, nn.Sequential):
+        model = nn.Sequential(model)  # a single layer is a network of one layer, not traced inside
     try:
-        graph = _Tracer().trace(model)
+        graph = tracer.trace(model)
         module = fx.GraphModule(model, graph)
         with torch.no_grad():
             _Shapes(module).run(*(x.clone() for x in example))
