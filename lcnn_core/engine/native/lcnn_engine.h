@@ -22,7 +22,7 @@ int64_t lcnn_output_size(const lcnn_plan* plan, int64_t index);
 /* Runs images float32 images: inputs[i] and outputs[i] are dense (images, ...). 0 on success, 1 out of memory. */
 int lcnn_run(lcnn_plan* plan, const float* const* inputs, float* const* outputs, int64_t images, int threads);
 
-/* The same on one thread, adding to seconds[step] the time of every step. */
+/* The same on one thread, adding to seconds[step] the processor time of every step. */
 int lcnn_profile(lcnn_plan* plan, const float* const* inputs, float* const* outputs, int64_t images, double* seconds);
 
 /* Bytes of weights held, of one image's arena, of scratch per thread. */

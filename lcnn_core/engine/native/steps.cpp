@@ -12,9 +12,15 @@ void seal(const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1) {
     float* plane = base + c * t.plane;
     if (c == 0 && y0 == 0) memset(base - t.lead, 0, t.lead * sizeof(float));
     int64_t pad = t.stride - t.width;
-    for (int64_t y = y0; y < y1 && pad; ++y)
-        for (int64_t x = 0; x < pad; ++x) plane[y * t.stride + t.width + x] = 0;
-    if (y1 == t.height) memset(plane + t.height * t.stride, 0, (t.plane - t.height * t.stride) * sizeof(float));
+    if (pad == 1) {  // the usual case, and one that GCC would turn into a call of memset for every row
+        for (int64_t y = y0; y < y1; ++y) plane[y * t.stride + t.width] = 0;
+    } else if (pad) {
+        for (int64_t y = y0; y < y1; ++y) memset(plane + y * t.stride + t.width, 0, pad * sizeof(float));
+    }
+    if (y1 < t.height) return;
+    float *at = plane + t.height * t.stride, *end = plane + t.plane;  // at least 16 floats
+    for (; at < end - VL; at += VL) store(at, zero());
+    store(end - VL, zero());
 }
 
 void finish(const Prepared& p, const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1) {
