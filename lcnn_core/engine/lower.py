@@ -117,6 +117,11 @@ def _lookup_conv(low: Lowering, node: fx.Node, module: LookupConv2d, x: Value, s
         rows = dictionary[:, :, None, None]
         x = low.add("lookup_conv", node, [x], (len(rows), *x.shape[1:]), groups=groups, coefficients=rows)
         dictionary = None
+    elif dictionary is not None and window.stride != (1, 1) and 2 * len(dictionary) <= x.shape[0] and window.kernel != (1, 1):
+        # a stride splits planes into phases: there are fewer planes of S to split than of X
+        rows = dictionary[:, :, None, None]
+        x = low.add("conv", node, [x], (len(rows), *x.shape[1:]), groups=groups, weight=rows)
+        dictionary = None
     return low.add(
         "lookup_conv", node, [x], shape, window=window, groups=groups, dictionary=dictionary,
         coefficients=coefficients, bias=bias,

@@ -157,7 +157,7 @@ void check_reach(const Plan& plan, const Tensor& x, int64_t low, int64_t high, i
 
 /// Floats of the line that a pooled row is reduced to, vectors past its end included.
 int64_t pool_line(const Tensor& x, const Tensor& y, const Step& s) {
-    return (x.width + s.px + VL + (y.width + 2 * VL) * s.sx + s.kw * s.dx + 15) / 16 * 16;
+    return (x.width + s.px + VL + (y.width + 3 * VL) * s.sx + s.kw * s.dx + 15) / 16 * 16;
 }
 
 void check_window(const Step& s) {
@@ -188,7 +188,6 @@ void choose_tiles(Prepared& p, const Tensor& x, int64_t height, int64_t channels
             p.tile_rows = rows;
         }
     }
-    if (getenv("LCNN_R")) p.tile_rows = std::min<int64_t>(height, atoi(getenv("LCNN_R")));
     p.window_lead = (p.reach + 15) / 16 * 16;
     p.window_rows = std::min(height + halo, 2 * p.tile_rows + halo);
     p.window_plane = p.window_lead + (p.window_rows * x.stride + VL + 15) / 16 * 16;
@@ -200,7 +199,7 @@ void choose_tiles(Prepared& p, const Tensor& x, int64_t height, int64_t channels
 int64_t choose_blocks(const Prepared& p, const Tensor& x, int64_t channels) {
     int64_t pixels = std::min<int64_t>(p.tile_rows * x.stride, LCNN_ACCS * VL) + (p.up + p.down) * x.stride + p.reach;
     int64_t blocks = (channels * pixels * 4 + l1_bytes() * 5 / 8 - 1) / (l1_bytes() * 5 / 8);
-    int64_t least = getenv("LCNN_NNZ") ? atoi(getenv("LCNN_NNZ")) : 8;
+    constexpr int64_t least = 12;
     return std::max<int64_t>(1, std::min(blocks, p.s.table_count / p.s.filters / least));
 }
 

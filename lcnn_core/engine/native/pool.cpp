@@ -55,12 +55,13 @@ void reduce_columns(const float* line, const Window& win, float* out, int64_t ou
     int64_t x = 0;
     if (win.sx <= 2)
         for (; exact ? x + VL <= out_w : x < out_w; x += VL) {
-            vf v = win.sx == 1 ? load(line + x) : every_second(line + 2 * x);
+            const float* at = line + x * win.sx;  // joined at every column; with stride 2, every other result is kept
+            vf a = load(at), b = load(at + VL);
             for (int64_t kx = 1; kx < win.kw; ++kx) {
-                const float* at = line + x * win.sx + kx * win.dx;
-                v = Op::join(v, win.sx == 1 ? load(at) : every_second(at));
+                a = Op::join(a, load(at + kx * win.dx));
+                if (win.sx == 2) b = Op::join(b, load(at + VL + kx * win.dx));
             }
-            store(out + x, v);
+            store(out + x, win.sx == 1 ? a : even_lanes(a, b));
         }
     for (; x < out_w; ++x) {
         float v = line[x * win.sx];

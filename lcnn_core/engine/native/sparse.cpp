@@ -39,6 +39,7 @@ void group(const Call& c, int64_t block, int64_t pixel, int64_t lanes) {
     const int32_t* starts = c.p.starts.data() + block * (c.p.rows + 1);
     const Lookup* lookups = c.p.lookups.data();
     vf low = splat(e.low), high = splat(e.high);
+    bool clamped = e.low > -__builtin_inff(), capped = e.high < __builtin_inff();
     const float* s = c.response + pixel;
     for (int64_t i = c.first; i < c.last; ++i) {
         int64_t f = c.p.filters[i];
@@ -53,9 +54,12 @@ void group(const Call& c, int64_t block, int64_t pixel, int64_t lanes) {
 #pragma GCC unroll 16
             for (int j = 0; j < V; ++j) acc[j] += load(residual + j * VL);
         }
-        if (LAST)
+        if (LAST && clamped)
 #pragma GCC unroll 16
-            for (int j = 0; j < V; ++j) acc[j] = vmin(high, vmax(low, acc[j]));
+            for (int j = 0; j < V; ++j) acc[j] = vmax(low, acc[j]);
+        if (LAST && capped)
+#pragma GCC unroll 16
+            for (int j = 0; j < V; ++j) acc[j] = vmin(high, acc[j]);
 #pragma GCC unroll 16
         for (int j = 0; j < V - 1; ++j) store(out + j * VL, acc[j]);
         if (lanes >= V * VL)
