@@ -19,7 +19,8 @@ _FLOATS = ctypes.POINTER(ctypes.c_void_p)
 
 def _folders() -> list[Path]:
     here = Path(__file__).parent
-    return [here, here.parent.parent / "build"]  # installed, or built in the checkout
+    given = os.environ.get("LCNN_LIBRARY_FOLDER")  # such as the build with sanitizers
+    return [Path(given)] if given else [here, here.parent.parent / "build"]  # installed, or built in the checkout
 
 
 @cache

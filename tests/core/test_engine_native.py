@@ -52,11 +52,13 @@ def run(blob: bytes) -> None:
 def test_damaged_plans_are_refused_or_harmless(data: st.DataObject) -> None:
     assert SEGMENT is not None
     blob = bytearray(SEGMENT.packed)
-    words = len(blob) // 8
+    (words,) = struct.unpack_from("<q", blob, 16)
     for _ in range(data.draw(st.integers(1, 3))):
-        word = data.draw(st.integers(0, words - 1))
-        value = data.draw(st.sampled_from([-1, 0, 1, 2, 7, 16, 1 << 20, 1 << 31, 1 << 40, (1 << 63) - 1, -(1 << 63)]))
-        struct.pack_into("<q", blob, 8 * word, value)
+        word = data.draw(st.integers(0, len(blob) // 8 - 1) | st.integers(3, words - 1))
+        (old,) = struct.unpack_from("<q", blob, 8 * word)
+        near = [v for v in (old + 1, old - 1, old * 2, old - 16) if -(1 << 63) <= v < 1 << 63]
+        far = [-1, 0, 1, 2, 7, 16, 1 << 12, 1 << 20, 1 << 31, 1 << 40, (1 << 63) - 1, -(1 << 63)]
+        struct.pack_into("<q", blob, 8 * word, data.draw(st.sampled_from(near + far)))
     try:
         run(bytes(blob))
     except CheckpointError as refusal:

@@ -37,6 +37,7 @@ struct Window_of_S {
             for (int64_t c = 0; c < channels() && kept; ++c)
                 memmove(row(c, first), row(c, from), kept * x.stride * sizeof(float));
             first = from;
+            have = std::max(have, from);
         }
         int64_t zeros_to = std::min<int64_t>(to, 0), inside = std::min(to, x.height);
         if (have < zeros_to) have = clear(have, zeros_to);
@@ -71,9 +72,13 @@ struct Pooling {
     int64_t first_row(int64_t q) const { return std::max<int64_t>(0, q * win.sy - win.py); }
     int64_t end_row(int64_t q) const { return std::min(p.s.conv_height, (q - 1) * win.sy - win.py + (win.kh - 1) * win.dy + 1); }
 
-    /// Pooled rows [q0, q1) of every filter; ``response`` points at conv row ``done``.
+    /// The first conv row to compute for pooled rows from q on: windows may overlap, touch, or leave rows out.
+    int64_t next_row(int64_t q) const { return std::max(done, first_row(q)); }
+
+    /// Pooled rows [q0, q1) of every filter; ``response`` points at conv row next_row(q0).
     void tile(const float* response, float* out, int64_t q0, int64_t q1) {
-        int64_t c0 = first_row(q0), c1 = end_row(q1), kept = (done - c0) * x.stride, fresh = (c1 - done) * x.stride;
+        int64_t c0 = first_row(q0), from = next_row(q0), c1 = std::max(end_row(q1), from);
+        int64_t kept = (from - c0) * x.stride, fresh = (c1 - from) * x.stride;
         int64_t saved = std::max<int64_t>(c1 - first_row(q1), 0) * x.stride, most = win.kh * win.dy * x.stride;
         for (int64_t i = 0; i < p.sparse.rows; ++i) {
             int64_t f = p.sparse.filters[i];
@@ -108,7 +113,8 @@ void run_lookup(const Plan& plan, const Prepared& p, const Place& place) {
     pooling.done = pooling.first_row(y0);
     for (int64_t q0 = y0; q0 < y1; q0 += per_tile) {
         int64_t q1 = std::min(q0 + per_tile, y1);
-        int64_t c0 = s.pooled ? pooling.done : q0, c1 = s.pooled ? pooling.end_row(q1) : q1;
+        int64_t c0 = s.pooled ? pooling.next_row(q0) : q0;
+        int64_t c1 = s.pooled ? std::max(pooling.end_row(q1), c0) : q1;
         const float* source = input + c0 * x.stride;
         if (!p.direct) {
             if (q0 == y0) response.start(c0 - p.up);

@@ -189,7 +189,8 @@ void choose_tiles(Prepared& p, const Tensor& x, int64_t height, int64_t channels
         }
     }
     p.window_lead = (p.reach + 15) / 16 * 16;
-    p.window_rows = std::min(height + halo, 2 * p.tile_rows + halo);
+    int64_t pooled = p.s.pooled ? p.s.kh * p.s.dy + p.s.sy : 0;  // a tile ends at a whole pooling window
+    p.window_rows = std::min(height + halo, 2 * p.tile_rows + pooled + halo);
     p.window_plane = p.window_lead + (p.window_rows * x.stride + VL + 15) / 16 * 16;
     if (p.window_plane % 512 == 0) p.window_plane += 16;
 }
@@ -221,6 +222,10 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
         p.down = std::max<int64_t>(p.down, table[3 * i + 1]);
         p.reach = std::max<int64_t>(p.reach, std::abs(table[3 * i + 2]));
     }
+    if (s.pooled) {
+        check_window(s);
+        between("pooled rows", (y.height - 1) * s.sy - s.py, 0, height - 1);
+    }
     choose_tiles(p, x, height, channels);
     std::vector<int64_t> flat(s.table_count);
     std::vector<int32_t> blocks(s.table_count, 0);
@@ -244,8 +249,6 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
         scratch = channels * p.window_plane + GUARD;
     }
     if (s.pooled) {
-        check_window(s);
-        between("pooled rows", (y.height - 1) * s.sy - s.py, 0, height - 1);
         scratch += (p.tile_rows + 2 * s.kh * s.dy + s.sy) * x.stride + s.filters * s.kh * s.dy * x.stride +
                    pool_line(x, y, s) + 2 * GUARD;
         p.line = pool_line(x, y, s);
@@ -377,6 +380,13 @@ void prepare_shape(Plan& plan, Prepared& p, const Reader& in) {
     }
 }
 
+/// A linear step of the batch-wide part reads and writes all images at once.
+void check_batch_wide(const Plan& plan, const Step& s) {
+    if (Op(s.op) != Op::linear && Op(s.op) != Op::lookup_linear) return;
+    if (s.second >= 0 || !plan.tensors[s.input].batched || !plan.tensors[s.output].batched)
+        fail("a batch-wide linear layer needs batched tensors and no residual");
+}
+
 void prepare(Plan& plan, Prepared& p, const Reader& in) {
     between("operation", p.s.op, 0, int64_t(Op::count) - 1);
     set_epilogue(p, in);
@@ -432,6 +442,7 @@ std::unique_ptr<Plan> load_plan(const void* bytes, int64_t size, std::string& er
             memcpy(&plan->steps[i].s, at + i * sizeof(Step), sizeof(Step));
             try {
                 prepare(*plan, plan->steps[i], in);
+                if (i >= plan->first_batch_step) check_batch_wide(*plan, plan->steps[i].s);
             } catch (const std::exception& e) {
                 fail("step %lld: %s", (long long)i, e.what());
             }

@@ -41,10 +41,10 @@ struct Span {
     Span(int64_t total, const Place& at) : from(share(total, at.part, at.parts)), to(share(total, at.part + 1, at.parts)) {}
 };
 
-/// Every sx-th pixel of every sy-th row. With ``slack``, vectors may read and write past the end of a row: rows are
-/// written in ascending order, and the output is sealed afterwards.
+/// Every sx-th pixel of every sy-th row. Vectors may write past the end of a row (rows are written in ascending order,
+/// and the output is sealed afterwards) and read past it, but not past ``end``.
 void copy_phase(const float* from, int64_t from_stride, int64_t h, int64_t w, int64_t sy, int64_t sx, int64_t py,
-                int64_t px, const Tensor& t, float* to, bool slack) {
+                int64_t px, const Tensor& t, float* to, const float* end) {
     for (int64_t y = 0; y < t.height; ++y) {
         int64_t row = y * sy + py;
         float* out = to + y * t.stride;
@@ -52,10 +52,10 @@ void copy_phase(const float* from, int64_t from_stride, int64_t h, int64_t w, in
         const float* in = from + row * from_stride + px;
         if (sx == 1 && count) memcpy(out, in, count * sizeof(float)), x = count;
         if (sx == 2)
-            for (; slack ? x < count : x + VL <= count && px + 2 * (x + VL) <= w; x += VL)
+            for (; x < count && in + 2 * (x + VL) <= end; x += VL)
                 store(out + x, every_second(in + 2 * x));
         if (sx == 4)
-            for (; slack ? x < count : x + VL <= count && px + 4 * (x + VL) <= w; x += VL)
+            for (; x < count && in + 4 * (x + VL) <= end; x += VL)
                 store(out + x, every_fourth(in + 4 * x));
         for (; x < count; ++x) out[x] = in[x * sx];
         for (x = count; x < t.width; ++x) out[x] = 0;
@@ -64,7 +64,7 @@ void copy_phase(const float* from, int64_t from_stride, int64_t h, int64_t w, in
 
 /// Planes of ``width`` channels to the output's grid, one output plane per phase and channel; or to a dense vector.
 void relayout(const Plan& plan, const Prepared& p, const Place& at, const float* source, int64_t plane, int64_t stride,
-              bool slack) {
+              const float* end) {
     const Step& s = p.s;
     const Tensor& y = plan.tensors[s.output];
     float* out = plan.at(at, s.output);
@@ -79,7 +79,7 @@ void relayout(const Plan& plan, const Prepared& p, const Place& at, const float*
         for (size_t i = 0; i < p.phases.size(); ++i) {
             int64_t channel = int64_t(i) * s.width + c;
             copy_phase(from, stride, s.conv_height, s.conv_width, s.sy, s.sx, p.phases[i].first, p.phases[i].second, y,
-                       out + channel * y.plane, slack || c + 1 < s.width);
+                       out + channel * y.plane, end);
             seal(y, out, channel, 0, y.height);
         }
     }
@@ -251,13 +251,14 @@ void run_step(const Plan& plan, const Prepared& p, const Place& at, int stage, b
     switch (Op(s.op)) {
         case Op::import_: {
             int64_t plane = s.conv_height * s.conv_width;
-            return relayout(plan, p, at, at.inputs[s.port] + at.image * s.width * plane, plane, s.conv_width,
-                            false);
+            const float* image = at.inputs[s.port] + at.image * s.width * plane;
+            return relayout(plan, p, at, image, plane, s.conv_width, image + s.width * plane);
         }
         case Op::export_: return run_export(plan, p, at);
         case Op::relayout: {
             const Tensor& x = plan.tensors[s.input];
-            return relayout(plan, p, at, plan.at(at, s.input), x.plane, x.stride, true);
+            const float* image = plan.at(at, s.input);  // an arena has a guard behind its last plane
+            return relayout(plan, p, at, image, x.plane, x.stride, image + x.channels * x.plane + GUARD / 2);
         }
         case Op::gemm: return run_gemm(plan, p, at);
         case Op::lookup: return run_lookup(plan, p, at);
