@@ -1,0 +1,89 @@
+"""Captures a model as a graph, with the shape of every tensor, and lowers what the engine covers."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from lcnn_core.engine.ir import Value
+from lcnn_core.engine.lower import FUNCTIONS, METHODS, MODULES, Lowering
+from lcnn_core.layers import LookupLayer
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, LookupLayer) or super().is_leaf_module(m, module_qualified_name)
+
+
+class _Shapes(fx.Interpreter):
+    """Runs the graph once and notes the shape of every float32 tensor."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            n.meta["is_tensor"] = True
+            if result.dtype == torch.float32 and result.ndim >= 1:
+                n.meta["val_shape"] = tuple(result.shape)
+        return result
+
+
+def _in_place(node: fx.Node, module: nn.Module | None) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(module, "inplace", False))
+    if node.op == "call_method":
+        return str(node.target).endswith("_")
+    return bool(node.kwargs.get("inplace")) or node.target in (operator.iadd, operator.imul)
+
+
+def capture(model: nn.Module, example: tuple[Tensor, ...]) -> fx.GraphModule | None:
+    """The model as a graph of leaf layers, or None where it cannot be traced. The model is copied, in eval mode."""
+    model = copy.deepcopy(model).eval()
+    tracer = _Tracer()
+    if tracer.is_leaf_module(model, "") and not isinstance(model, nn.Sequential):
+        model = nn.Sequential(model)  # a single layer is a network of one layer, not traced inside
+    try:
+        graph = tracer.trace(model)
+        module = fx.GraphModule(model, graph)
+        with torch.no_grad():
+            _Shapes(module).run(*(x.clone() for x in example))
+    except Exception:
+        return None
+    return module
+
+
+def lower(module: fx.GraphModule, batch: int) -> Lowering:
+    """Operations of the engine where a handler covers the node, the node itself elsewhere, in execution order."""
+    low = Lowering(dict(module.named_modules()), batch)
+    for node in module.graph.nodes:
+        if node.op in ("placeholder", "output", "get_attr"):
+            low.operations.append(node)
+            shape = node.meta.get("val_shape")
+            if node.op == "placeholder" and shape and shape[0] == batch and len(shape) in (2, 4):
+                low.values[node] = Value(shape[1:])
+            continue
+        child = low.modules.get(str(node.target)) if node.op == "call_module" else None
+        handler = {
+            "call_module": lambda: MODULES.get(type(child)),
+            "call_function": lambda: FUNCTIONS.get(node.target),  # noqa: B023
+            "call_method": lambda: METHODS.get(str(node.target)),  # noqa: B023
+        }[node.op]()
+        shape = node.meta.get("val_shape")
+        covered = handler is not None and shape is not None and shape[0] == batch
+        value = handler(low, node, child) if covered and handler is not None else None
+        if value is None:
+            low.operations.append(node)
+            if shape and shape[0] == batch and len(shape) in (2, 4):
+                low.values[node] = Value(shape[1:])
+            value = low.values.get(node)
+        if value is not None:
+            low.values[node] = value
+            source = node.args[0] if node.args else None
+            if _in_place(node, child) and source in low.values:
+                old = low.values[source]
+                for other in [n for n, v in low.values.items() if v is old and n is not node]:
+                    low.values[other] = value
+    return low

@@ -1,0 +1,184 @@
+"""``compile``: a model as native segments with PyTorch between them, where a layer is not covered."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from lcnn_core.engine.capture import capture, lower
+from lcnn_core.engine.fuse import Fuser, prune_dead
+from lcnn_core.engine.ir import Operation, Value
+from lcnn_core.engine.layout import Layout
+from lcnn_core.engine.library import NativePlan, choose
+from lcnn_core.engine.lower import Lowering
+from lcnn_core.engine.pack import pack
+from lcnn_core.engine.plan import Plan, PlanStep, plan_step
+from lcnn_core.errors import ConfigError, ShapeError
+
+
+@dataclass
+class Segment:
+    """Consecutive operations that one native call runs."""
+
+    operations: list[Operation]
+    inputs: list[Value] = field(default_factory=list)
+    outputs: list[Value] = field(default_factory=list)
+    native: NativePlan | None = None
+    layout: Layout | None = None
+    packed: bytes = b""
+
+    def run(self, env: dict[int, Tensor], batch: int, threads: int) -> None:
+        assert self.native is not None
+        sources = [env[id(v)].contiguous() for v in self.inputs]
+        results = [torch.empty((batch, *v.shape)) for v in self.outputs]
+        self.native.run([t.data_ptr() for t in sources], [t.data_ptr() for t in results], batch, threads)
+        env.update({id(v): t for v, t in zip(self.outputs, results, strict=True)})
+
+
+def _segments(low: Lowering) -> list[Segment | fx.Node]:
+    """Groups operations into maximal native runs and finds what crosses their borders."""
+    parts: list[Segment | fx.Node] = []
+    for item in low.operations:
+        if isinstance(item, fx.Node):
+            parts.append(item)
+        elif parts and isinstance(parts[-1], Segment):
+            parts[-1].operations.append(item)
+        else:
+            parts.append(Segment([item]))
+    outside = {id(low.values[arg]) for node in low.operations if isinstance(node, fx.Node)
+               for arg in node.all_input_nodes if arg in low.values}  # fmt: skip
+    segments = [p for p in parts if isinstance(p, Segment)]
+    for segment in segments:
+        made = {id(op.output): op.output for op in segment.operations}
+        read_elsewhere = {id(v) for s in segments if s is not segment for op in s.operations for v in op.reads}
+        segment.outputs = [v for key, v in made.items() if key in outside or key in read_elsewhere]
+    for segment in segments:
+        keep = {id(v) for v in segment.outputs}
+        segment.operations = prune_dead(Fuser(prune_dead(segment.operations, keep), keep).run(), keep)
+        made = {id(op.output): op.output for op in segment.operations}
+        reads = {id(v): v for op in segment.operations for v in op.reads}
+        segment.inputs = [v for key, v in reads.items() if key not in made]
+    return parts
+
+
+class CompiledModel(nn.Module):
+    """A model for inference: call it with the inputs of the original. Made by :func:`compile`."""
+
+    plan: Plan
+
+    def __init__(self, module: fx.GraphModule, example: tuple[Tensor, ...], threads: int | None, isa: str | None):
+        super().__init__()
+        self._threads = threads
+        self._shapes = [tuple(x.shape[1:]) for x in example]
+        low = lower(module, example[0].shape[0])
+        self._values = {node: id(value) for node, value in low.values.items()}
+        self._shape_of = {node: value.shape for node, value in low.values.items()}
+        self._parts = _segments(low)
+        self._module = [module]  # hidden from nn.Module: its parameters are not ours to train
+        steps: list[PlanStep] = []
+        self._keep_alive = low
+        arena, chosen = 0, None
+        for number, part in enumerate(self._parts):
+            if isinstance(part, Segment):
+                part.layout = Layout(part.operations, part.inputs, part.outputs)
+                part.packed = pack(part.layout, max(1, len(part.inputs)), len(part.outputs))
+                part.native = NativePlan(part.packed, len(part.layout.records), isa)
+                steps += [plan_step(record, number) for record in part.layout.records]
+                arena, chosen = max(arena, 4 * part.layout.arena), part.native.isa
+            elif part.op not in ("placeholder", "output", "get_attr"):
+                shape = self._shape_of.get(part, ())
+                name = str(part.target) if part.op == "call_module" else part.name
+                steps.append(PlanStep("torch", name, (), shape, 0, 0, number, native=False))
+        self.plan = Plan(tuple(steps), chosen, arena)
+
+    @torch.no_grad()
+    def forward(self, *inputs: Tensor) -> Any:
+        batch = self._check(inputs)
+        threads = self._threads or torch.get_num_threads()
+        env: dict[int, Tensor] = {}
+        results: dict[fx.Node, Any] = {}
+        given = iter(inputs)
+
+        def fetch(node: fx.Node) -> Any:
+            key = self._values.get(node)
+            return env[key].reshape(batch, *self._shape_of[node]) if key in env else results[node]
+
+        for part in self._parts:
+            if isinstance(part, Segment):
+                part.run(env, batch, threads)
+                continue
+            if part.op == "output":
+                return fx.node.map_arg(part.args[0], fetch)
+            value = next(given) if part.op == "placeholder" else self._torch(part, fetch, batch)
+            results[part] = value
+            if part in self._values and isinstance(value, Tensor):
+                env[self._values[part]] = value
+        raise AssertionError("a captured graph ends in an output")
+
+    def _check(self, inputs: tuple[Tensor, ...]) -> int:
+        shapes = [tuple(x.shape[1:]) for x in inputs]
+        if shapes != self._shapes:
+            raise ShapeError(f"inputs of shape {shapes} per image; compiled for {self._shapes}, compile again for others")
+        if any(x.dtype != torch.float32 or x.device.type != "cpu" for x in inputs):
+            raise ConfigError("the engine runs float32 tensors on the CPU; convert the input with .float().cpu()")
+        return inputs[0].shape[0]
+
+    def _torch(self, node: fx.Node, fetch: Any, batch: int) -> Any:
+        module = self._module[0]
+        if node.op == "get_attr":
+            value: Any = module
+            for name in str(node.target).split("."):
+                value = getattr(value, name)
+            return value
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), fetch)
+        if node.op == "call_module":
+            return module.get_submodule(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+class PlainModel(nn.Module):
+    """The model itself, run by PyTorch: where there is no native library, or the model cannot be captured."""
+
+    def __init__(self, model: nn.Module, reason: str):
+        super().__init__()
+        self.model = model
+        self.plan = Plan((PlanStep("torch", reason, (), (), 0, 0, 0, native=False),), None)
+
+    @torch.no_grad()
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.model(*inputs)
+
+
+def compile(
+    model: nn.Module, example_input: Tensor | tuple[Tensor, ...], *, threads: int | None = None, isa: str | None = None
+) -> nn.Module:
+    """Compile ``model`` for inference on the CPU: same outputs, lookups executed as lookups.
+
+    example_input: one input, or a tuple of them, float32, batch first; any batch size may follow, other sizes not.
+    threads: None follows ``torch.get_num_threads()``. isa: an instruction set, for tests; None picks the best.
+    The weights are copied; later changes of ``model`` have no effect. Returns a module with a ``plan``.
+    Without a native library, or for a model that cannot be captured, PyTorch runs the model, after one warning.
+    """
+    example = example_input if isinstance(example_input, tuple) else (example_input,)
+    if any(x.dtype != torch.float32 for x in example):
+        raise ConfigError(f"example_input is {example[0].dtype}; the engine runs torch.float32")
+    if choose(isa) is None:
+        return _plain(model, "no native library", "install lcnn where a C++ compiler is present; PyTorch's own layers are 2 to 20 times slower here")
+    module = capture(model, example)
+    if module is None:
+        return _plain(model, "not captured", "torch.fx cannot trace this model, PyTorch runs it as it is")
+    return CompiledModel(module, example, threads, isa)
+
+
+def _plain(model: nn.Module, reason: str, advice: str) -> nn.Module:
+    warnings.warn(f"lcnn: {reason}: {advice}", stacklevel=3)
+
+
+    return PlainModel(copy.deepcopy(model).eval(), reason)

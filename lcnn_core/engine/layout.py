@@ -1,0 +1,386 @@
+"""Grids and buffers: where every tensor of a native segment lies, and the records that the kernels execute.
+
+A value has up to three forms: a dense vector, planes on the wide grid (row stride kept, zeros between rows and between
+planes, see native/plan.h), and phases: the wide grid of every s-th pixel, so that a strided convolution reads
+neighbouring pixels. A convolution is flat, so its input and its output share one row stride.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lcnn_core.engine.ir import Array, Operation, Value
+
+Form = tuple[Any, ...]
+VECTOR: Form = ("vector",)
+WIDE: Form = ("wide",)
+ALIGN = 16
+
+
+@dataclass(eq=False)
+class Tensor:
+    """One buffer. ``stride`` is shared by linked tensors; ``above``, ``below`` are zero rows, ``aside`` zero columns."""
+
+    channels: int
+    height: int
+    width: int
+    vector: bool
+    minimum_stride: int = 1
+    above: int = 0
+    below: int = 0
+    aside: int = 0
+    batched: bool = False
+    stride: int = 1
+    plane: int = 1
+    lead: int = 0
+    offset: int = 0
+    linked: list[Tensor] = field(default_factory=list)
+
+    @property
+    def floats(self) -> int:
+        return self.channels if self.vector else self.lead + self.channels * self.plane
+
+    def settle(self) -> None:
+        """Choose plane and lead from the stride. A plane of a multiple of 4 KB would map to one cache set."""
+        if self.vector:
+            return
+        self.lead = _round(self.above * self.stride + self.aside + 1)
+        zeros = max(self.above, self.below) * self.stride + self.aside
+        self.plane = _round(self.height * self.stride + max(zeros, ALIGN))
+        if self.plane % 512 == 0:
+            self.plane += ALIGN
+
+
+@dataclass
+class Record:
+    """One native step: the operation it came from, its tensors, and the numbers of struct Step (native/plan.h)."""
+
+    op: str
+    name: str
+    source: Tensor | None
+    output: Tensor | None
+    second: Tensor | None = None
+    fields: dict[str, int] = field(default_factory=dict)
+    data: dict[str, Array] = field(default_factory=dict)
+    operation: Operation | None = None
+
+
+def _round(n: int) -> int:
+    return (n + ALIGN - 1) // ALIGN * ALIGN
+
+
+def _shift(position: int, step: int) -> tuple[int, int]:
+    """(phase, whole steps) of a kernel position relative to the output pixel's corner."""
+    return position % step, position // step
+
+
+@dataclass
+class Table:
+    """Where each kernel entry or lookup reads: (channel, row, column) on the input's phases, relative to the output."""
+
+    phases: list[tuple[int, int]]
+    rows: Array
+    columns: Array
+    phase: Array
+
+
+def kernel_table(op: Operation, phases: list[tuple[int, int]], ky: Array, kx: Array) -> Table:
+    window = op.window
+    ty = ky * window.dilation[0] - window.padding[0]
+    tx = kx * window.dilation[1] - window.padding[1]
+    sy, sx = window.stride
+    index = np.zeros((sy, sx), dtype=np.int64)
+    for i, (py, px) in enumerate(phases):
+        index[py, px] = i
+    return Table(phases, ty // sy, tx // sx, index[ty % sy, tx % sx])
+
+
+def used_phases(op: Operation) -> list[tuple[int, int]]:
+    """Phases that some kernel position with a nonzero reads."""
+    weights = op.coefficients if op.coefficients is not None else op.weight
+    assert weights is not None
+    used = set()
+    for ky, kx in zip(*np.nonzero(weights.any(axis=(0, 1))), strict=True):
+        py, _ = _shift(int(ky) * op.window.dilation[0] - op.window.padding[0], op.window.stride[0])
+        px, _ = _shift(int(kx) * op.window.dilation[1] - op.window.padding[1], op.window.stride[1])
+        used.add((py, px))
+    return sorted(used) or [(0, 0)]
+
+
+class Layout:
+    """Turns the operations of one segment into records and tensors."""
+
+    def __init__(self, operations: list[Operation], inputs: list[Value], outputs: list[Value]):
+        self.records: list[Record] = []
+        self.tensors: list[Tensor] = []
+        self.forms: dict[tuple[int, Form], Tensor] = {}
+        self.made: dict[int, Tensor] = {}
+        self.ports = {id(value): i for i, value in enumerate(inputs)}
+        self.phases: dict[tuple[int, Form], list[tuple[int, int]]] = {}
+        for op in operations:
+            if op.kind in ("conv", "lookup_conv") and op.window.stride != (1, 1):
+                key = (id(op.inputs[0]), self._input_form(op))
+                self.phases[key] = sorted({*self.phases.get(key, []), *used_phases(op)})
+        for op in operations:
+            getattr(self, f"_{op.kind}")(op)
+        for port, value in enumerate(outputs):
+            form = VECTOR if value.vector else WIDE
+            self._emit(Record("export_", "output", self._need(value, form), None, fields={"port": port}))
+        self._assign_strides()
+        self.first_batch_step = self._split()
+        self.arena, self.batch = self._place()
+
+    def _input_form(self, op: Operation) -> Form:
+        return WIDE if op.window.stride == (1, 1) else ("phases", *op.window.stride)
+
+    def _emit(self, record: Record) -> None:
+        self.records.append(record)
+
+    def _new(self, grid: tuple[int, int, int], vector: bool) -> Tensor:
+        tensor = Tensor(math.prod(grid) if vector else grid[0], *((1, 1) if vector else grid[1:]), vector)
+        tensor.minimum_stride = tensor.width
+        self.tensors.append(tensor)
+        return tensor
+
+    def _make(self, op: Operation, form: Form) -> Tensor:
+        tensor = self._new(op.output.grid, form == VECTOR)
+        self.forms[id(op.output), form] = self.made[id(op.output)] = tensor
+        return tensor
+
+    def _need(self, value: Value, form: Form) -> Tensor:
+        """The tensor of ``value`` in this form; made by an import or a relayout where it does not exist yet."""
+        key = (id(value), form)
+        if key in self.forms:
+            return self.forms[key]
+        channels, height, width = value.grid
+        phases, step = self.phases.get(key, [(0, 0)]), form[1:] or (1, 1)
+        grid = (channels * len(phases), -(-height // step[0]), -(-width // step[1]))
+        tensor = self.forms[key] = self._new(value.grid if form == VECTOR else grid, form == VECTOR)
+        fields = {
+            "width": channels, "conv_height": height, "conv_width": width,
+            "sy": step[0], "sx": step[1], "phases": len(phases),
+        }  # fmt: skip
+        data = {"phase_list": np.asarray(phases, dtype=np.int32)}
+        if id(value) in self.ports:
+            fields["port"] = self.ports[id(value)]
+            self._emit(Record("import_", "input", None, tensor, fields=fields, data=data))
+        else:
+            source = self.made[id(value)]
+            if source.vector:  # a vector is an image of 1x1
+                fields |= {"width": source.channels, "conv_height": 1, "conv_width": 1}
+            self._emit(Record("relayout", "layout", source, tensor, fields=fields, data=data))
+        return tensor
+
+    def _link(self, *tensors: Tensor) -> None:
+        for a in tensors:
+            a.linked.extend(b for b in tensors if b is not a)
+
+    # -- one method for each kind of operation -----------------------------------------------------------------------
+
+    def _convolution(self, op: Operation, record: str, table: Table, channels: Array, direct: bool) -> Record:
+        form = self._input_form(op)
+        x = self._need(op.inputs[0], form)
+        conv_h, conv_w = op.pool_input if op.pool else op.output.grid[1:]
+        y = self._make(op, WIDE)
+        rows, columns = table.rows, table.columns
+        low, high = (int(columns.min()), int(columns.max())) if len(columns) else (0, 0)
+        x.minimum_stride = max(x.minimum_stride, conv_w + max(high, 0), x.width - min(low, 0))
+        if direct and len(rows):
+            x.above = max(x.above, -int(rows.min()))
+            x.below = max(x.below, conv_h + int(rows.max()) - x.height)
+        x.aside = max(x.aside, abs(low), abs(high))
+        if not op.pool:
+            self._link(x, y)
+        second = None
+        if op.residual is not None:
+            second = self._need(op.residual, WIDE)
+            self._link(second, y)
+        fields = {
+            "groups": op.groups, "filters": op.filters, "phases": len(table.phases), **_activation_fields(op),
+            "table_count": len(rows),
+        }  # fmt: skip
+        if op.pool:
+            fields |= {"pooled": 1, "conv_height": conv_h, "conv_width": conv_w, **_window_fields(op.pool)}
+        entries = np.stack([channels, rows, columns], axis=1).astype(np.int32)
+        made = Record(record, op.name, x, y, second, fields, {"table": entries}, op)
+        if op.bias is not None:
+            made.data["bias"] = op.bias.astype(np.float32)
+        self._emit(made)
+        return made
+
+    def _phase_list(self, op: Operation) -> list[tuple[int, int]]:
+        return self.phases.get((id(op.inputs[0]), self._input_form(op)), [(0, 0)])
+
+    def _conv(self, op: Operation) -> None:
+        weight = op.weight
+        assert weight is not None
+        n, width, *_ = weight.shape
+        c, ky, kx = (a.ravel() for a in np.indices(weight.shape[1:]))
+        table = kernel_table(op, self._phase_list(op), ky, kx)
+        order = np.lexsort((table.columns, table.rows, c, table.phase))
+        table = Table(table.phases, table.rows[order], table.columns[order], table.phase[order])
+        channels = table.phase * (width * op.groups) + c[order]
+        record = self._convolution(op, "gemm", table, channels, direct=True)
+        record.fields |= {"width": width, "weights_count": weight.size}
+        record.data["weights"] = weight.reshape(n, -1)[:, order].astype(np.float32)
+
+    def _lookup_conv(self, op: Operation) -> None:
+        p = op.coefficients
+        assert p is not None
+        n, k = p.shape[:2]
+        f, r, ky, kx = np.nonzero(p)
+        table = kernel_table(op, self._phase_list(op), ky, kx)
+        group = f // (n // op.groups)
+        channels = table.phase * (op.groups * k) + group * k + r
+        record = self._convolution(op, "lookup", table, channels, direct=op.dictionary is None)
+        record.fields |= {"rows": 0 if op.dictionary is None else k}
+        record.fields["width"] = k if op.dictionary is None else op.dictionary.shape[1]
+        _lookup_data(record, p, f)
+        if op.dictionary is not None:
+            record.fields["weights_count"] = op.dictionary.size
+            record.data["weights"] = op.dictionary.astype(np.float32)
+
+    def _linear(self, op: Operation) -> None:
+        x, y = self._need(op.inputs[0], VECTOR), self._make(op, VECTOR)
+        weights = op.weight if op.weight is not None else op.dictionary
+        fields = {"groups": 1, "filters": op.filters, "width": x.channels, **_activation_fields(op)}
+        kind = "lookup_linear" if op.coefficients is not None else "linear"
+        record = Record(kind, op.name, x, y, None, fields, {}, op)
+        if op.coefficients is not None:
+            f, r = np.nonzero(op.coefficients)
+            record.data["table"] = np.stack([r, 0 * r, 0 * r], axis=1).astype(np.int32)
+            fields["table_count"] = len(r)
+            fields["rows"] = 0 if op.dictionary is None else len(op.dictionary)
+            _lookup_data(record, op.coefficients, f)
+        if weights is not None:
+            fields["weights_count"] = weights.size
+            record.data["weights"] = weights.reshape(len(weights), -1).astype(np.float32)
+        if op.bias is not None:
+            record.data["bias"] = op.bias.astype(np.float32)
+        self._emit(record)
+
+    _lookup_linear = _linear
+
+    def _pool(self, op: Operation) -> None:
+        x = self._need(op.inputs[0], WIDE)
+        y = self._make(op, VECTOR if op.output.vector else WIDE)
+        fields = {"mode": int(op.average), "count_pad": int(op.count_pad), "divisor": op.divisor, **_window_fields(op.window)}
+        self._emit(Record("pool", op.name, x, y, fields=fields, operation=op))
+
+    def _adaptive(self, op: Operation) -> None:
+        x = self._need(op.inputs[0], WIDE)
+        y = self._make(op, VECTOR if op.output.vector else WIDE)
+        self._emit(Record("adaptive", op.name, x, y, fields={"mode": int(op.average)}, operation=op))
+
+    def _elementwise(self, op: Operation) -> None:
+        form = VECTOR if op.output.vector else WIDE
+        x = self._need(op.inputs[0], form)
+        second = None
+        if len(op.inputs) > 1:
+            second = self._need(op.inputs[1], VECTOR if op.kind == "multiply" else form)
+        y = self._make(op, form)
+        self._link(*(t for t in (x, y, second) if t is not None and not t.vector))
+        record = Record(op.kind, op.name, x, y, second, _activation_fields(op), {}, op)
+        if op.kind == "affine":
+            assert op.scale is not None and op.bias is not None
+            record.fields["filters"] = len(op.scale)
+            record.data |= {"weights": op.scale.astype(np.float32), "bias": op.bias.astype(np.float32)}
+        self._emit(record)
+
+    _add = _multiply = _affine = _activate = _elementwise
+
+    def _concat(self, op: Operation) -> None:
+        form = VECTOR if op.output.vector else WIDE
+        parts = [self._need(value, form) for value in op.inputs]
+        y = self._make(op, form)
+        channel = 0
+        for part in parts:
+            self._emit(Record("concat", op.name, part, y, fields={"channel": channel}, operation=op))
+            channel += part.channels
+
+    def _flatten(self, op: Operation) -> None:
+        self.forms[id(op.output), VECTOR] = self.made[id(op.output)] = self._need(op.inputs[0], VECTOR)
+
+    # -- strides, batch-wide steps, buffers --------------------------------------------------------------------------
+
+    def _assign_strides(self) -> None:
+        done: set[int] = set()
+        for tensor in self.tensors:
+            group, stack = [], [tensor]
+            while stack:
+                t = stack.pop()
+                if id(t) not in done:
+                    done.add(id(t))
+                    group.append(t)
+                    stack.extend(t.linked)
+            for t in group:
+                t.stride = 1 if t.vector else max(g.minimum_stride for g in group)
+                t.settle()
+
+    def _split(self) -> int:
+        """First of the last steps that handle vectors only: from there on, the batch is one matrix."""
+        tensors = [[t for t in (r.source, r.output, r.second) if t is not None] for r in self.records]
+        split = len(self.records)
+        while split and all(t.vector for t in tensors[split - 1]) and self.records[split - 1].op != "import_":
+            split -= 1
+        for touched in tensors[split:]:
+            for t in touched:
+                t.batched = True
+        return split
+
+    def _place(self) -> tuple[int, int]:
+        """Offsets by liveness: largest first, each at the lowest place free for as long as it lives."""
+        life: dict[int, list[int]] = {}
+        for step, record in enumerate(self.records):
+            for t in (record.source, record.output, record.second):
+                if t is not None:
+                    life.setdefault(id(t), []).append(step)
+        placed: list[Tensor] = []
+        arena = batch = 0
+        for t in sorted(self.tensors, key=lambda t: -t.floats):
+            size = _round(t.floats)
+            if t.batched:
+                t.offset, batch = batch, batch + size
+                continue
+            steps = life.get(id(t), [0])
+            start = 0
+            for other in sorted(placed, key=lambda o: o.offset - o.lead):
+                others = life.get(id(other), [0])
+                apart = others[-1] < steps[0] or steps[-1] < others[0]
+                begin = other.offset - other.lead
+                if not apart and start < begin + _round(other.floats) and begin < start + size:
+                    start = begin + _round(other.floats)
+            t.offset = start + t.lead
+            placed.append(t)
+            arena = max(arena, start + size)
+        return arena, batch
+
+
+def _lookup_data(record: Record, coefficients: Array, filters: Array) -> None:
+    record.data["values"] = coefficients[np.nonzero(coefficients)].astype(np.float32)
+    counts = np.bincount(filters, minlength=len(coefficients))
+    record.data["starts"] = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+
+
+ACTIVATIONS = ("none", "clamp", "leaky", "silu", "sigmoid", "hard_swish", "hard_sigmoid", "tanh", "elu")
+
+
+def _bits(x: float) -> int:
+    return int(np.float32(x).view(np.int32))
+
+
+def _activation_fields(op: Operation) -> dict[str, int]:
+    a = op.activation
+    if a is None:
+        return {}
+    return {"activation": ACTIVATIONS.index(a.kind), "act_a": _bits(a.a), "act_b": _bits(a.b)}
+
+
+def _window_fields(window: Any) -> dict[str, int]:
+    pairs = zip("k s p d".split(), (window.kernel, window.stride, window.padding, window.dilation), strict=True)
+    names = {"k": ("kh", "kw"), "s": ("sy", "sx"), "p": ("py", "px"), "d": ("dy", "dx")}
+    return {name: int(v) for letter, pair in pairs for name, v in zip(names[letter], pair, strict=True)}

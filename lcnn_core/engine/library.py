@@ -1,0 +1,127 @@
+"""Finds the native library for this processor and wraps a loaded plan. One call runs a whole segment."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lcnn_core.errors import CheckpointError, ConfigError
+
+ISAS = {"x86_64": ("avx512", "avx2", "baseline"), "AMD64": ("avx512", "avx2", "baseline"), "aarch64": ("neon",)}
+_FLOATS = ctypes.POINTER(ctypes.c_void_p)
+
+
+def _folders() -> list[Path]:
+    here = Path(__file__).parent
+    given = os.environ.get("LCNN_LIBRARY_FOLDER")  # such as the build with sanitizers
+    return [Path(given)] if given else [here, here.parent.parent / "build"]  # installed, or built in the checkout
+
+
+@cache
+def libraries() -> dict[str, Any]:
+    """Every native library that this processor can run, best first; empty where none was built."""
+    found = {}
+    for isa in ISAS.get(platform.machine(), ("baseline",)):
+        path = next((p for folder in _folders() if (p := folder / f"liblcnn_{isa}.so").exists()), None)
+        if path is None:
+            continue
+        library = ctypes.CDLL(str(path))
+        if library.lcnn_supported():
+            found[isa] = _declare(library)
+    return found
+
+
+def _declare(library: Any) -> Any:
+    library.lcnn_load.restype = ctypes.c_void_p
+    library.lcnn_load.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_char_p, ctypes.c_int64]
+    library.lcnn_free.argtypes = [ctypes.c_void_p]
+    library.lcnn_run.argtypes = [ctypes.c_void_p, _FLOATS, _FLOATS, ctypes.c_int64, ctypes.c_int]
+    library.lcnn_profile.argtypes = [ctypes.c_void_p, _FLOATS, _FLOATS, ctypes.c_int64, ctypes.c_void_p]
+    library.lcnn_probe.restype = ctypes.c_double
+    library.lcnn_probe.argtypes = [ctypes.c_int, ctypes.c_double]
+    for name in ("inputs", "outputs", "input_size", "output_size", "memory"):
+        function = getattr(library, f"lcnn_{name}")
+        function.restype = ctypes.c_int64
+        function.argtypes = [ctypes.c_void_p, *([] if name in ("inputs", "outputs") else [ctypes.c_int64])]
+    library.lcnn_memory.argtypes = [ctypes.c_void_p, ctypes.c_int]
+    library.lcnn_isa.restype = ctypes.c_char_p
+    return library
+
+
+def choose(isa: str | None = None) -> Any | None:
+    """The library for ``isa``, or the best one; the environment variable LCNN_ISA overrides. None without any."""
+    isa = isa or os.environ.get("LCNN_ISA")
+    available = libraries()
+    if isa is None:
+        return next(iter(available.values()), None)
+    if isa not in available:
+        raise ConfigError(f"instruction set {isa!r} is not available; this machine can run {', '.join(available) or 'none'}")
+    return available[isa]
+
+
+class NativePlan:
+    """A packed plan, loaded. Safe to use from several threads; the GIL is released while it runs."""
+
+    def __init__(self, packed: bytes, steps: int, isa: str | None = None):
+        library = choose(isa)
+        if library is None:
+            raise ConfigError("no native library was built for this machine; reinstall lcnn where a C++ compiler is present")
+        self._library = library
+        self.steps = steps
+        buffer = np.frombuffer(packed + b"\0" * (-len(packed) % 8), dtype="<i8")
+        message = ctypes.create_string_buffer(300)
+        self._handle = library.lcnn_load(buffer.ctypes.data, len(packed), message, 300)
+        if not self._handle:
+            raise CheckpointError(f"packed plan refused: {message.value.decode()}")
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            self._library.lcnn_free(self._handle)
+
+    @property
+    def isa(self) -> str:
+        return self._library.lcnn_isa().decode()
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of packed weights, of one image's activations, of one thread's scratch."""
+        return {name: self._library.lcnn_memory(self._handle, i) for i, name in enumerate(("weights", "arena", "scratch"))}
+
+    def run(self, inputs: list[int], outputs: list[int], images: int, threads: int) -> None:
+        """``inputs`` and ``outputs`` are addresses of dense float32 arrays, images first."""
+        if self._library.lcnn_run(self._handle, _addresses(inputs), _addresses(outputs), images, threads):
+            raise MemoryError(f"not enough memory to run {images} images; use a smaller batch")
+
+    def profile(self, inputs: list[int], outputs: list[int], images: int) -> list[float]:
+        """Seconds of each step, on one thread."""
+        seconds = (ctypes.c_double * self.steps)()
+        self._library.lcnn_profile(self._handle, _addresses(inputs), _addresses(outputs), images, seconds)
+        return list(seconds)
+
+    def sizes(self) -> tuple[list[int], list[int]]:
+        """Floats per image of each input and output."""
+        lib, handle = self._library, self._handle
+        return (
+            [lib.lcnn_input_size(handle, i) for i in range(lib.lcnn_inputs(handle))],
+            [lib.lcnn_output_size(handle, i) for i in range(lib.lcnn_outputs(handle))],
+        )
+
+
+def _addresses(values: list[int]) -> Any:
+    return (ctypes.c_void_p * max(1, len(values)))(*values)
+
+
+PROBES = ("matrix_gmacs", "lookup_l1_gmacs", "lookup_l1_aligned_gmacs", "lookup_l2_gmacs", "memory_gbytes")
+
+
+def peaks(seconds: float = 0.2, isa: str | None = None) -> dict[str, float]:
+    """Measured peaks of one core: GMAC/s of the matrix and lookup kernels, GB/s of streaming reads."""
+    library = choose(isa)
+    if library is None:
+        raise ConfigError("no native library was built for this machine, so there is nothing to measure")
+    return {name: library.lcnn_probe(i, seconds) for i, name in enumerate(PROBES)}

@@ -1,0 +1,340 @@
+"""From a captured graph to the engine's operations: one visible table of what is covered.
+
+Every handler takes the node and, for module calls, the module; it returns the operation's output, or None where this
+use of the layer is not covered, in which case the node runs in PyTorch between native segments.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+from torch.nn.modules.utils import _pair
+
+from lcnn_core.engine.ir import RELU, Activation, Operation, Value, Window, as_array
+from lcnn_core.layers import LookupConv2d, LookupLinear
+
+DENSE_DENSITY = 0.4
+"""Weights with fewer nonzeros than this run through the lookup kernel: it does about 0.5 of the matrix kernel's rate."""
+
+
+@dataclass
+class Lowering:
+    """The state of one lowering: operations so far, and which value each node stands for."""
+
+    modules: dict[str, nn.Module]
+    batch: int
+    operations: list[Operation | fx.Node] = field(default_factory=list)
+    values: dict[fx.Node, Value] = field(default_factory=dict)
+
+    def value(self, node: Any) -> Value | None:
+        return self.values.get(node) if isinstance(node, fx.Node) else None
+
+    def add(self, kind: str, node: fx.Node, inputs: list[Value], shape: tuple[int, ...], **fields: Any) -> Value:
+        output = Value(shape)
+        name = str(node.target) if node.op == "call_module" else node.name
+        self.operations.append(Operation(kind, name, inputs, output, **fields))
+        return output
+
+
+def shape_of(node: Any) -> tuple[int, ...] | None:
+    """Shape without the batch, of a float32 tensor node."""
+    meta = node.meta.get("val_shape") if isinstance(node, fx.Node) else None
+    return None if meta is None else meta[1:]
+
+
+Handler = Callable[[Lowering, fx.Node, Any], Value | None]
+
+
+def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def _image(low: Lowering, node: fx.Node) -> Value | None:
+    value = low.value(argument(node, 0, "input"))
+    return value if value is not None and len(value.shape) == 3 else None
+
+
+def _paddings(module: Any) -> tuple[int, int]:
+    if module.padding == "valid":
+        return (0, 0)
+    if module.padding == "same":
+        rows, columns = (d * (k - 1) // 2 for d, k in zip(module.dilation, module.kernel_size, strict=True))
+        return rows, columns
+    return tuple(module.padding)  # type: ignore[return-value]
+
+
+def conv(low: Lowering, node: fx.Node, module: Any) -> Value | None:
+    x = _image(low, node)
+    shape = shape_of(node)
+    if x is None or shape is None or module.padding_mode != "zeros":
+        return None
+    window = Window(tuple(module.kernel_size), tuple(module.stride), _paddings(module), tuple(module.dilation))
+    bias = None if module.bias is None else as_array(module.bias)
+    if isinstance(module, LookupConv2d):
+        return _lookup_conv(low, node, module, x, shape, window, bias)
+    weight = as_array(module.weight)
+    sparse = np.count_nonzero(weight) < DENSE_DENSITY * weight.size
+    thin = weight.shape[0] // module.groups < 4 and weight[0].size < 64
+    if not (x.vector and window.pointwise) and (sparse or thin):
+        return low.add("lookup_conv", node, [x], shape, window=window, groups=module.groups, coefficients=weight, bias=bias)
+    return _dense_conv(low, node, x, shape, window, module.groups, weight, bias)
+
+
+def _dense_conv(low: Lowering, node: fx.Node, x: Value, shape: Any, window: Window, groups: int, weight: Any, bias: Any):
+    covers = window.kernel == x.shape[1:] and window.padding == (0, 0) and shape[1:] == (1, 1)
+    if covers and groups == 1:  # one output position: a linear layer over the flattened input
+        flat = x if x.vector else low.add("flatten", node, [x], (int(np.prod(x.shape)),))
+        return low.add("linear", node, [flat], shape, weight=weight.reshape(len(weight), -1), bias=bias)
+    return low.add("conv", node, [x], shape, window=window, groups=groups, weight=weight, bias=bias)
+
+
+def _lookup_conv(low: Lowering, node: fx.Node, module: LookupConv2d, x: Value, shape: Any, window: Window, bias: Any):
+    dictionary = None if module.dictionary is None else as_array(module.dictionary)
+    coefficients = as_array(module.effective_coefficients())
+    groups, n = module.groups, len(coefficients)
+    if dictionary is not None:
+        dense = n * dictionary.shape[1] * int(np.prod(window.kernel)) * int(np.prod(shape[1:]))
+        nonzeros = np.count_nonzero(coefficients) * int(np.prod(shape[1:]))
+        if np.count_nonzero(dictionary) * int(np.prod(x.shape[1:])) + 1.7 * nonzeros > dense:
+            weight = as_array(module.dense_weight())
+            return _dense_conv(low, node, x, shape, window, groups, weight, bias)
+    if groups == 1 and dictionary is not None:  # rows of D that no lookup reads
+        alive = np.flatnonzero(coefficients.any(axis=(0, 2, 3)))
+        alive = alive if len(alive) else np.array([0])
+        dictionary, coefficients = dictionary[alive], coefficients[:, alive]
+    if x.vector and window.pointwise and groups == 1:
+        return low.add(
+            "lookup_linear", node, [x], shape, dictionary=dictionary, coefficients=coefficients.reshape(n, -1), bias=bias
+        )
+    if dictionary is not None and np.count_nonzero(dictionary) < DENSE_DENSITY * dictionary.size:
+        rows = dictionary[:, :, None, None]
+        x = low.add("lookup_conv", node, [x], (len(rows), *x.shape[1:]), groups=groups, coefficients=rows)
+        dictionary = None
+    elif dictionary is not None and window.stride != (1, 1) and 2 * len(dictionary) <= x.shape[0] and window.kernel != (1, 1):
+        # a stride splits planes into phases: there are fewer planes of S to split than of X
+        rows = dictionary[:, :, None, None]
+        x = low.add("conv", node, [x], (len(rows), *x.shape[1:]), groups=groups, weight=rows)
+        dictionary = None
+    return low.add(
+        "lookup_conv", node, [x], shape, window=window, groups=groups, dictionary=dictionary,
+        coefficients=coefficients, bias=bias,
+    )  # fmt: skip
+
+
+def linear(low: Lowering, node: fx.Node, module: Any) -> Value | None:
+    x = low.value(argument(node, 0, "input"))
+    shape = shape_of(node)
+    if x is None or shape is None or len(x.shape) != 1:
+        return None
+    bias = None if module.bias is None else as_array(module.bias)
+    if isinstance(module, LookupLinear):
+        dictionary = None if module.dictionary is None else as_array(module.dictionary)
+        coefficients = as_array(module.effective_coefficients())
+        cost = np.count_nonzero(coefficients) * 2 + (0 if dictionary is None else dictionary.size)
+        if dictionary is not None and cost > len(coefficients) * dictionary.shape[1]:
+            return low.add("linear", node, [x], shape, weight=as_array(module.dense_weight()), bias=bias)
+        if dictionary is not None:
+            alive = np.flatnonzero(coefficients.any(axis=0))
+            alive = alive if len(alive) else np.array([0])
+            dictionary, coefficients = dictionary[alive], coefficients[:, alive]
+        return low.add("lookup_linear", node, [x], shape, dictionary=dictionary, coefficients=coefficients, bias=bias)
+    weight = as_array(module.weight)
+    if np.count_nonzero(weight) < DENSE_DENSITY / 2 * weight.size:
+        return low.add("lookup_linear", node, [x], shape, coefficients=weight, bias=bias)
+    return low.add("linear", node, [x], shape, weight=weight, bias=bias)
+
+
+def batch_norm(low: Lowering, node: fx.Node, module: Any) -> Value | None:
+    x = low.value(argument(node, 0, "input"))
+    if x is None or module.running_mean is None:
+        return None
+    scale = 1 / np.sqrt(as_array(module.running_var) + module.eps)
+    if module.weight is not None:
+        scale = scale * as_array(module.weight)
+    shift = -as_array(module.running_mean) * scale
+    if module.bias is not None:
+        shift = shift + as_array(module.bias)
+    return low.add("affine", node, [x], x.shape, scale=scale, bias=shift)
+
+
+def activation(make: Callable[[Any], Activation | None]) -> Handler:
+    def handler(low: Lowering, node: fx.Node, module: Any) -> Value | None:
+        x = low.value(argument(node, 0, "input"))
+        kind = make(module)
+        return None if x is None or kind is None else low.add("activate", node, [x], x.shape, activation=kind)
+
+    return handler
+
+
+def _module_activation(module: Any) -> Activation | None:
+    return {
+        nn.ReLU: lambda m: RELU,
+        nn.ReLU6: lambda m: Activation("clamp", 0.0, 6.0),
+        nn.Hardtanh: lambda m: Activation("clamp", m.min_val, m.max_val),
+        nn.LeakyReLU: lambda m: Activation("leaky", m.negative_slope),
+        nn.SiLU: lambda m: Activation("silu"),
+        nn.Sigmoid: lambda m: Activation("sigmoid"),
+        nn.Hardswish: lambda m: Activation("hard_swish"),
+        nn.Hardsigmoid: lambda m: Activation("hard_sigmoid"),
+        nn.Tanh: lambda m: Activation("tanh"),
+        nn.ELU: lambda m: Activation("elu", m.alpha),
+    }[type(module)](module)
+
+
+def pool_module(average: bool) -> Handler:
+    def handler(low: Lowering, node: fx.Node, module: Any) -> Value | None:
+        return _pool(low, node, average, {**module.__dict__})
+
+    return handler
+
+
+def pool_function(average: bool) -> Handler:
+    names = ("kernel_size", "stride", "padding", *(("ceil_mode", "count_include_pad") if average else ("dilation", "ceil_mode")))
+
+    def handler(low: Lowering, node: fx.Node, module: Any) -> Value | None:
+        options = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
+        return _pool(low, node, average, options)
+
+    return handler
+
+
+def _pool(low: Lowering, node: fx.Node, average: bool, options: dict[str, Any]) -> Value | None:
+    x, shape = _image(low, node), shape_of(node)
+    if x is None or shape is None or options.get("return_indices"):
+        return None
+    kernel = _pair(options["kernel_size"])
+    window = Window(
+        kernel, _pair(options.get("stride") or kernel), _pair(options.get("padding", 0)), _pair(options.get("dilation", 1))
+    )
+    return low.add(
+        "pool", node, [x], shape, window=window, average=average,
+        count_pad=bool(options.get("count_include_pad", True)), divisor=options.get("divisor_override") or 0,
+    )  # fmt: skip
+
+
+def adaptive(average: bool) -> Handler:
+    def handler(low: Lowering, node: fx.Node, module: Any) -> Value | None:
+        x, shape = _image(low, node), shape_of(node)
+        return None if x is None or shape is None else low.add("adaptive", node, [x], shape, average=average)
+
+    return handler
+
+
+def mean(low: Lowering, node: fx.Node, module: Any) -> Value | None:
+    x, dims = _image(low, node), argument(node, 1, "dim")
+    shape = shape_of(node)
+    if x is None or shape is None or dims is None or sorted(d % 4 for d in dims) != [2, 3]:
+        return None
+    pooled = low.add("adaptive", node, [x], (x.shape[0], 1, 1), average=True)
+    pooled.shape = shape
+    return pooled
+
+
+def add(low: Lowering, node: fx.Node, module: Any) -> Value | None:
+    a, b = low.value(node.args[0]), low.value(argument(node, 1, "other"))
+    if a is None or b is None or a.shape != b.shape or node.kwargs.get("alpha", 1) != 1:
+        return None
+    return low.add("add", node, [a, b], a.shape)
+
+
+def multiply(low: Lowering, node: fx.Node, module: Any) -> Value | None:
+    a, b = low.value(node.args[0]), low.value(argument(node, 1, "other"))
+    if a is None or b is None or len(a.shape) != 3 or len(b.shape) != 3 or a.shape[0] != b.shape[0]:
+        return None
+    if a.vector and not b.vector:
+        a, b = b, a
+    return low.add("multiply", node, [a, b], a.shape) if b.vector else None
+
+
+def concat(low: Lowering, node: fx.Node, module: Any) -> Value | None:
+    parts = [low.value(part) for part in node.args[0]]  # type: ignore[union-attr]
+    dim, shape = argument(node, 1, "dim", 0), shape_of(node)
+    if shape is None or any(part is None or part.shape[1:] != shape[1:] for part in parts):
+        return None
+    return low.add("concat", node, parts, shape) if dim % (len(shape) + 1) == 1 else None  # type: ignore[arg-type]
+
+
+def flatten(low: Lowering, node: fx.Node, module: Any) -> Value | None:
+    x, shape = low.value(node.args[0]), shape_of(node)
+    if x is None or shape is None or len(shape) != 1 or shape[0] != int(np.prod(x.shape)):
+        return None
+    if node.meta["val_shape"][0] != low.batch:
+        return None
+    return low.add("flatten", node, [x], shape)
+
+
+def same(low: Lowering, node: fx.Node, module: Any) -> Value | None:
+    return low.value(argument(node, 0, "input"))
+
+
+_FUNCTION_ACTIVATIONS = {
+    F.relu: RELU,
+    torch.relu: RELU,
+    F.relu6: Activation("clamp", 0.0, 6.0),
+    F.silu: Activation("silu"),
+    torch.sigmoid: Activation("sigmoid"),
+    F.hardswish: Activation("hard_swish"),
+    F.hardsigmoid: Activation("hard_sigmoid"),
+    torch.tanh: Activation("tanh"),
+}
+
+MODULES: dict[type, Handler] = {
+    nn.Conv2d: conv,
+    LookupConv2d: conv,
+    nn.Linear: linear,
+    LookupLinear: linear,
+    nn.BatchNorm2d: batch_norm,
+    nn.BatchNorm1d: batch_norm,
+    **{
+        kind: activation(_module_activation)
+        for kind in (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.SiLU, nn.Sigmoid, nn.Hardswish, nn.Hardsigmoid,
+                     nn.Tanh, nn.ELU)
+    },
+    nn.MaxPool2d: pool_module(False),
+    nn.AvgPool2d: pool_module(True),
+    nn.AdaptiveAvgPool2d: adaptive(True),
+    nn.AdaptiveMaxPool2d: adaptive(False),
+    nn.Flatten: flatten,
+    nn.Identity: same,
+    nn.Dropout: same,
+    nn.Dropout2d: same,
+}  # fmt: skip
+
+FUNCTIONS: dict[Any, Handler] = {
+    **{function: activation(lambda _, kind=kind: kind) for function, kind in _FUNCTION_ACTIVATIONS.items()},
+    operator.add: add,
+    operator.iadd: add,
+    torch.add: add,
+    operator.mul: multiply,
+    operator.imul: multiply,
+    torch.mul: multiply,
+    torch.cat: concat,
+    torch.flatten: flatten,
+    F.max_pool2d: pool_function(False),
+    F.avg_pool2d: pool_function(True),
+    F.adaptive_avg_pool2d: adaptive(True),
+    F.adaptive_max_pool2d: adaptive(False),
+    F.dropout: same,
+    torch.mean: mean,
+}
+
+METHODS: dict[str, Handler] = {
+    "relu": FUNCTIONS[F.relu],
+    "relu_": FUNCTIONS[F.relu],
+    "sigmoid": FUNCTIONS[torch.sigmoid],
+    "add": add,
+    "add_": add,
+    "mul": multiply,
+    "flatten": flatten,
+    "view": flatten,
+    "reshape": flatten,
+    "contiguous": same,
+    "mean": mean,
+}

@@ -1,0 +1,172 @@
+// Steps that convolve: lookup layers (dictionary stage into a sliding window of S, then the lookup stage) and dense ones.
+//
+// A lookup step walks over tiles of output rows. The window holds the rows of S that a tile reads; rows shared with the
+// tile before are kept, and moved to the front only when the window is full, so that every row of S is computed once.
+#include <algorithm>
+#include <cstring>
+
+#include "plan.h"
+#include "vec.h"
+
+namespace lcnn {
+namespace {
+
+struct Window_of_S {
+    const Plan& plan;
+    const Prepared& p;
+    const Tensor& x;
+    const float* input;
+    float* rows;      // the window
+    float* panel;
+    int64_t first = 0, have = 0;  // image rows: first row held, one past the last
+
+    float* row(int64_t channel, int64_t y) const {
+        return rows + channel * p.window_plane + p.window_lead + (y - first) * x.stride;
+    }
+    int64_t channels() const { return std::max<int64_t>(p.s.phases, 1) * p.s.groups * p.s.rows; }
+
+    void start(int64_t y) {
+        first = have = y;
+        for (int64_t c = 0; c < channels(); ++c) memset(row(c, first) - p.window_lead, 0, p.window_lead * 4);
+    }
+
+    /// Makes rows [from, to) available.
+    void fill(int64_t from, int64_t to) {
+        if (to - first > p.window_rows) {
+            int64_t kept = std::max<int64_t>(have - from, 0);
+            for (int64_t c = 0; c < channels() && kept; ++c)
+                memmove(row(c, first), row(c, from), kept * x.stride * sizeof(float));
+            first = from;
+            have = std::max(have, from);
+        }
+        int64_t zeros_to = std::min<int64_t>(to, 0), inside = std::min(to, x.height);
+        if (have < zeros_to) have = clear(have, zeros_to);
+        if (have < inside) have = compute(have, inside);
+        if (have < to) have = clear(have, to);
+    }
+
+    int64_t clear(int64_t from, int64_t to) {
+        for (int64_t c = 0; c < channels(); ++c) memset(row(c, from), 0, (to - from) * x.stride * sizeof(float));
+        return to;
+    }
+
+    int64_t compute(int64_t from, int64_t to) {
+        int64_t k = p.s.rows, m = p.s.width;
+        for (int64_t part = 0; part < channels() / k; ++part)  // phase-major, then group
+            gemm(p.matrices[part % p.s.groups], input + part * m * x.plane + from * x.stride, p.offsets.data(),
+                 row(part * k, from), p.window_plane, (to - from) * x.stride, Epilogue{}, panel, 0, k);
+        return to;
+    }
+};
+
+int64_t round16(int64_t n) { return (n + 15) / 16 * 16; }
+
+/// Rows of a convolution under a fused max-pool: a tile of one filter in ``plane``, and what the next tile reads again.
+struct Pooling {
+    const Prepared& p;
+    const Tensor &x, &y;
+    Window win;
+    float *plane, *line, *carry;
+    int64_t done = 0;  // conv rows computed so far
+
+    int64_t first_row(int64_t q) const { return std::max<int64_t>(0, q * win.sy - win.py); }
+    int64_t end_row(int64_t q) const { return std::min(p.s.conv_height, (q - 1) * win.sy - win.py + (win.kh - 1) * win.dy + 1); }
+
+    /// The first conv row to compute for pooled rows from q on: windows may overlap, touch, or leave rows out.
+    int64_t next_row(int64_t q) const { return std::max(done, first_row(q)); }
+
+    /// Pooled rows [q0, q1) of every filter; ``response`` points at conv row next_row(q0).
+    void tile(const float* response, float* out, int64_t q0, int64_t q1) {
+        int64_t c0 = first_row(q0), from = next_row(q0), c1 = std::max(end_row(q1), from);
+        int64_t kept = (from - c0) * x.stride, fresh = (c1 - from) * x.stride;
+        int64_t saved = std::max<int64_t>(c1 - first_row(q1), 0) * x.stride, most = win.kh * win.dy * x.stride;
+        for (int64_t i = 0; i < p.sparse.rows; ++i) {
+            int64_t f = p.sparse.filters[i];
+            memcpy(plane, carry + i * most, kept * sizeof(float));
+            sparse(p.sparse, response, plane + kept, 0, fresh, p.epilogue, i, i + 1);
+            for (int64_t q = q0; q < q1; ++q)
+                max_pool_row(plane - c0 * x.stride, p.s.conv_height, p.s.conv_width, x.stride, win, q,
+                             out + f * y.plane + q * y.stride, y.width, line, q + 1 == q1 && q1 < y.height);
+            memcpy(carry + i * most, plane + kept + fresh - saved, saved * sizeof(float));
+            finish(p, y, out, f, q0, q1);
+        }
+        done = c1;
+    }
+};
+
+}  // namespace
+
+void run_lookup(const Plan& plan, const Prepared& p, const Place& place) {
+    const Step& s = p.s;
+    const Tensor &x = plan.tensors[s.input], &y = plan.tensors[s.output];
+    const float* input = plan.at(place, s.input);
+    float* out = plan.at(place, s.output);
+    int64_t y0 = share(y.height, place.part, place.parts), y1 = share(y.height, place.part + 1, place.parts);
+    if (y0 == y1) return;
+    float* window = place.scratch + DEPTH_BLOCK * LCNN_COLS * VL;
+    Window_of_S response{plan, p, x, input, window, place.scratch};
+    float* plane = window + (p.direct ? 0 : response.channels() * p.window_plane + GUARD);
+    int64_t plane_size = round16((p.tile_rows + s.kh * s.dy + s.sy) * x.stride + LCNN_ACCS * VL);
+    Pooling pooling{p, x, y, {s.kh, s.kw, s.sy, s.sx, s.py, s.px, s.dy, s.dx},
+                    plane, plane + plane_size, plane + plane_size + p.line};
+    int64_t per_tile = s.pooled ? std::max<int64_t>(1, p.tile_rows / s.sy) : p.tile_rows;
+    pooling.done = pooling.first_row(y0);
+    for (int64_t q0 = y0; q0 < y1; q0 += per_tile) {
+        int64_t q1 = std::min(q0 + per_tile, y1);
+        int64_t c0 = s.pooled ? pooling.next_row(q0) : q0;
+        int64_t c1 = s.pooled ? std::max(pooling.end_row(q1), c0) : q1;
+        const float* source = input + c0 * x.stride;
+        if (!p.direct) {
+            if (q0 == y0) response.start(c0 - p.up);
+            response.fill(c0 - p.up, c1 + p.down);
+            source = response.row(0, c0);
+        }
+        if (s.pooled) {
+            pooling.tile(source, out, q0, q1);
+            continue;
+        }
+        Epilogue e = p.epilogue;
+        if (s.second >= 0) {
+            e.residual = plan.at(place, s.second) + q0 * y.stride;
+            e.residual_stride = plan.tensors[s.second].plane;
+        }
+        e.exact = q1 == y1 && y1 < y.height;
+        if (y.height * y.width == 1)
+            sparse_single(p.sparse, source, out, y.plane, e, 0, s.filters);
+        else
+            sparse(p.sparse, source, out + q0 * y.stride, y.plane, (q1 - q0) * y.stride, e, 0, s.filters);
+        for (int64_t f = 0; f < s.filters; ++f) finish(p, y, out, f, q0, q1);
+    }
+}
+
+void run_gemm(const Plan& plan, const Prepared& p, const Place& place) {
+    const Step& s = p.s;
+    const Tensor &x = plan.tensors[s.input], &y = plan.tensors[s.output];
+    const float* input = plan.at(place, s.input);
+    float* out = plan.at(place, s.output);
+    int64_t n = s.filters / s.groups;
+    int64_t r0 = 0, r1 = n, y0 = 0, y1 = y.height;
+    if (y.height >= 4 * place.parts || n < 2 * LCNN_ROWS * place.parts) {
+        y0 = share(y.height, place.part, place.parts);
+        y1 = share(y.height, place.part + 1, place.parts);
+    } else {
+        int64_t panels = (n + LCNN_ROWS - 1) / LCNN_ROWS;
+        r0 = share(panels, place.part, place.parts) * LCNN_ROWS;
+        r1 = std::min(n, share(panels, place.part + 1, place.parts) * LCNN_ROWS);
+    }
+    if (y0 == y1 || r0 == r1) return;
+    for (int64_t g = 0; g < s.groups; ++g) {
+        Epilogue e = p.epilogue;
+        if (e.bias) e.bias += g * n;
+        if (s.second >= 0) {
+            e.residual = plan.at(place, s.second) + y0 * y.stride + g * n * plan.tensors[s.second].plane;
+            e.residual_stride = plan.tensors[s.second].plane;
+        }
+        e.exact = y1 < y.height;
+        gemm(p.matrices[g], input + g * s.width * x.plane + y0 * x.stride, p.offsets.data(),
+             out + g * n * y.plane + y0 * y.stride, y.plane, (y1 - y0) * y.stride, e, place.scratch, r0, r1);
+        for (int64_t f = g * n + r0; f < g * n + r1; ++f) finish(p, y, out, f, y0, y1);
+    }
+}
+
+}  // namespace lcnn

@@ -1,0 +1,83 @@
+// The kernels' interfaces. All matrices are float32. A "plane" is one channel on the wide grid (see plan.h): pixels are
+// a flat range of it, so that neighbouring rows and their zero padding are read by the same vector.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace lcnn {
+
+/// What happens to an output before it is stored: + bias[row], + residual, clamp to [low, high].
+struct Epilogue {
+    const float* bias = nullptr;
+    const float* residual = nullptr;  // at the same (row, pixel) as the output, rows residual_stride apart
+    int64_t residual_stride = 0;
+    float low = -__builtin_inff(), high = __builtin_inff();
+    bool exact = false;  // write no lane past the last pixel (another thread owns it)
+
+    bool plain() const { return !bias && !residual && low == -__builtin_inff() && high == __builtin_inff(); }
+};
+
+/// A matrix (rows x depth) cut into blocks of depth, each into panels of LCNN_ROWS rows, a panel stored depth-major.
+struct PackedMatrix {
+    int64_t rows = 0, depth = 0;
+    std::vector<float> data;
+    void pack(const float* matrix, int64_t rows, int64_t depth, int64_t stride);
+    const float* panel(int64_t depth0, int64_t depth_count, int64_t row0) const {
+        return data.data() + depth0 * rows + row0 * depth_count;
+    }
+};
+
+constexpr int64_t DEPTH_BLOCK = 256;
+
+/// out[r][p] = sum_k A[r][k] * input[offsets[k] + p] for rows [row0, row1) (row0 a multiple of LCNN_ROWS) and p in
+/// [0, pixels), then the epilogue. ``panel`` is scratch of DEPTH_BLOCK * LCNN_COLS * LCNN_VL floats.
+void gemm(const PackedMatrix& a, const float* input, const int32_t* offsets, float* out, int64_t out_stride,
+          int64_t pixels, const Epilogue& epilogue, float* panel, int64_t row0, int64_t row1);
+
+/// out[r] = sum_k A[r][k] * x[k]: one streaming pass over A. ``expanded`` is scratch of depth * LCNN_ROWS floats.
+void gemv(const PackedMatrix& a, const float* x, float* out, const Epilogue& epilogue, float* expanded, int64_t row0,
+          int64_t row1);
+
+/// One nonzero of P: which float of the response to read, relative to the output pixel, and its coefficient.
+struct Lookup {
+    int32_t offset;
+    float value;
+};
+
+/// P by filters sorted by their number of lookups, cut into blocks of dictionary rows that fit the cache.
+struct SparseMatrix {
+    int64_t rows = 0, blocks = 1;
+    std::vector<Lookup> lookups;      // block by block, filter by filter in sorted order
+    std::vector<int32_t> starts;      // (blocks, rows + 1)
+    std::vector<int32_t> filters;     // sorted position -> filter
+};
+
+/// out[f][p] = sum over lookups of filter f of value * response[offset + p], p in [0, pixels), then the epilogue.
+/// Filters at sorted positions [first, last); out and residual rows are indexed by filter.
+void sparse(const SparseMatrix& p, const float* response, float* out, int64_t out_stride, int64_t pixels,
+            const Epilogue& epilogue, int64_t first, int64_t last);
+
+/// The same for one pixel: dot products of each filter's lookups, four at a time.
+void sparse_single(const SparseMatrix& p, const float* response, float* out, int64_t out_stride,
+                   const Epilogue& epilogue, int64_t first, int64_t last);
+
+enum class Activation : int64_t { none, clamp, leaky, silu, sigmoid, hard_swish, hard_sigmoid, tanh, elu };
+
+/// In place over n floats; a and b are the bounds of clamp, or the slope of leaky and elu. Writes up to the last lane.
+void activate(Activation kind, float* x, int64_t n, float a, float b);
+
+struct Window {
+    int64_t kh, kw, sy, sx, py, px, dy, dx;
+};
+
+constexpr int64_t MAX_WINDOW = 64;
+
+/// One pooled row of a plane of h rows of w, ws apart. ``line`` is scratch of 2 * (pooled width + VL) * stride + kernel
+/// floats. Unless ``exact``, lanes past the row's end may be written (and are sealed later).
+void max_pool_row(const float* plane, int64_t h, int64_t w, int64_t ws, const Window& win, int64_t y, float* out,
+                  int64_t out_w, float* line, bool exact);
+void avg_pool_row(const float* plane, int64_t h, int64_t w, int64_t ws, const Window& win, int64_t y, float* out,
+                  int64_t out_w, float* line, bool exact, bool count_pad, int64_t divisor);
+
+}  // namespace lcnn

@@ -1,0 +1,114 @@
+// The packed plan: what Python writes (lcnn_core/engine/pack.py), byte by byte, and what the loader makes of it.
+//
+// A plan is little-endian int64 words, then data in 4-byte units (float32 or int32):
+//   header   16 words: magic, version, words before the data, data units, tensors, steps, inputs, outputs,
+//            floats of one image's arena, floats of one image's batch space, first batch-wide step, 0...
+//   tensors  8 words each (struct Tensor), steps STEP_WORDS words each (struct Step), then the data.
+//
+// Wide grid: channel c of a tensor is a plane at offset + c * plane, row y at + y * stride, with stride - width zero
+// columns at the end of each row and zeros from the last row to the next plane, so that a kernel reaching over an edge
+// reads zeros. Every step that writes a tensor restores those zeros ("seals" it).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace lcnn {
+
+constexpr int64_t MAGIC = 0x4e414c504e4e434cLL;  // "LCNNPLAN"
+constexpr int64_t VERSION = 1, HEADER_WORDS = 16, TENSOR_WORDS = 8, STEP_WORDS = 40;
+constexpr int64_t GUARD = 1024;  // floats around an arena that kernels may read, never use
+
+struct Tensor {
+    int64_t batched;   // 1: a vector per image, kept for the whole batch
+    int64_t channels, height, width, stride, plane, offset, lead;  // lead: zeros before the first plane
+    bool vector() const { return plane == 1; }
+    int64_t size() const { return channels * height * width; }
+};
+
+enum class Op : int64_t {
+    import_, export_, relayout, gemm, lookup, pool, adaptive, linear, lookup_linear, add, multiply, affine, activate, concat,
+    count
+};
+
+struct Step {
+    int64_t op, input, second, output;                 // tensors; -1 where there is none
+    int64_t groups, rows, width, filters;              // k per group (0: identity), m / groups, n
+    int64_t activation, act_a, act_b;                  // bounds or slope, as float bits
+    int64_t bias, weights, weights_count;              // data offsets, -1 where there is none
+    int64_t table, table_count, values, starts;        // (channel, dy, dx) int32 triples; values; int32 (n + 1)
+    int64_t kh, kw, sy, sx, py, px, dy, dx;            // window of pool, also of a pool fused into lookup or gemm
+    int64_t mode, count_pad, divisor;                  // pool: 0 max, 1 average
+    int64_t phases, phase_list;                        // relayout and lookup on a strided input: int32 (y, x) pairs
+    int64_t pooled, conv_height, conv_width;           // lookup, gemm with a fused max-pool: the size before pooling
+    int64_t port, channel;                             // import, export: which array; concat: first output channel
+    int64_t unused[4];
+};
+static_assert(sizeof(Step) == STEP_WORDS * 8 && sizeof(Tensor) == TENSOR_WORDS * 8, "plan records");
+
+/// A step ready to run: weights packed for this instruction set, tiles chosen.
+struct Prepared {
+    Step s;
+    std::vector<PackedMatrix> matrices;   // one a group
+    std::vector<int32_t> offsets;         // gemm: per depth entry, of group 0
+    SparseMatrix sparse;
+    std::vector<float> bias, scale;
+    Epilogue epilogue;                    // bias and clamp; residual is set per call
+    int64_t up = 0, down = 0, reach = 0;  // lookups: rows above and below, columns aside
+    int64_t tile_rows = 1, window_rows = 0, window_plane = 0, window_lead = 0;  // lookup: the sliding window of S
+    int64_t line = 0;                     // fused pooling: floats of its line
+    std::vector<std::pair<int32_t, int32_t>> phases;
+    bool direct = false;                  // lookup: reads its input itself (identity dictionary)
+    bool extra_activation = false;        // not a clamp: applied after the epilogue
+};
+
+struct Team;
+
+/// Where one call works: arena of one image, batch space, and scratch of one thread.
+struct Place {
+    float* arena;
+    float* batch;
+    float* scratch;
+    float* shared;     // scratch of all threads of a team, for batch-wide steps
+    int64_t image, images;
+    const float* const* inputs;
+    float* const* outputs;
+    int part, parts;
+};
+
+struct Plan {
+    std::vector<Tensor> tensors;
+    std::vector<Prepared> steps;
+    int64_t inputs = 0, outputs = 0, arena = 0, batch = 0, first_batch_step = 0;
+    int64_t scratch = 0;         // floats per thread
+    int64_t shared_rows = 0;     // floats per (padded) image shared by a team in batch-wide steps
+    std::vector<int64_t> input_sizes, output_sizes;
+
+    float* at(const Place& p, int64_t tensor) const {
+        const Tensor& t = tensors[tensor];
+        return t.batched ? p.batch + t.offset * p.images + p.image * t.channels : p.arena + t.offset;
+    }
+};
+
+std::unique_ptr<Plan> load_plan(const void* bytes, int64_t size, std::string& error);
+
+/// Stages of a step that need all threads of a team to have finished the one before.
+int stages(const Prepared& step, bool batch_wide);
+void run_step(const Plan& plan, const Prepared& step, const Place& place, int stage, bool batch_wide);
+
+void run_lookup(const Plan& plan, const Prepared& step, const Place& place);
+void run_gemm(const Plan& plan, const Prepared& step, const Place& place);
+void run_linear(const Plan& plan, const Prepared& step, const Place& place, int stage, bool batch_wide);
+
+/// Restores the zeros around rows [y0, y1) of channel c.
+void seal(const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1);
+/// The activation of a step that is no clamp, over rows [y0, y1) of a plane.
+void finish(const Prepared& step, const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1);
+
+inline int64_t share(int64_t total, int part, int parts) { return total * part / parts; }
+
+}  // namespace lcnn

@@ -1,0 +1,299 @@
+// Runs a plan: the C interface, the team of threads, and the workspaces.
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <functional>
+#include <mutex>
+#include <new>
+#include <thread>
+#include <sys/mman.h>
+
+#include "lcnn_engine.h"
+#include "plan.h"
+#include "vec.h"
+
+namespace lcnn {
+namespace {
+
+/// Sense-reversing barrier; spins a little, then gives the core away (another process may need it).
+class Barrier {
+    std::atomic<int> waiting{0}, round{0};
+
+  public:
+    void wait(int parts) {
+        if (parts == 1) return;
+        int now = round.load(std::memory_order_acquire);
+        if (waiting.fetch_add(1, std::memory_order_acq_rel) + 1 == parts) {
+            waiting.store(0, std::memory_order_relaxed);
+            round.store(now + 1, std::memory_order_release);
+            return;
+        }
+        for (int spins = 0; round.load(std::memory_order_acquire) == now; ++spins)
+            if (spins > 4000) std::this_thread::yield();
+    }
+};
+
+/// Threads that live as long as the process. One call at a time uses them; a call that finds them busy runs alone.
+class Pool {
+    std::mutex users, lock;
+    std::condition_variable wake, done;
+    const std::function<void(int, int)>* job = nullptr;
+    int started = 0, parts = 0, left = 0;
+    int64_t generation = 0;
+
+    void work(int index) {
+        int64_t seen = 0;
+        for (;;) {
+            std::unique_lock<std::mutex> hold(lock);
+            wake.wait(hold, [&] { return generation != seen; });
+            seen = generation;
+            if (index >= parts) continue;
+            auto* current = job;
+            int total = parts;
+            hold.unlock();
+            (*current)(index, total);
+            hold.lock();
+            if (--left == 0) done.notify_one();
+        }
+    }
+
+  public:
+    void run(int threads, const std::function<void(int, int)>& f) {
+        std::unique_lock<std::mutex> mine(users, std::try_to_lock);
+        if (threads <= 1 || !mine.owns_lock()) return f(0, 1);
+        {
+            std::lock_guard<std::mutex> hold(lock);
+            for (; started < threads - 1; ++started) {
+                int index = started + 1;
+                int64_t now = generation;
+                (void)now;
+                std::thread([this, index] { work(index); }).detach();
+            }
+            job = &f;
+            parts = threads;
+            left = threads - 1;
+            ++generation;
+        }
+        wake.notify_all();
+        f(0, threads);
+        std::unique_lock<std::mutex> hold(lock);
+        done.wait(hold, [&] { return left == 0; });
+    }
+};
+
+Pool& pool() {
+    static Pool* p = new Pool;  // never destroyed: its threads may outlive main
+    return *p;
+}
+
+/// Zeroed floats in huge pages where the system grants them: planes are kilobytes apart, small pages would miss the TLB.
+class Memory {
+    float* at = nullptr;
+    size_t bytes = 0;
+
+  public:
+    ~Memory() { free(at); }
+    float* need(int64_t floats) {
+        size_t wanted = size_t(floats + 2 * GUARD) * sizeof(float);
+        if (wanted > bytes) {
+            free(at);
+            bytes = (wanted + (2u << 20) - 1) >> 21 << 21;
+            at = static_cast<float*>(aligned_alloc(2u << 20, bytes));
+            if (!at) {
+                bytes = 0;
+                throw std::bad_alloc();
+            }
+            madvise(at, bytes, MADV_HUGEPAGE);
+            memset(at, 0, bytes);
+        }
+        return at + GUARD;
+    }
+};
+
+struct Workspace {
+    std::vector<std::unique_ptr<Memory>> memory;
+    float* need(size_t index, int64_t floats) {
+        while (memory.size() <= index) memory.push_back(std::make_unique<Memory>());
+        return memory[index]->need(floats);
+    }
+};
+
+}  // namespace
+}  // namespace lcnn
+
+using namespace lcnn;
+
+struct lcnn_plan {
+    std::unique_ptr<Plan> plan;
+    std::mutex lock;
+    std::vector<std::unique_ptr<Workspace>> idle;
+
+    std::unique_ptr<Workspace> take() {
+        std::lock_guard<std::mutex> hold(lock);
+        if (idle.empty()) return std::make_unique<Workspace>();
+        auto w = std::move(idle.back());
+        idle.pop_back();
+        return w;
+    }
+    void give(std::unique_ptr<Workspace> w) {
+        std::lock_guard<std::mutex> hold(lock);
+        idle.push_back(std::move(w));
+    }
+};
+
+namespace {
+
+/// Seconds this thread has had the processor: on a shared machine, waiting for others is no part of a step.
+double thread_seconds() {
+    timespec now{};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return double(now.tv_sec) + double(now.tv_nsec) * 1e-9;
+}
+
+struct Run {
+    const Plan& plan;
+    Place base;
+    std::vector<float*> arenas, scratches;
+    double* seconds;
+    Barrier barrier;
+    std::atomic<int64_t> next{0};
+
+    void steps(int64_t from, int64_t to, Place place, bool batch_wide) {
+        for (int64_t i = from; i < to; ++i) {
+            double start = seconds ? thread_seconds() : 0;
+            const Prepared& step = plan.steps[i];
+            for (int stage = 0; stage < stages(step, batch_wide); ++stage) {
+                run_step(plan, step, place, stage, batch_wide);
+                barrier.wait(place.parts);
+            }
+            if (seconds) seconds[i] += thread_seconds() - start;
+        }
+    }
+
+    void thread(int part, int parts) {
+        Place place = base;
+        int64_t split = plan.first_batch_step, end = int64_t(plan.steps.size());
+        place.scratch = scratches[part];
+        bool alone = place.images > 1;  // one image a thread, else all threads on the one image
+        place.part = alone ? 0 : part;
+        place.parts = alone ? 1 : parts;
+        place.arena = arenas[alone ? part : 0];
+        place.shared = alone ? place.scratch + plan.scratch : base.shared;
+        for (int64_t image; alone && (image = next.fetch_add(1)) < place.images;) {
+            place.image = image;
+            steps(0, split, place, false);
+        }
+        if (!alone) steps(0, end, place, false);
+        if (!alone) return;
+        barrier.wait(parts);
+        place.part = part;
+        place.parts = parts;
+        place.image = 0;
+        place.shared = base.shared;
+        batch_steps(split, end, place);
+    }
+
+    /// Linear steps take the whole batch at once; the others go image by image, shared out among the threads.
+    void batch_steps(int64_t from, int64_t to, Place place) {
+        for (int64_t i = from; i < to; ++i) {
+            Op op = Op(plan.steps[i].s.op);
+            if (op == Op::linear || op == Op::lookup_linear) {
+                steps(i, i + 1, place, true);
+                continue;
+            }
+            for (place.image = 0; place.image < place.images; ++place.image) steps(i, i + 1, place, false);
+        }
+    }
+};
+
+int run(lcnn_plan* handle, const float* const* inputs, float* const* outputs, int64_t images, int threads,
+        double* seconds) {
+    if (images <= 0) return 0;
+    try {
+        const Plan& plan = *handle->plan;
+        auto work = handle->take();
+        int64_t lanes = (images + VL - 1) / VL * VL;
+        threads = std::max(1, threads);
+        if (images > 1) threads = int(std::min<int64_t>(threads, images));
+        Run r{plan, {}, {}, {}, seconds, {}, {}};
+        r.base.inputs = inputs;
+        r.base.outputs = outputs;
+        r.base.images = images;
+        r.base.image = 0;
+        r.base.batch = work->need(0, plan.batch * images);
+        r.base.shared = work->need(1, plan.shared_rows * lanes + GUARD);
+        for (int t = 0; t < threads; ++t) {
+            r.arenas.push_back(t == 0 || images > 1 ? work->need(2 + 2 * t, plan.arena) : nullptr);
+            r.scratches.push_back(work->need(3 + 2 * t, plan.scratch + plan.shared_rows + GUARD));
+        }
+        pool().run(threads, [&](int part, int parts) { r.thread(part, parts); });
+        handle->give(std::move(work));
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+lcnn_plan* lcnn_load(const void* bytes, int64_t size, char* message, int64_t message_size) {
+    std::string error;
+    auto plan = load_plan(bytes, size, error);
+    if (!plan) {
+        if (message_size > 0) snprintf(message, size_t(message_size), "%s", error.c_str());
+        return nullptr;
+    }
+    auto* handle = new lcnn_plan;
+    handle->plan = std::move(plan);
+    return handle;
+}
+void lcnn_free(lcnn_plan* plan) { delete plan; }
+int64_t lcnn_inputs(const lcnn_plan* p) { return p->plan->inputs; }
+int64_t lcnn_outputs(const lcnn_plan* p) { return p->plan->outputs; }
+int64_t lcnn_input_size(const lcnn_plan* p, int64_t i) { return p->plan->input_sizes[size_t(i)]; }
+int64_t lcnn_output_size(const lcnn_plan* p, int64_t i) { return p->plan->output_sizes[size_t(i)]; }
+
+int lcnn_run(lcnn_plan* plan, const float* const* inputs, float* const* outputs, int64_t images, int threads) {
+    return run(plan, inputs, outputs, images, threads, nullptr);
+}
+int lcnn_profile(lcnn_plan* plan, const float* const* inputs, float* const* outputs, int64_t images, double* seconds) {
+    return run(plan, inputs, outputs, images, 1, seconds);
+}
+
+int64_t lcnn_memory(const lcnn_plan* p, int which) {
+    int64_t weights = 0;
+    for (const Prepared& s : p->plan->steps) {
+        for (const PackedMatrix& m : s.matrices) weights += int64_t(m.data.size()) * 4;
+        weights += int64_t(s.sparse.lookups.size()) * 8 + int64_t(s.sparse.starts.size()) * 4;
+    }
+    return which == 0 ? weights : which == 1 ? p->plan->arena * 4 : p->plan->scratch * 4;
+}
+
+const char* lcnn_isa(void) {
+#if defined(__AVX512F__)
+    return "avx512";
+#elif defined(__AVX2__)
+    return "avx2";
+#elif defined(__aarch64__)
+    return "neon";
+#else
+    return "baseline";
+#endif
+}
+int lcnn_supported(void) {
+#if defined(__AVX512F__)
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl");
+#elif defined(__AVX2__)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+    return 1;
+#endif
+}
+
+}  // extern "C"

@@ -1,0 +1,122 @@
+// The lookup stage: Y[f][p] = sum over the lookups (offset, value) of filter f of value * S[offset + p].
+//
+// S lies on the wide grid, so that a lookup at (row, ky, kx) is one constant offset for every pixel, and a k x k sparse
+// convolution is one flat sparse-times-dense product. A group of up to LCNN_ACCS vectors of pixels stays in registers
+// while the filter's lookups stream past: per lookup one broadcast and one load-and-FMA per vector. The bound is the
+// load ports: two 256-bit loads a cycle, a load that crosses a cache line counting twice (every second one, as offsets
+// are arbitrary). Filters are sorted by their number of lookups, so that loop counts repeat and branches predict.
+#include <algorithm>
+
+#include "kernels.h"
+#include "vec.h"
+
+namespace lcnn {
+namespace {
+
+struct Call {
+    const SparseMatrix& p;
+    const float* response;
+    float* out;
+    int64_t out_stride;
+    const Epilogue& e;
+    int64_t first, last;
+};
+
+template <int V>
+LCNN_INLINE void accumulate(vf (&acc)[V], const float* s, const Lookup* at, const Lookup* end) {
+    for (; at != end; ++at) {
+        vf value = splat(at->value);
+        const float* x = s + at->offset;
+        asm("" : "+r"(x));  // one address for all loads: GCC would rather compute each of them anew
+#pragma GCC unroll 16
+        for (int j = 0; j < V; ++j) acc[j] += value * load(x + j * VL);
+    }
+}
+
+template <int V, bool FIRST, bool LAST>
+void group(const Call& c, int64_t block, int64_t pixel, int64_t lanes) {
+    const Epilogue& e = c.e;
+    const int32_t* starts = c.p.starts.data() + block * (c.p.rows + 1);
+    const Lookup* lookups = c.p.lookups.data();
+    vf low = splat(e.low), high = splat(e.high);
+    bool clamped = e.low > -__builtin_inff(), capped = e.high < __builtin_inff();
+    const float* s = c.response + pixel;
+    for (int64_t i = c.first; i < c.last; ++i) {
+        int64_t f = c.p.filters[i];
+        float* out = c.out + f * c.out_stride + pixel;
+        vf acc[V];
+        vf start = splat(FIRST && e.bias ? e.bias[f] : 0.0f);
+#pragma GCC unroll 16
+        for (int j = 0; j < V; ++j) acc[j] = FIRST ? start : load(out + j * VL);
+        accumulate<V>(acc, s, lookups + starts[i], lookups + starts[i + 1]);
+        if (LAST && e.residual) {
+            const float* residual = e.residual + f * e.residual_stride + pixel;
+#pragma GCC unroll 16
+            for (int j = 0; j < V; ++j) acc[j] += load(residual + j * VL);
+        }
+        if (LAST && clamped)
+#pragma GCC unroll 16
+            for (int j = 0; j < V; ++j) acc[j] = vmax(low, acc[j]);
+        if (LAST && capped)
+#pragma GCC unroll 16
+            for (int j = 0; j < V; ++j) acc[j] = vmin(high, acc[j]);
+#pragma GCC unroll 16
+        for (int j = 0; j < V - 1; ++j) store(out + j * VL, acc[j]);
+        if (lanes >= V * VL)
+            store(out + (V - 1) * VL, acc[V - 1]);
+        else
+            store_first(out + (V - 1) * VL, acc[V - 1], lanes - (V - 1) * VL);
+    }
+}
+
+template <int V>
+void group_of(const Call& c, int64_t block, int64_t pixel, int64_t lanes) {
+    bool first = block == 0, last = block + 1 == c.p.blocks;
+    if (first && last) return group<V, true, true>(c, block, pixel, lanes);
+    if (first) return group<V, true, false>(c, block, pixel, lanes);
+    if (last) return group<V, false, true>(c, block, pixel, lanes);
+    return group<V, false, false>(c, block, pixel, lanes);
+}
+
+using Group = void (*)(const Call&, int64_t, int64_t, int64_t);
+constexpr Group GROUPS[LCNN_ACCS + 1] = {nullptr,      group_of<1>,  group_of<2>, group_of<3>, group_of<4>,
+                                         group_of<5>,  group_of<6>,  group_of<7>, group_of<8>, group_of<9>,
+                                         group_of<10>, group_of<11>, group_of<12>, group_of<13>};
+
+}  // namespace
+
+void sparse(const SparseMatrix& p, const float* response, float* out, int64_t out_stride, int64_t pixels,
+            const Epilogue& epilogue, int64_t first, int64_t last) {
+    Call call{p, response, out, out_stride, epilogue, first, last};
+    int64_t vectors = (pixels + VL - 1) / VL, groups = (vectors + LCNN_ACCS - 1) / LCNN_ACCS;
+    for (int64_t g = 0; g < groups; ++g) {
+        int64_t from = vectors * g / groups, to = vectors * (g + 1) / groups;
+        int64_t lanes = epilogue.exact ? pixels - from * VL : (to - from) * VL;
+        for (int64_t block = 0; block < p.blocks; ++block) GROUPS[to - from](call, block, from * VL, lanes);
+    }
+}
+
+void sparse_single(const SparseMatrix& p, const float* response, float* out, int64_t out_stride, const Epilogue& e,
+                   int64_t first, int64_t last) {
+    for (int64_t block = 0; block < p.blocks; ++block) {
+        const int32_t* starts = p.starts.data() + block * (p.rows + 1);
+        for (int64_t i = first; i < last; ++i) {
+            const Lookup *at = p.lookups.data() + starts[i], *end = p.lookups.data() + starts[i + 1];
+            float sum[4] = {};
+            for (; at + 4 <= end; at += 4)
+                for (int j = 0; j < 4; ++j) sum[j] += at[j].value * response[at[j].offset];
+            for (; at != end; ++at) sum[0] += at->value * response[at->offset];
+            int64_t f = p.filters[i];
+            float v = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+            v += block ? out[f * out_stride] : e.bias ? e.bias[f] : 0.0f;
+            if (block + 1 == p.blocks) {
+                if (e.residual) v += e.residual[f * e.residual_stride];
+                v = e.low > v ? e.low : v;
+                v = e.high < v ? e.high : v;
+            }
+            out[f * out_stride] = v;
+        }
+    }
+}
+
+}  // namespace lcnn

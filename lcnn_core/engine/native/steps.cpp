@@ -1,0 +1,274 @@
+// Everything between convolutions: import and export, changes of layout, pooling, elementwise steps. All are bound by
+// memory; channels are shared out among the threads of a team.
+#include <algorithm>
+#include <cstring>
+
+#include "plan.h"
+#include "vec.h"
+
+namespace lcnn {
+
+void seal(const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1) {
+    float* plane = base + c * t.plane;
+    if (c == 0 && y0 == 0) memset(base - t.lead, 0, t.lead * sizeof(float));
+    int64_t pad = t.stride - t.width;
+    if (pad == 1) {  // the usual case, and one that GCC would turn into a call of memset for every row
+        for (int64_t y = y0; y < y1; ++y) plane[y * t.stride + t.width] = 0;
+    } else if (pad) {
+        for (int64_t y = y0; y < y1; ++y) memset(plane + y * t.stride + t.width, 0, pad * sizeof(float));
+    }
+    if (y1 < t.height) return;
+    float *at = plane + t.height * t.stride, *end = plane + t.plane;  // at least 16 floats
+    for (; at < end - VL; at += VL) store(at, zero());
+    store(end - VL, zero());
+}
+
+void finish(const Prepared& p, const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1) {
+    if (p.extra_activation) {
+        float a, b;
+        int32_t bits_a = int32_t(p.s.act_a), bits_b = int32_t(p.s.act_b);
+        memcpy(&a, &bits_a, 4);
+        memcpy(&b, &bits_b, 4);
+        activate(Activation(p.s.activation), base + c * t.plane + y0 * t.stride, (y1 - y0) * t.stride, a, b);
+    }
+    seal(t, base, c, y0, y1);
+}
+
+namespace {
+
+struct Span {
+    int64_t from, to;
+    Span(int64_t total, const Place& at) : from(share(total, at.part, at.parts)), to(share(total, at.part + 1, at.parts)) {}
+};
+
+/// Every sx-th pixel of every sy-th row. Vectors may write past the end of a row (rows are written in ascending order,
+/// and the output is sealed afterwards) and read past it, but not past ``end``.
+void copy_phase(const float* from, int64_t from_stride, int64_t h, int64_t w, int64_t sy, int64_t sx, int64_t py,
+                int64_t px, const Tensor& t, float* to, const float* end) {
+    for (int64_t y = 0; y < t.height; ++y) {
+        int64_t row = y * sy + py;
+        float* out = to + y * t.stride;
+        int64_t count = row < h && px < w ? std::min(t.width, (w - px + sx - 1) / sx) : 0, x = 0;
+        const float* in = from + row * from_stride + px;
+        if (sx == 1 && count) memcpy(out, in, count * sizeof(float)), x = count;
+        if (sx == 2)
+            for (; x < count && in + 2 * (x + VL) <= end; x += VL)
+                store(out + x, every_second(in + 2 * x));
+        if (sx == 4)
+            for (; x < count && in + 4 * (x + VL) <= end; x += VL)
+                store(out + x, every_fourth(in + 4 * x));
+        for (; x < count; ++x) out[x] = in[x * sx];
+        for (x = count; x < t.width; ++x) out[x] = 0;
+    }
+}
+
+/// Planes of ``width`` channels to the output's grid, one output plane per phase and channel; or to a dense vector.
+void relayout(const Plan& plan, const Prepared& p, const Place& at, const float* source, int64_t plane, int64_t stride,
+              const float* end) {
+    const Step& s = p.s;
+    const Tensor& y = plan.tensors[s.output];
+    float* out = plan.at(at, s.output);
+    Span span(s.width, at);
+    for (int64_t c = span.from; c < span.to; ++c) {
+        const float* from = source + c * plane;
+        if (y.vector()) {
+            for (int64_t row = 0; row < s.conv_height; ++row)
+                memcpy(out + (c * s.conv_height + row) * s.conv_width, from + row * stride, s.conv_width * sizeof(float));
+            continue;
+        }
+        for (size_t i = 0; i < p.phases.size(); ++i) {
+            int64_t channel = int64_t(i) * s.width + c;
+            copy_phase(from, stride, s.conv_height, s.conv_width, s.sy, s.sx, p.phases[i].first, p.phases[i].second, y,
+                       out + channel * y.plane, end);
+            seal(y, out, channel, 0, y.height);
+        }
+    }
+}
+
+void run_export(const Plan& plan, const Prepared& p, const Place& at) {
+    const Tensor& t = plan.tensors[p.s.input];
+    const float* from = plan.at(at, p.s.input);
+    float* out = at.outputs[p.s.port] + at.image * t.size();
+    if (t.vector()) {
+        Span span(t.channels, at);
+        memcpy(out + span.from, from + span.from, (span.to - span.from) * sizeof(float));
+        return;
+    }
+    Span span(t.channels, at);
+    for (int64_t c = span.from; c < span.to; ++c)
+        for (int64_t y = 0; y < t.height; ++y)
+            memcpy(out + (c * t.height + y) * t.width, from + c * t.plane + y * t.stride, t.width * sizeof(float));
+}
+
+void run_pool(const Plan& plan, const Prepared& p, const Place& at) {
+    const Step& s = p.s;
+    const Tensor &x = plan.tensors[s.input], &y = plan.tensors[s.output];
+    Window win{s.kh, s.kw, s.sy, s.sx, s.py, s.px, s.dy, s.dx};
+    float* line = at.scratch + 64;
+    Span span(y.channels, at);
+    for (int64_t c = span.from; c < span.to; ++c) {
+        const float* plane = plan.at(at, s.input) + c * x.plane;
+        float* out = plan.at(at, s.output) + c * y.plane;
+        for (int64_t row = 0; row < y.height; ++row) {
+            if (s.mode == 0)
+                max_pool_row(plane, x.height, x.width, x.stride, win, row, out + row * y.stride, y.width, line,
+                             y.vector());
+            else
+                avg_pool_row(plane, x.height, x.width, x.stride, win, row, out + row * y.stride, y.width, line,
+                             y.vector(), s.count_pad, s.divisor);
+        }
+        if (!y.vector()) finish(p, y, plan.at(at, s.output), c, 0, y.height);
+    }
+}
+
+/// Reduction of columns [x0, x1) of rows [y0, y1) of a plane: the sum in float lanes, or the maximum.
+float reduce_cell(const float* plane, int64_t stride, int64_t y0, int64_t y1, int64_t x0, int64_t x1, bool sum) {
+    vf lanes = splat(sum ? 0.0f : -__builtin_inff());
+    float rest = lanes[0];
+    for (int64_t y = y0; y < y1; ++y) {
+        const float* row = plane + y * stride;
+        int64_t x = x0;
+        for (; x + VL <= x1; x += VL) lanes = sum ? lanes + load(row + x) : vmax(lanes, load(row + x));
+        for (; x < x1; ++x) rest = sum ? rest + row[x] : rest > row[x] || rest != rest ? rest : row[x];
+    }
+    for (int i = 0; i < VL; ++i) rest = sum ? rest + lanes[i] : rest > lanes[i] ? rest : lanes[i];
+    return rest;
+}
+
+/// Output cell (i, j) covers rows floor(i h / oh) to ceil((i + 1) h / oh), as PyTorch's adaptive pooling. A whole image
+/// is summed flat, its zero padding included.
+void run_adaptive(const Plan& plan, const Prepared& p, const Place& at) {
+    const Tensor &x = plan.tensors[p.s.input], &y = plan.tensors[p.s.output];
+    Span span(y.channels, at);
+    bool sum = p.s.mode != 0;
+    for (int64_t c = span.from; c < span.to; ++c) {
+        const float* plane = plan.at(at, p.s.input) + c * x.plane;
+        float* out = plan.at(at, p.s.output) + c * y.plane;
+        if (sum && y.height * y.width == 1) {
+            out[0] = reduce_cell(plane, 0, 0, 1, 0, x.height * x.stride, true) / float(x.height * x.width);
+        } else {
+            for (int64_t i = 0; i < y.height; ++i)
+                for (int64_t j = 0; j < y.width; ++j) {
+                    int64_t y0 = i * x.height / y.height, y1 = ((i + 1) * x.height + y.height - 1) / y.height;
+                    int64_t x0 = j * x.width / y.width, x1 = ((j + 1) * x.width + y.width - 1) / y.width;
+                    float v = reduce_cell(plane, x.stride, y0, y1, x0, x1, sum);
+                    out[i * y.stride + j] = sum ? v / float((y1 - y0) * (x1 - x0)) : v;
+                }
+        }
+        if (!y.vector()) finish(p, y, plan.at(at, p.s.output), c, 0, y.height);
+    }
+}
+
+/// Elementwise over one run of n floats of channel c.
+void elementwise(const Prepared& p, const float* x, const float* second, float* y, int64_t n, int64_t c) {
+    const Epilogue& e = p.epilogue;
+    vf low = splat(e.low), high = splat(e.high), scale = splat(1), shift = zero();
+    if (Op(p.s.op) == Op::affine) {
+        scale = splat(p.scale[c]);
+        shift = splat(e.bias[c]);
+    }
+    if (Op(p.s.op) == Op::multiply) scale = splat(second[c]);
+    bool add = Op(p.s.op) == Op::add;
+    for (int64_t i = 0; i < n; i += VL) {
+        vf v = load(x + i) * scale + shift;
+        if (add) v += load(second + i);
+        v = vmin(high, vmax(low, v));
+        if (i + VL <= n)
+            store(y + i, v);
+        else
+            store_first(y + i, v, n - i);
+    }
+}
+
+void vector_elementwise(const Plan& plan, const Prepared& p, const Place& at) {
+    const Tensor& t = plan.tensors[p.s.output];
+    const float* x = plan.at(at, p.s.input);
+    const float* second = p.s.second >= 0 ? plan.at(at, p.s.second) : nullptr;
+    float* y = plan.at(at, p.s.output);
+    Span span(t.channels, at);
+    int64_t n = span.to - span.from;
+    if (n == 0) return;
+    if (Op(p.s.op) == Op::add || Op(p.s.op) == Op::activate) {
+        elementwise(p, x + span.from, second ? second + span.from : nullptr, y + span.from, n, 0);
+    } else {
+        for (int64_t c = span.from; c < span.to; ++c) {
+            float scale = Op(p.s.op) == Op::affine ? p.scale[c] : second[c];
+            float v = x[c] * scale + (Op(p.s.op) == Op::affine ? p.bias[c] : 0.0f);
+            v = p.epilogue.low > v ? p.epilogue.low : v;
+            y[c] = p.epilogue.high < v ? p.epilogue.high : v;
+        }
+    }
+    if (p.extra_activation) {
+        float a, b;
+        int32_t bits_a = int32_t(p.s.act_a), bits_b = int32_t(p.s.act_b);
+        memcpy(&a, &bits_a, 4);
+        memcpy(&b, &bits_b, 4);
+        activate(Activation(p.s.activation), y + span.from, n, a, b);
+    }
+}
+
+void run_elementwise(const Plan& plan, const Prepared& p, const Place& at) {
+    const Step& s = p.s;
+    const Tensor &x = plan.tensors[s.input], &y = plan.tensors[s.output];
+    if (y.vector()) return vector_elementwise(plan, p, at);
+    Span span(y.channels, at);
+    for (int64_t c = span.from; c < span.to; ++c) {
+        const float* second = nullptr;
+        if (Op(s.op) == Op::add) second = plan.at(at, s.second) + c * plan.tensors[s.second].plane;
+        if (Op(s.op) == Op::multiply) second = plan.at(at, s.second);
+        elementwise(p, plan.at(at, s.input) + c * x.plane, second, plan.at(at, s.output) + c * y.plane,
+                    y.height * y.stride, c);
+        finish(p, y, plan.at(at, s.output), c, 0, y.height);
+    }
+}
+
+void run_concat(const Plan& plan, const Prepared& p, const Place& at) {
+    const Tensor &x = plan.tensors[p.s.input], &y = plan.tensors[p.s.output];
+    const float* from = plan.at(at, p.s.input);
+    float* out = plan.at(at, p.s.output);
+    Span span(x.channels, at);
+    for (int64_t c = span.from; c < span.to; ++c) {
+        if (y.vector()) {
+            out[p.s.channel + c] = from[c];
+            continue;
+        }
+        for (int64_t row = 0; row < x.height; ++row)
+            memcpy(out + (p.s.channel + c) * y.plane + row * y.stride, from + c * x.plane + row * x.stride,
+                   x.width * sizeof(float));
+        seal(y, out, p.s.channel + c, 0, y.height);
+    }
+}
+
+}  // namespace
+
+int stages(const Prepared& p, bool batch_wide) {
+    if (Op(p.s.op) != Op::linear && Op(p.s.op) != Op::lookup_linear) return 1;
+    return batch_wide ? 4 : Op(p.s.op) == Op::linear ? 1 : 2;
+}
+
+void run_step(const Plan& plan, const Prepared& p, const Place& at, int stage, bool batch_wide) {
+    const Step& s = p.s;
+    switch (Op(s.op)) {
+        case Op::import_: {
+            int64_t plane = s.conv_height * s.conv_width;
+            const float* image = at.inputs[s.port] + at.image * s.width * plane;
+            return relayout(plan, p, at, image, plane, s.conv_width, image + s.width * plane);
+        }
+        case Op::export_: return run_export(plan, p, at);
+        case Op::relayout: {
+            const Tensor& x = plan.tensors[s.input];
+            const float* image = plan.at(at, s.input);  // an arena has a guard behind its last plane
+            return relayout(plan, p, at, image, x.plane, x.stride, image + x.channels * x.plane + GUARD / 2);
+        }
+        case Op::gemm: return run_gemm(plan, p, at);
+        case Op::lookup: return run_lookup(plan, p, at);
+        case Op::pool: return run_pool(plan, p, at);
+        case Op::adaptive: return run_adaptive(plan, p, at);
+        case Op::linear:
+        case Op::lookup_linear: return run_linear(plan, p, at, stage, batch_wide);
+        case Op::concat: return run_concat(plan, p, at);
+        default: return run_elementwise(plan, p, at);
+    }
+}
+
+}  // namespace lcnn

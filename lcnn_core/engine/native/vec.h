@@ -1,0 +1,94 @@
+// A vector of floats as wide as the instruction set this file is compiled for, and the few operations the kernels use.
+// LCNN_ROWS x LCNN_COLS is the register block of the matrix kernel, LCNN_ACCS the accumulators of the sparse one.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define LCNN_VL 16
+#define LCNN_ROWS 8
+#elif defined(__AVX__)
+#define LCNN_VL 8
+#define LCNN_ROWS 4
+#elif defined(__aarch64__)
+#define LCNN_VL 4
+#define LCNN_ROWS 8
+#else
+#define LCNN_VL 4
+#define LCNN_ROWS 4
+#endif
+#define LCNN_COLS 3
+#define LCNN_ACCS 13
+#define LCNN_INLINE inline __attribute__((always_inline))
+
+namespace lcnn {
+
+constexpr int VL = LCNN_VL;
+typedef float vf __attribute__((vector_size(LCNN_VL * 4)));
+typedef float vf_any __attribute__((vector_size(LCNN_VL * 4), aligned(4), may_alias));
+typedef int32_t vi __attribute__((vector_size(LCNN_VL * 4)));
+
+static LCNN_INLINE vf load(const float* p) { return *(const vf_any*)p; }
+static LCNN_INLINE void store(float* p, vf v) { *(vf_any*)p = v; }
+static LCNN_INLINE vf splat(float x) { return x - vf{}; }
+static LCNN_INLINE vf zero() { return vf{}; }
+
+/// The first n lanes only, so that nothing past them is written.
+static LCNN_INLINE void store_first(float* p, vf v, int64_t n) { memcpy(p, &v, n * sizeof(float)); }
+
+// max(bound, x) and min(bound, x): a NaN in x stays, as in PyTorch.
+static LCNN_INLINE vf vmax(vf bound, vf x) {
+#if defined(__AVX512F__)
+    return _mm512_max_ps(bound, x);
+#elif defined(__AVX__)
+    return _mm256_max_ps(bound, x);
+#elif defined(__SSE2__)
+    return _mm_max_ps(bound, x);
+#else
+    return bound > x ? bound : x;
+#endif
+}
+static LCNN_INLINE vf vmin(vf bound, vf x) {
+#if defined(__AVX512F__)
+    return _mm512_min_ps(bound, x);
+#elif defined(__AVX__)
+    return _mm256_min_ps(bound, x);
+#elif defined(__SSE2__)
+    return _mm_min_ps(bound, x);
+#else
+    return bound < x ? bound : x;
+#endif
+}
+
+/// exp(x), relative error under 2e-7: 2^i * p(r), |r| <= ln2 / 2, Taylor to r^7; flushes below -87, saturates above 88.
+static LCNN_INLINE vf vexp(vf x) {
+    vf bounded = vmin(splat(88.0f), vmax(splat(-87.0f), x));
+    vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+    vf shifted = bounded * splat(1.44269504088896341f) + magic;
+    vf whole = shifted - magic;
+    vf r = bounded - whole * splat(0.693359375f) - whole * splat(-2.12194440e-4f);
+    vf p = splat(1.0f / 5040);
+    for (float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = p * r + splat(c);
+    vi exponent = ((vi)shifted - (vi)magic + 127) << 23;
+    return p * (vf)exponent;
+}
+
+/// The even lanes of a, then those of b.
+static LCNN_INLINE vf even_lanes(vf a, vf b) {
+#if LCNN_VL == 16
+    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+#elif LCNN_VL == 8
+    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+#else
+    return __builtin_shufflevector(a, b, 0, 2, 4, 6);
+#endif
+}
+static LCNN_INLINE vf every_second(const float* p) { return even_lanes(load(p), load(p + VL)); }
+static LCNN_INLINE vf every_fourth(const float* p) { return even_lanes(every_second(p), every_second(p + 2 * VL)); }
+
+}  // namespace lcnn

@@ -1,0 +1,52 @@
+"""Writes a layout as the packed plan that the native library reads; the format is documented in native/plan.h."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lcnn_core.engine.layout import Layout, Tensor
+
+MAGIC = int.from_bytes(b"LCNNPLAN", "little")
+VERSION = 1
+OPERATIONS = (
+    "import_", "export_", "relayout", "gemm", "lookup", "pool", "adaptive", "linear", "lookup_linear", "add", "multiply",
+    "affine", "activate", "concat",
+)  # fmt: skip
+FIELDS = (
+    "op", "input", "second", "output", "groups", "rows", "width", "filters", "activation", "act_a", "act_b",
+    "bias", "weights", "weights_count", "table", "table_count", "values", "starts",
+    "kh", "kw", "sy", "sx", "py", "px", "dy", "dx", "mode", "count_pad", "divisor", "phases", "phase_list",
+    "pooled", "conv_height", "conv_width", "port", "channel",
+)  # fmt: skip
+STEP_WORDS, HEADER_WORDS = 40, 16
+DATA = ("bias", "weights", "table", "values", "starts", "phase_list")
+
+
+def pack(layout: Layout, inputs: int, outputs: int) -> bytes:
+    """The plan as bytes: header, tensors, steps (int64), then data (float32 and int32)."""
+    index = {id(t): i for i, t in enumerate(layout.tensors)}
+    data: list[bytes] = []
+    units = 0
+    steps = np.zeros((len(layout.records), STEP_WORDS), dtype="<i8")
+    column = {name: i for i, name in enumerate(FIELDS)}
+
+    def where(tensor: Tensor | None) -> int:
+        return -1 if tensor is None else index[id(tensor)]
+
+    for row, record in zip(steps, layout.records, strict=True):
+        values = {"op": OPERATIONS.index(record.op), "input": where(record.source), "second": where(record.second),
+                  "output": where(record.output), **record.fields, **dict.fromkeys(DATA, -1)}  # fmt: skip
+        for name, array in record.data.items():
+            values[name] = units
+            data.append(array.astype(array.dtype.newbyteorder("<")).tobytes())
+            units += array.size
+        for name, value in values.items():
+            row[column[name]] = value
+    tensors = np.array(
+        [[t.batched, t.channels, t.height, t.width, t.stride, t.plane, t.offset, t.lead] for t in layout.tensors], "<i8"
+    )
+    header = np.zeros(HEADER_WORDS, dtype="<i8")
+    words = HEADER_WORDS + tensors.size + steps.size
+    header[:11] = [MAGIC, VERSION, words, units, len(tensors), len(steps), inputs, outputs,
+                   layout.arena, layout.batch, layout.first_batch_step]  # fmt: skip
+    return header.tobytes() + tensors.tobytes() + steps.tobytes() + b"".join(data)

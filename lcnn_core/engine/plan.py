@@ -1,0 +1,89 @@
+"""What a compiled model does, step by step: frozen records without torch, from which ``executed`` is counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lcnn_core.engine.layout import Record
+
+
+@dataclass(frozen=True)
+class PlanStep:
+    """One step of the plan, for one image."""
+
+    kind: str
+    """lookup, gemm (dense convolution), linear, lookup_linear, pool, ...; ``torch`` for what runs in PyTorch."""
+    name: str
+    """Layer name, or the operation for a step that the plan added."""
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    macs: int
+    """Multiply-accumulates executed, padding columns included, rows outside the image and dead rows of D not."""
+    bytes: int
+    """Weights, input and output, each once."""
+    segment: int
+    native: bool = True
+
+    def __str__(self) -> str:
+        shapes = f"{'x'.join(map(str, self.input_shape))} -> {'x'.join(map(str, self.output_shape))}"
+        where = f"native {self.segment}" if self.native else "PyTorch"
+        return f"{where:9} {self.kind:14} {self.name:32} {shapes:28} {self.macs / 1e6:10.3f} MMAC {self.bytes / 1e6:8.3f} MB"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps in execution order, and which native library runs them (None: PyTorch runs everything)."""
+
+    steps: tuple[PlanStep, ...]
+    isa: str | None
+    arena_bytes: int = 0
+    """Activations of one image, on buffers reused by liveness."""
+
+    @property
+    def macs(self) -> int:
+        """Executed multiply-accumulates of one image in native steps."""
+        return sum(step.macs for step in self.steps)
+
+    @property
+    def fallbacks(self) -> tuple[PlanStep, ...]:
+        """Steps that run in PyTorch."""
+        return tuple(step for step in self.steps if not step.native)
+
+    def __str__(self) -> str:
+        total = f"total {self.macs / 1e6:.3f} MMAC per image in native steps ({self.isa or 'no native library'})"
+        if self.fallbacks:
+            total += f"; {len(self.fallbacks)} steps run in PyTorch"
+        return "\n".join([*map(str, self.steps), total])
+
+
+def executed_macs(record: Record) -> int:
+    """Multiply-accumulates that a native step executes for one image, computed padding columns included."""
+    x, y = record.source, record.output
+    op, fields = record.op, record.fields
+    if x is None or y is None:
+        return 0
+    if op in ("linear", "lookup_linear"):
+        return fields.get("weights_count", 0) + (fields.get("table_count", 0) if op == "lookup_linear" else 0)
+    if op not in ("gemm", "lookup"):
+        return 0
+    height = fields["conv_height"] if fields.get("pooled") else y.height
+    positions = height * x.stride if height * y.width > 1 else 1
+    if op == "gemm":
+        return fields["weights_count"] * positions
+    dictionary = fields.get("weights_count", 0) * fields["phases"] * x.height * x.stride
+    return dictionary + fields["table_count"] * positions
+
+
+def plan_step(record: Record, segment: int) -> PlanStep:
+    def shape(tensor: object) -> tuple[int, ...]:
+        if tensor is None:
+            return ()
+        t = tensor
+        return (t.channels,) if t.vector else (t.channels, t.height, t.width)  # type: ignore[attr-defined]
+
+    data = sum(4 * array.size for array in record.data.values())
+    moved = sum(4 * t.channels * t.height * t.width for t in (record.source, record.output, record.second) if t is not None)
+    return PlanStep(
+        record.op.rstrip("_"), record.name, shape(record.source), shape(record.output), executed_macs(record),
+        data + moved, segment,
+    )  # fmt: skip

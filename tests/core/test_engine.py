@@ -1,0 +1,194 @@
+"""The engine against float64 PyTorch: layers of every shape, batch and thread count, on every instruction set here."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lcnn_core.engine import compile, libraries
+from lcnn_core.errors import ConfigError, ShapeError
+from lcnn_core.layers import LookupConv2d, LookupLinear
+
+ISAS = list(libraries())
+pytestmark = pytest.mark.skipif(not ISAS, reason="no native library was built")
+
+
+def sparsify(model: nn.Module, density: float, seed: int) -> nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    for layer in model.modules():
+        if isinstance(layer, (LookupConv2d, LookupLinear)):
+            with torch.no_grad():
+                keep = torch.rand(layer.coefficients.shape, generator=generator) < density
+                layer.coefficients.mul_(keep)
+    return model.eval()
+
+
+def error(model: nn.Module, compiled: nn.Module, x: Tensor) -> float:
+    """Largest error of ``compiled`` over the largest magnitude of the float64 output of ``model``."""
+    with torch.no_grad():
+        expected = model.double()(x.double())
+        model.float()
+    assert compiled(x).shape == expected.shape
+    return float((compiled(x) - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, int, int]]:
+    kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    stride = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    padding = draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
+    dilation = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    width, filters = draw(st.integers(1, 9)) * groups, draw(st.integers(1, 9)) * groups
+    reach = [d * (k - 1) + 1 - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True)]
+    size = tuple(max(1, r) + draw(st.integers(0, 14)) for r in reach)
+    bias = draw(st.booleans())
+    rows = draw(st.sampled_from([0, None, 1, 3, 8]))
+    torch.manual_seed(draw(st.integers(0, 1000)))
+    if rows == 0:
+        conv: nn.Module = nn.Conv2d(width, filters, kernel, stride, padding, dilation, groups, bias)
+    else:
+        conv = LookupConv2d(
+            width, filters, kernel, stride, padding, dilation, groups, bias, dictionary_size=rows, threshold=0.0
+        )
+    density = draw(st.sampled_from([0.0, 0.05, 0.3, 1.0]))
+    tail = draw(st.sampled_from([nn.Identity, nn.ReLU, nn.Hardswish, nn.LeakyReLU]))
+    return sparsify(nn.Sequential(conv, nn.BatchNorm2d(filters), tail()), density, 1), (width, *size)
+
+
+@settings(max_examples=150, deadline=None)
+@given(layers(), st.sampled_from([1, 3, 8, 32]), st.sampled_from([1, 2]), st.sampled_from(ISAS or ["none"]))
+def test_any_convolution(case: tuple[nn.Module, tuple[int, int, int]], batch: int, threads: int, isa: str) -> None:
+    model, shape = case
+    x = torch.randn(batch, *shape)
+    compiled = compile(model, x[:1], threads=threads, isa=isa)
+    assert not compiled.plan.fallbacks
+    assert error(model, compiled, x) <= 1e-5
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 70), st.integers(1, 70), st.sampled_from([0, None, 1, 7, 33]), st.sampled_from([1, 3, 8, 32]),
+    st.sampled_from([1, 2]), st.sampled_from(ISAS or ["none"]), st.booleans(),
+)  # fmt: skip
+def test_any_linear(m: int, n: int, rows: int | None, batch: int, threads: int, isa: str, relu: bool) -> None:
+    torch.manual_seed(m * 100 + n)
+    layer = nn.Linear(m, n) if rows == 0 else LookupLinear(m, n, dictionary_size=rows, threshold=0.0)
+    model = sparsify(nn.Sequential(layer, nn.ReLU() if relu else nn.Identity(), nn.Linear(n, 5)), 0.3, 2)
+    x = torch.randn(batch, m)
+    assert error(model, compile(model, x[:1], threads=threads, isa=isa), x) <= 1e-5
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.booleans(), st.integers(1, 4), st.integers(1, 4), st.integers(0, 2), st.booleans(), st.booleans(),
+    st.integers(4, 23), st.integers(4, 23), st.sampled_from(ISAS or ["none"]),
+)  # fmt: skip
+def test_any_pooling(
+    average: bool, kernel: int, stride: int, padding: int, ceil: bool, fused: bool, h: int, w: int, isa: str
+) -> None:
+    padding = min(padding, kernel // 2)
+    pool = (
+        nn.AvgPool2d(kernel, stride, padding, ceil, count_include_pad=fused)
+        if average
+        else nn.MaxPool2d(kernel, stride, padding, ceil_mode=ceil)
+    )
+    torch.manual_seed(h * w)
+    conv = LookupConv2d(3, 5, 3, padding=1, dictionary_size=2, threshold=0.0) if fused else nn.Conv2d(3, 5, 3, padding=1)
+    model = sparsify(nn.Sequential(conv, nn.ReLU(), pool, nn.Conv2d(5, 4, 1)), 0.5, 3)
+    x = torch.randn(2, 3, h, w)
+    assert error(model, compile(model, x, isa=isa), x) <= 1e-5
+
+
+class Branches(nn.Module):
+    """Residual additions, concatenation, a gate, in-place ReLU, strides that share phases, an uncovered operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = LookupConv2d(3, 16, 7, 2, 3, dictionary_size=3, threshold=0.0)
+        self.norm = nn.BatchNorm2d(16)
+        self.a = LookupConv2d(16, 16, 3, 1, 1, dictionary_size=6, threshold=0.0)
+        self.b = nn.Conv2d(16, 16, 3, 1, 1)
+        self.down = nn.Conv2d(16, 24, 1, 2)
+        self.c = LookupConv2d(16, 24, 3, 2, 1, dictionary_size=5, threshold=0.0)
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(24, 4, 1), nn.SiLU(), nn.Conv2d(4, 24, 1), nn.Sigmoid())
+        self.relu = nn.ReLU(inplace=True)
+        self.gelu = nn.GELU()
+        self.fc = LookupLinear(48 * 4, 10, dictionary_size=6, threshold=0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.max_pool2d(self.relu(self.norm(self.stem(x))), 3, 2, 1)
+        y = self.relu(self.b(self.relu(self.a(x))) + x)
+        z = self.down(y)
+        z += self.c(y)
+        z = self.relu(z)
+        z = torch.cat([z * self.gate(z), self.gelu(z)], 1)
+        return self.fc(nn.functional.adaptive_avg_pool2d(z, 2).flatten(1))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("batch", [1, 3, 8, 32])
+def test_branches(isa: str, threads: int, batch: int) -> None:
+    torch.manual_seed(0)
+    model = sparsify(Branches(), 0.2, 4)
+    compiled = compile(model, torch.randn(2, 3, 44, 36), threads=threads, isa=isa)
+    assert [step.name for step in compiled.plan.fallbacks] == ["gelu"]
+    assert error(model, compiled, torch.randn(batch, 3, 44, 36)) <= 1e-5
+
+
+def test_the_model_is_left_alone_and_its_later_changes_ignored() -> None:
+    model = sparsify(Branches(), 0.2, 4).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    compiled = compile(model, torch.randn(1, 3, 32, 32))
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    x = torch.randn(1, 3, 32, 32)
+    expected = compiled(x)
+    with torch.no_grad():
+        model.fc.coefficients.zero_()
+    assert torch.equal(compiled(x), expected)
+
+
+def test_a_dead_dictionary_row_is_not_computed() -> None:
+    layer = LookupConv2d(8, 6, 3, padding=1, dictionary_size=4, threshold=0.0)
+    full = compile(layer, torch.randn(1, 8, 16, 16)).plan.macs
+    with torch.no_grad():
+        layer.coefficients[:, 2] = 0
+    assert compile(layer, torch.randn(1, 8, 16, 16)).plan.macs < full
+    x = torch.randn(1, 8, 16, 16)
+    assert error(layer.eval(), compile(layer, x), x) <= 1e-5
+
+
+def test_eight_threads_give_identical_outputs() -> None:
+    torch.manual_seed(0)
+    compiled = compile(sparsify(Branches(), 0.2, 4), torch.randn(1, 3, 32, 32), threads=2)
+    x = torch.randn(3, 3, 32, 32)
+    expected, wrong = compiled(x), []
+
+    def call() -> None:
+        for _ in range(20):
+            if not torch.equal(compiled(x), expected):
+                wrong.append(1)
+
+    callers = [threading.Thread(target=call) for _ in range(8)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
+
+
+def test_wrong_inputs_are_refused() -> None:
+    compiled = compile(nn.Conv2d(3, 4, 3), torch.randn(1, 3, 8, 8))
+    with pytest.raises(ShapeError, match=r"inputs of shape \[\(3, 9, 8\)\] per image; compiled for \[\(3, 8, 8\)\]"):
+        compiled(torch.randn(1, 3, 9, 8))
+    with pytest.raises(ConfigError, match="float32 tensors on the CPU"):
+        compiled(torch.randn(1, 3, 8, 8).double())
+    with pytest.raises(ConfigError, match="instruction set 'sse9' is not available"):
+        compile(nn.Conv2d(3, 4, 3), torch.randn(1, 3, 8, 8), isa="sse9")

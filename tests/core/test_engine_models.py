@@ -1,0 +1,79 @@
+"""The engine on whole networks: every model of the registry, and converted torchvision architectures."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lcnn_core.checkpoint.torchvision_shim import import_torchvision
+from lcnn_core.convert import convert
+from lcnn_core.engine import compile, libraries
+from lcnn_core.layers import LookupLayer
+from lcnn_core.models import MODELS, build, input_shape_of
+from lcnn_core.spec import LookupConfig
+
+pytestmark = pytest.mark.skipif(not libraries(), reason="no native library was built")
+
+TORCHVISION = {
+    "resnet18": 64, "vgg11_bn": 64, "mobilenet_v2": 64, "densenet121": 64, "squeezenet1_1": 64, "efficientnet_b0": 64,
+    "regnet_y_400mf": 64, "convnext_tiny": 64, "googlenet": 64, "inception_v3": 96,
+}  # fmt: skip
+
+
+def settle(model: nn.Module, density: float) -> nn.Module:
+    """Random sparse P, and batch norm statistics as after training, so that activations keep their scale."""
+    for module in model.modules():
+        if isinstance(module, LookupLayer):
+            with torch.no_grad():
+                module.coefficients.mul_(torch.rand_like(module.coefficients) < density)
+        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)):
+            module.reset_running_stats()
+            module.momentum = None
+    return model
+
+
+def check(model: nn.Module, x: torch.Tensor, isa: str | None = None) -> nn.Module:
+    with torch.no_grad():
+        model.eval()
+        for module in model.modules():
+            module.train(isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)))
+        model(torch.cat([x, torch.randn_like(x)]))
+        expected = model.eval().double()(x.double())
+        plain = model.float()(x)
+    compiled = compile(model, x[:1], isa=isa)
+    scale = expected.abs().max()
+    error = float((compiled(x) - expected).abs().max() / scale)
+    assert error <= max(1e-5, 2 * float((plain - expected).abs().max() / scale))
+    return compiled
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_model_of_the_registry(name: str) -> None:
+    model = settle(build(name), 0.05 if name.endswith("lcnn") else 1.0)
+    compiled = check(model, torch.randn(3, *input_shape_of(name)))
+    assert not compiled.plan.fallbacks  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", sorted(TORCHVISION))
+def test_converted_torchvision(name: str) -> None:
+    import_torchvision()
+    from torchvision import models
+
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    model = models.get_model(name, weights=None, num_classes=10, **options)
+    model, _ = convert(model, lambda _, layer: LookupConfig(16, 0.0) if getattr(layer, "groups", 1) == 1 else None)
+    size = TORCHVISION[name]
+    check(settle(model, 0.5), torch.randn(2, 3, size, size))
+
+
+def test_an_unstructured_sparse_network_skips_its_zeros() -> None:
+    model = build("resnet", depth=18)
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            with torch.no_grad():
+                layer.weight.mul_(torch.rand_like(layer.weight) < 0.1)
+    x = torch.randn(1, 3, 64, 64)
+    compiled = check(settle(model, 1.0), x)
+    dense = compile(build("resnet", depth=18), x)
+    assert compiled.plan.macs < 0.15 * dense.plan.macs  # type: ignore[union-attr,operator]
