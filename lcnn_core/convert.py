@@ -169,18 +169,19 @@ def _plan(
     replacements: dict[nn.Module, nn.Module] = {}
     converted, left = [], []
     for module, names in layers.items():
-        wanted = wish(names, module)
+        kind = type(module).__name__
         parents = [modules[name.rpartition(".")[0]] for name in names if name]
         reason = _module_reason(module, parents, owners)
-        if reason is None and wanted.config is not None:
+        # Asked only about what can be converted: the caller's functions may count on a Conv2d or Linear.
+        wanted = wish(names, module) if reason is None else _Wish(None, reason)
+        if wanted.config is not None:
             reason = _weight_reason(module, wanted.config)
-        if reason is None and wanted.config is not None:
-            layer, resolved = _carry_over(module, wanted.config)
-            replacements[module] = layer
-            kind, shape = type(module).__name__, tuple(module.weight.shape)  # type: ignore[union-attr,arg-type]
-            converted.append(ConvertedLayer(names, kind, shape, resolved, _relative_error(module, layer)))
-        else:
-            left.append(LeftLayer(names, type(module).__name__, reason or wanted.reason))
+        if wanted.config is None or reason is not None:
+            left.append(LeftLayer(names, kind, reason or wanted.reason))
+            continue
+        layer = replacements[module] = _carry_over(module, wanted.config)
+        shape = tuple(module.weight.shape)  # type: ignore[union-attr,arg-type]
+        converted.append(ConvertedLayer(names, kind, shape, layer.config, _relative_error(module, layer)))
     return replacements, ConversionReport(tuple(converted), tuple(left))
 
 
@@ -195,15 +196,12 @@ def _layers_with_weights(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
         known = isinstance(module, _ConvNd | nn.Linear | LookupLayer)
         # Quantized layers hold packed weights behind a method.
         packed = callable(getattr(module, "weight", None))
-        if known or packed or any(p is not None and _dimensions(p) >= 2 for p in module._parameters.values()):
+        own = [p for p in module._parameters.values() if p is not None and not is_lazy(p)]
+        if known or packed or any(p.ndim >= 2 for p in own):
             layers[module] = (*layers.get(module, ()), name)
         if known:
             inside = (*inside, f"{name}." if name else "")
     return layers
-
-
-def _dimensions(parameter: Tensor) -> int:
-    return 0 if is_lazy(parameter) else parameter.ndim
 
 
 class _Wishes:
@@ -331,8 +329,8 @@ def _weight_reason(module: nn.Module, config: LookupConfig) -> str | None:
 
 
 @torch.no_grad()
-def _carry_over(module: nn.Module, config: LookupConfig) -> tuple[LookupLayer, LookupConfig]:
-    """The lookup layer with the weights of ``module``, and its resolved configuration."""
+def _carry_over(module: nn.Module, config: LookupConfig) -> LookupLayer:
+    """The lookup layer with the weights of ``module``."""
     weight: Tensor = module.weight  # type: ignore[assignment]
     if config.dictionary_size is None and config.threshold is None and not weight.is_meta:
         rms = float(weight.double().square().mean().sqrt())
@@ -348,7 +346,7 @@ def _carry_over(module: nn.Module, config: LookupConfig) -> tuple[LookupLayer, L
         layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     layer.requires_grad_(weight.requires_grad)
     layer.bias = module.bias  # type: ignore[assignment]
-    return layer, layer.config
+    return layer
 
 
 @torch.no_grad()

@@ -492,6 +492,18 @@ def test_a_function_chooses_by_name_and_module():
     assert reasons(report) == {"0": "the configuration function returned None"}
 
 
+def test_the_functions_are_asked_only_about_what_can_be_converted():
+    model = nn.Sequential(nn.Embedding(5, 8), Doubling(8, 8, 3), nn.Conv2d(8, 8, 3))
+    asked = []
+
+    def choose(name: str, module: nn.Module) -> LookupConfig:
+        asked.append(name)
+        return LookupConfig(module.in_channels // 2)
+
+    convert_(model, choose, filter_fn=lambda name, module: module.in_channels > 4)
+    assert asked == ["2"]
+
+
 def test_exact_names_beat_patterns_and_both_beat_the_filter():
     model = build("digits-resnet")
     report = convert_(
