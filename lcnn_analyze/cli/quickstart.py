@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from lcnn_core import Dataset
 
 ARCHITECTURE = "digits-resnet"
-DENSE_EPOCHS = 30
 SPEEDUPS = (10.0, 16.0)
 TITLE = "Lookup networks and the dense network they come from, on scanned digits"
 
@@ -45,11 +45,13 @@ def quickstart(
     command = context.obj["command"]
     _save(dense, dataset, paths[0], command, seed, measured=False)
     with progress("dense network", quiet) as listen:
-        train(dense, dataset, TrainConfig(epochs=DENSE_EPOCHS, shift=1, seed=seed), listen)
+        train(dense, dataset, TrainConfig(epochs=40, batch_size=32, shift=1, seed=seed), listen)
     _save(dense, dataset, paths[0], command, seed)
     for path, speedup in zip(paths[1:], SPEEDUPS, strict=True):
         with progress(f"lookup network, {speedup:g}x", quiet) as listen:
-            model, _ = compress_from_dense(dense, dataset, FromDenseConfig(speedup), listen)
+            config = FromDenseConfig(speedup)
+            config = replace(config, train=replace(config.train, seed=seed))
+            model, _ = compress_from_dense(dense, dataset, config, listen)
         _save(model, dataset, path, command, seed)
     report = _report(paths, command)
     _write(report, output)

@@ -28,9 +28,10 @@ def render(report: Report) -> bytes:
     parts += [escape(words.verdict(model, report)) for model in report.models]
     if len(report.models) > 1:
         parts += ["## Comparison", _comparison(report)]
-    for panel in report.spectrum:
+    panels = words.panels_to_show(report)
+    for panel in panels:
         parts += _panel(panel)
-    if report.spectrum:
+    if panels:
         parts += [f"> {escape(fact)}" for fact in report.facts]
     for model in report.models:
         parts += _model(model, report)

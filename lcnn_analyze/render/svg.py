@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from lcnn_analyze.cost import Baseline
 from lcnn_analyze.cost.metrics import Values
 from lcnn_analyze.render import words
 from lcnn_analyze.render.numbers import count_text, counted_layers, layer_name, percent_text, ratio_text, safe
@@ -59,20 +60,27 @@ def bars(rows: Sequence[Bar], title: str, description: str, name: str) -> Markup
 
 def total_bars(report: Report) -> Markup:
     """Every model's total under the baselines, largest first, on one scale; a network drawn once is not drawn again."""
-    baselines: dict[int, Bar] = {}
-    dense = {model.costs.totals["macs"] for model in report.models if not model.has_lookups}
-    for model in report.models:
-        for baseline in words.shown_baselines(model):
-            if baseline.macs not in dense:
-                text = f"{count_text(baseline.macs)} MACs"
-                baselines.setdefault(baseline.macs, Bar(baseline.name, text, (("twin", baseline.macs, text),)))
-    rows = [baselines[macs] for macs in sorted(baselines, reverse=True)]
+    rows = []
+    for baseline in baselines_to_draw(report):
+        text = f"{count_text(baseline.macs)} MACs"
+        rows.append(Bar(baseline.name, text, (("twin", baseline.macs, text),)))
     for model in report.models:
         totals = model.costs.totals
         rows.append(Bar(model.name, f"{count_text(totals['macs'] or 0)} MACs", _parts(totals)))
     longest = max(sum(length for _, length, _ in row.parts) for row in rows)
     sentence = f"MACs of each network; the longest bar is {count_text(longest)} MACs."
     return bars(rows, "Multiplications for one image", sentence, "totals")
+
+
+def baselines_to_draw(report: Report) -> list[Baseline]:
+    """The baselines that no dense model of the report stands for already, each once, the costliest first."""
+    dense = {model.costs.totals["macs"] for model in report.models if not model.has_lookups}
+    found: dict[int, Baseline] = {}
+    for model in report.models:
+        for baseline in words.shown_baselines(model):
+            if baseline.macs not in dense:
+                found.setdefault(baseline.macs, baseline)
+    return sorted(found.values(), key=lambda baseline: -baseline.macs)
 
 
 def layer_bars(model: ModelReport, name: str) -> tuple[Markup, int]:

@@ -30,6 +30,8 @@ from lcnn_analyze.report import ModelReport, Report
 from lcnn_analyze.spectrum import Panel
 
 _LONGEST_NAME = 32
+_ROOMY = 100
+"""From this width on, two spaces stand between columns."""
 
 
 def render(report: Report, width: int = 100, color: bool = False) -> bytes:
@@ -51,9 +53,10 @@ def _parts(report: Report, width: int) -> list[RenderableType]:
         parts += [_heading(model), _layers(model, report, width), _facts(words.totals(model) + words.more(model)), ""]
     if len(report.models) > 1:
         parts += [Text("Comparison", style="bold"), _comparison(report), ""]
-    for panel in report.spectrum:
+    panels = words.panels_to_show(report)
+    for panel in panels:
         parts += [_panel(panel), ""]
-    if report.spectrum and report.facts:
+    if panels and report.facts:
         parts += [_facts([("note", fact) for fact in report.facts]), ""]
     parts += [_facts(words.provenance(report)), ""]
     # Last, where a terminal's reader looks first.
@@ -75,9 +78,10 @@ def _heading(model: ModelReport) -> Text:
 def _layers(model: ModelReport, report: Report, width: int) -> Table:
     rows = counted_layers(model)
     names = [layer_name(layer) for layer in rows]
-    room = width - min(max(map(len, names), default=0), _LONGEST_NAME) - 2
-    shown = _fitting(_candidates(model, report, rows), room)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_footer=True, collapse_padding=True)
+    gap = 2 if width >= _ROOMY else 1
+    room = width - min(max(map(len, names), default=0), _LONGEST_NAME) - gap
+    shown = _fitting(_candidates(model, report, rows), room, gap)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, gap - 1), pad_edge=False, show_footer=True, collapse_padding=True)
     table.add_column("layer", footer="total", overflow="fold", min_width=8, max_width=_LONGEST_NAME)
     for column in shown:
         table.add_column(_two_lines(*column.header), footer=column.total, justify=column.justify, no_wrap=True)
@@ -104,7 +108,7 @@ class _Candidate:
     @property
     def width(self) -> int:
         texts = [*self.header[0].split("\n"), self.header[1], self.total, *self.cells]
-        return max(map(len, texts)) + 1
+        return max(map(len, texts))
 
 
 def _candidates(model: ModelReport, report: Report, rows: Sequence[LayerCost]) -> list[_Candidate]:
@@ -128,9 +132,9 @@ def _candidates(model: ModelReport, report: Report, rows: Sequence[LayerCost]) -
     return found
 
 
-def _fitting(candidates: Sequence[_Candidate], room: int) -> list[_Candidate]:
+def _fitting(candidates: Sequence[_Candidate], room: int, gap: int) -> list[_Candidate]:
     kept = list(candidates)
-    while sum(column.width for column in kept) > room and any(column.importance > 1 for column in kept):
+    while sum(column.width + gap for column in kept) > room and any(column.importance > 1 for column in kept):
         kept.remove(max(kept, key=lambda column: column.importance))
     return kept
 

@@ -78,6 +78,11 @@ def more(model: ModelReport) -> list[tuple[str, str]]:
     return lines + [("not counted", text) for text in uncounted_text(model)]
 
 
+def panels_to_show(report: Report) -> list[Panel]:
+    """The panels of the spectrum that compare something: a single point does not."""
+    return [panel for panel in report.spectrum if len(panel.points) + len(panel.lines) > 1]
+
+
 def panel_title(panel: Panel) -> str:
     """What a panel of the spectrum shows, with its baseline."""
     return f"{panel.metric} on {panel.dataset} against {panel.kind} speedup over {against(panel)}"
