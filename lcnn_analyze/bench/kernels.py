@@ -15,6 +15,7 @@ from lcnn_analyze.bench.roofline import layer_seconds, measure_peaks
 from lcnn_analyze.bench.rows import Grid, ms_text
 from lcnn_analyze.bench.suites import PUBLISHED
 from lcnn_analyze.bench.trial import Trial
+from lcnn_analyze.render.numbers import ABSENT
 from lcnn_core import ConfigError
 
 PROFILES = 5
@@ -88,9 +89,9 @@ def kernel_grid(report: KernelReport) -> Grid:
             share.kind,
             str(share.steps),
             ms_text(share.seconds * 1e3),
-            f"{share.macs / 1e6:.1f}",
-            f"{share.macs / share.seconds / 1e9:.1f}" if share.seconds else "",
-            f"{share.bound_seconds / share.seconds:.0%}" if share.bound_seconds and share.seconds else "",
+            f"{share.macs / 1e6:.1f}" if share.macs else ABSENT,
+            f"{share.macs / share.seconds / 1e9:.1f}" if share.macs and share.seconds else ABSENT,
+            f"{share.bound_seconds / share.seconds:.0%}" if share.bound_seconds and share.seconds else ABSENT,
         )
         for share in report.kernels
     ]

@@ -127,7 +127,7 @@ def steps(case: BenchCase) -> Grid:
             step.kind,
             ms_text(step.seconds * 1e3 / case.batch),
             f"{step.seconds / total:.0%}" if total else ABSENT,
-            f"{step.macs / 1e6:.2f}",
+            f"{step.macs / 1e6:.2f}" if step.macs else ABSENT,
             f"{step.macs * case.batch / step.seconds / 1e9:.1f}" if step.seconds and step.macs else ABSENT,
             f"{step.bound_seconds / step.seconds:.0%}" if step.bound_seconds and step.seconds else ABSENT,
         )

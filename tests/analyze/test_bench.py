@@ -21,7 +21,7 @@ from lcnn_analyze.bench.rows import MOST_STEPS, steps, summary, verdict_line
 from lcnn_analyze.bench.run import Settings, fastest_dense, run_case
 from lcnn_analyze.bench.trial import error_of, float64_outputs, open_trial
 from lcnn_analyze.latency import Latency, Protocol
-from lcnn_core import ConfigError, DataError, LookupConv2d, LookupLinear, build, describe
+from lcnn_core import ConfigError, DataError, LookupConv2d, LookupLayer, LookupLinear, build, describe
 
 PROTOCOL = Protocol(rounds=3, sample_seconds=0, settle_seconds=0)
 
@@ -242,6 +242,19 @@ def test_the_float64_reference_follows_the_paper_not_the_twin(model):
     assert model[0].form == "auto"
     assert model[0].coefficients.dtype == torch.float32
     assert bool((model[0].coefficients.abs() < 0.1).any())  # still there: nothing was pruned
+
+
+def test_the_float64_reference_does_not_go_through_the_dense_filter(monkeypatch):
+    """A layer that PyTorch runs as W = P D is still computed as D, then P."""
+    layer = LookupConv2d(4, 4, 3, dictionary_size=4)
+    assert layer.uses_dense_form()
+    x = torch.randn(1, 4, 6, 6)
+    known = layer.double()(x.double()).detach()
+    monkeypatch.setattr(LookupLayer, "dense_weight", lambda self: torch.zeros(()))
+    expected, _ = float64_outputs(layer.float(), x)
+    error = error_of(expected, known)
+    assert error is not None
+    assert error < 1e-6
 
 
 def test_errors_are_relative_to_the_largest_output():

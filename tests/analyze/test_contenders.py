@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from lcnn_analyze.bench.contenders import CONTENDERS, UnavailableError, Work
+from lcnn_analyze.bench.contenders import CONTENDERS, StepTime, UnavailableError, Work
 from lcnn_analyze.bench.contenders import base as base_module
+from lcnn_analyze.bench.contenders.engine import by_layer
 from lcnn_analyze.bench.contenders.stock import SparseConv2d, SparseLinear, sparse_layer
 from lcnn_analyze.bench.native import engine_room
 from lcnn_analyze.bench.trial import error_of, float64_outputs
@@ -126,6 +127,20 @@ def test_without_a_compiler_torch_compile_says_so(monkeypatch, tmp_path):
     work = Work(nn.Conv2d(3, 4, 1).eval(), torch.randn(1, 3, 4, 4), 1, tmp_path)
     with pytest.raises(UnavailableError, match="needs a C\\+\\+ compiler"):
         CONTENDERS["torch.compile"].prepare(work)
+
+
+def test_steps_of_one_layer_are_one():
+    steps = [
+        StepTime("input", "import", 1.0, 0),
+        StepTime("conv1", "gemm", 2.0, 10),
+        StepTime("layout", "relayout", 3.0, 0),
+        StepTime("conv1", "lookup", 4.0, 20),
+        StepTime("layout", "relayout", 5.0, 0),
+        StepTime("fc", "linear", 6.0, 30),
+    ]
+    merged = by_layer(steps)
+    assert StepTime("conv1", "gemm + lookup", 6.0, 30) in merged
+    assert [step.seconds for step in merged] == [1.0, 6.0, 3.0, 5.0, 6.0]
 
 
 def test_an_installation_without_engine_says_so(monkeypatch, tmp_path):

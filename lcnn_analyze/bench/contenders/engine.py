@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,9 +26,22 @@ def prepare(work: Work) -> Ready:
 
     def steps() -> tuple[StepTime, ...]:
         profile = compiled.profile(work.x)
-        return tuple(StepTime(step.name, step.kind, seconds, step.macs) for step, seconds in profile)
+        return by_layer([StepTime(step.name, step.kind, seconds, step.macs) for step, seconds in profile])
 
     return Ready(run, run, _detail(compiled.plan), steps if hasattr(compiled, "profile") else None)
+
+
+def by_layer(steps: Sequence[StepTime]) -> tuple[StepTime, ...]:
+    """Steps that multiply for one layer as one: a strided lookup layer runs its dictionary in a step of its own."""
+    merged: dict[Any, StepTime] = {}
+    for place, step in enumerate(steps):
+        key = step.name if step.macs else place
+        known = merged.get(key)
+        if known is not None:
+            kind = step.kind if step.kind == known.kind else f"{known.kind} + {step.kind}"
+            step = StepTime(step.name, kind, known.seconds + step.seconds, known.macs + step.macs)
+        merged[key] = step
+    return tuple(merged.values())
 
 
 def _detail(plan: Any) -> str:
