@@ -38,6 +38,7 @@ def quickstart(
     from lcnn_core import FromDenseConfig, TrainConfig, build, compress_from_dense, load_dataset, train
 
     output.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # 8x8 images are too small to share: two threads wait for each other more than they work
     dataset = load_dataset("digits")
     torch.manual_seed(seed)
     dense = build(ARCHITECTURE)
