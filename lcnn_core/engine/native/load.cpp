@@ -22,7 +22,7 @@ namespace {
     throw std::runtime_error(text);
 }
 
-constexpr int64_t LIMIT = int64_t(1) << 40;
+constexpr int64_t LIMIT = int64_t(1) << 40, COUNT = 1 << 20;  // products of three counts fit 64 bits
 void between(const char* what, int64_t value, int64_t low, int64_t high) {
     if (value < low || value > high)
         fail("%s is %lld; expected %lld to %lld", what, (long long)value, (long long)low, (long long)high);
@@ -43,6 +43,7 @@ struct Reader {
 
 void check_tensor(const Tensor& t, const Plan& plan) {
     between("tensor channels", t.channels, 1, 1 << 24);
+    if (!t.vector()) between("tensor planes", t.channels, 1, COUNT);
     between("tensor height", t.height, 1, 1 << 20);
     between("tensor width", t.width, 1, 1 << 20);
     if (t.vector()) {
@@ -78,6 +79,7 @@ void set_epilogue(Prepared& p, const Reader& in) {
     const Step& s = p.s;
     between("activation", s.activation, 0, int64_t(Activation::elu));
     if (s.bias >= 0) {
+        between("bias", s.filters, 0, 1 << 24);
         const float* bias = in.floats("bias", s.bias, s.filters);
         p.bias.assign(bias, bias + s.filters);
         p.epilogue.bias = p.bias.data();
@@ -121,8 +123,9 @@ void build_sparse(Prepared& p, const Reader& in, int64_t filters, const std::vec
 
 void prepare_dictionary(Prepared& p, const Reader& in) {
     const Step& s = p.s;
-    between("dictionary rows", s.rows, 1, 1 << 24);
-    between("dictionary width", s.width, 1, 1 << 24);
+    between("dictionary rows", s.rows, 1, COUNT);
+    between("dictionary width", s.width, 1, COUNT);
+    between("dictionary groups", s.groups, 1, COUNT);
     if (s.weights_count != s.groups * s.rows * s.width) fail("dictionary does not have groups * k * m entries");
     const float* d = in.floats("dictionary", s.weights, s.weights_count);
     p.matrices.resize(s.groups);
@@ -131,7 +134,8 @@ void prepare_dictionary(Prepared& p, const Reader& in) {
 
 void check_groups(const Step& s, int64_t channels) {
     between("groups", s.groups, 1, channels);
-    between("filters", s.filters, 1, 1 << 24);
+    between("filters", s.filters, 1, COUNT);
+    between("phases", s.phases, 0, 1 << 16);
     between("width", s.width, 1, channels);
     if (s.filters % s.groups || s.width * s.groups * std::max<int64_t>(s.phases, 1) != channels)
         fail("groups %lld, width %lld do not fit %lld channels", (long long)s.groups, (long long)s.width,
@@ -213,7 +217,9 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
     p.direct = s.rows == 0;
     between("lookups", s.table_count, 0, int64_t(1) << 28);
     const int32_t* table = in.ints("lookups", s.table, 3 * s.table_count);
+    between("dictionary rows", s.rows, 0, COUNT);
     int64_t channels = p.direct ? x.channels : phases * s.groups * s.rows;
+    between("planes of S", channels, 1, COUNT);
     for (int64_t i = 0; i < s.table_count; ++i) {
         between("lookup channel", table[3 * i], 0, channels - 1);
         between("lookup row", table[3 * i + 1], -4096, 4096);
@@ -290,6 +296,9 @@ void prepare_linear(Plan& plan, Prepared& p, const Reader& in) {
     const Tensor &x = tensor(plan, "input", s.input), &y = tensor(plan, "output", s.output);
     if (!x.vector() || !y.vector()) fail("a linear layer needs vectors");
     if (s.width != x.channels || s.filters != y.channels || s.groups != 1) fail("linear layer does not fit its tensors");
+    between("features", s.filters, 1, 1 << 24);
+    between("rows of D", s.rows, 0, COUNT);
+    between("lookups", s.table_count, 0, int64_t(1) << 28);
     bool lookups = Op(s.op) == Op::lookup_linear;
     int64_t rows = lookups ? s.rows : s.filters;
     if (!lookups) {
@@ -332,6 +341,11 @@ void prepare_elementwise(Plan& plan, Prepared& p, const Reader& in) {
     }
 }
 
+void set_port(int64_t& size, int64_t floats) {
+    if (size && size != floats) fail("one input or output is used with %lld and %lld floats", (long long)size, (long long)floats);
+    size = floats;
+}
+
 void prepare_shape(Plan& plan, Prepared& p, const Reader& in) {
     const Step& s = p.s;
     Op op = Op(s.op);
@@ -341,14 +355,14 @@ void prepare_shape(Plan& plan, Prepared& p, const Reader& in) {
     }
     if (op == Op::export_) {
         const Tensor& t = tensor(plan, "input", s.input);
-        plan.output_sizes[s.port] = t.size();
+        set_port(plan.output_sizes[s.port], t.size());
         return;
     }
     const Tensor& y = tensor(plan, "output", s.output);
     if (op == Op::import_ || op == Op::relayout) {
         between("source height", s.conv_height, 1, 1 << 20);
         between("source width", s.conv_width, 1, 1 << 20);
-        between("source channels", s.width, 1, 1 << 24);
+        between("source channels", s.width, 1, COUNT);
         between("phases", s.phases, 1, 1 << 16);
         between("stride", s.sy, 1, 1 << 16);
         between("stride", s.sx, 1, 1 << 16);
@@ -362,7 +376,7 @@ void prepare_shape(Plan& plan, Prepared& p, const Reader& in) {
         if (y.vector() ? y.channels != s.width * s.conv_height * s.conv_width : y.channels != s.width * s.phases)
             fail("relayout changes the number of channels");
         if (op == Op::import_) {
-            plan.input_sizes[s.port] = s.width * s.conv_height * s.conv_width;
+            set_port(plan.input_sizes[s.port], s.width * s.conv_height * s.conv_width);
         } else {
             const Tensor& x = tensor(plan, "input", s.input);
             if (x.channels != s.width || x.height != s.conv_height || x.width != s.conv_width)
