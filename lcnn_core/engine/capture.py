@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lcnn_core.engine.ir import Value
-from lcnn_core.engine.lower import FUNCTIONS, METHODS, MODULES, Lowering
+from lcnn_core.engine.lower import FUNCTIONS, METHODS, MODULES, Handler, Lowering
 from lcnn_core.layers import LookupLayer
 
 
@@ -55,6 +55,12 @@ def capture(model: nn.Module, example: tuple[Tensor, ...]) -> fx.GraphModule | N
     return module
 
 
+def _handler(node: fx.Node, child: nn.Module | None) -> Handler | None:
+    if node.op == "call_module":
+        return MODULES.get(type(child))
+    return FUNCTIONS.get(node.target) if node.op == "call_function" else METHODS.get(str(node.target))
+
+
 def lower(module: fx.GraphModule, batch: int) -> Lowering:
     """Operations of the engine where a handler covers the node, the node itself elsewhere, in execution order."""
     low = Lowering(dict(module.named_modules()), batch)
@@ -66,11 +72,7 @@ def lower(module: fx.GraphModule, batch: int) -> Lowering:
                 low.values[node] = Value(shape[1:])
             continue
         child = low.modules.get(str(node.target)) if node.op == "call_module" else None
-        handler = {
-            "call_module": lambda: MODULES.get(type(child)),
-            "call_function": lambda: FUNCTIONS.get(node.target),  # noqa: B023
-            "call_method": lambda: METHODS.get(str(node.target)),  # noqa: B023
-        }[node.op]()
+        handler = _handler(node, child)
         shape = node.meta.get("val_shape")
         covered = handler is not None and shape is not None and shape[0] == batch
         value = handler(low, node, child) if covered and handler is not None else None

@@ -120,10 +120,43 @@ class CompiledModel(nn.Module):
                 env[self._values[part]] = value
         raise AssertionError("a captured graph ends in an output")
 
+    def _only_segment(self) -> Segment:
+        segments = [part for part in self._parts if isinstance(part, Segment)]
+        if len(segments) != 1 or self.plan.fallbacks:
+            names = ", ".join(step.name for step in self.plan.fallbacks) or "nothing"
+            raise ConfigError(f"this needs a model that runs in one native segment; in PyTorch run: {names}")
+        return segments[0]
+
+    def packed(self) -> bytes:
+        """The packed plan (format: native/plan.h), which the C library runs without Python or torch.
+
+        Raises ConfigError where a step runs in PyTorch.
+        """
+        return self._only_segment().packed
+
+    def profile(self, x: Tensor, repeats: int = 10) -> list[tuple[PlanStep, float]]:
+        """Median processor time of every step in seconds for the whole batch ``x``, on one thread.
+
+        Raises ConfigError where a step runs in PyTorch.
+        """
+        segment = self._only_segment()
+        assert segment.native is not None
+        self._check((x,))
+        x = x.contiguous()
+        out = [torch.empty((len(x), *value.shape)) for value in segment.outputs]
+        runs = [
+            segment.native.profile([x.data_ptr()], [t.data_ptr() for t in out], len(x)) for _ in range(max(1, repeats))
+        ]
+        return list(
+            zip(self.plan.steps, (sorted(times)[len(times) // 2] for times in zip(*runs, strict=True)), strict=True)
+        )
+
     def _check(self, inputs: tuple[Tensor, ...]) -> int:
         shapes = [tuple(x.shape[1:]) for x in inputs]
         if shapes != self._shapes:
-            raise ShapeError(f"inputs of shape {shapes} per image; compiled for {self._shapes}, compile again for others")
+            raise ShapeError(
+                f"inputs of shape {shapes} per image; compiled for {self._shapes}, compile again for others"
+            )
         if any(x.dtype != torch.float32 or x.device.type != "cpu" for x in inputs):
             raise ConfigError("the engine runs float32 tensors on the CPU; convert the input with .float().cpu()")
         return inputs[0].shape[0]
@@ -170,7 +203,8 @@ def compile(
     if any(x.dtype != torch.float32 for x in example):
         raise ConfigError(f"example_input is {example[0].dtype}; the engine runs torch.float32")
     if choose(isa) is None:
-        return _plain(model, "no native library", "install lcnn where a C++ compiler is present; PyTorch's own layers are 2 to 20 times slower here")
+        advice = "install lcnn where a C++ compiler is present; PyTorch's own layers are 2 to 20 times slower"
+        return _plain(model, "no native library", advice)
     module = capture(model, example)
     if module is None:
         return _plain(model, "not captured", "torch.fx cannot trace this model, PyTorch runs it as it is")
@@ -179,6 +213,5 @@ def compile(
 
 def _plain(model: nn.Module, reason: str, advice: str) -> nn.Module:
     warnings.warn(f"lcnn: {reason}: {advice}", stacklevel=3)
-
 
     return PlainModel(copy.deepcopy(model).eval(), reason)

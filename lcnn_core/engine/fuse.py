@@ -1,9 +1,8 @@
-"""Passes over the operations: batch norm into weights, activations, residual additions and max-pooling into producers."""
+"""Passes over the operations: batch norm, activations, residual additions and max-pooling into their producers."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import numpy as np
 
@@ -45,7 +44,8 @@ class Fuser:
         producer = self._producer(op.inputs[0]) if op.kind == "affine" else None
         if producer is None or producer.activation or producer.kind not in (*WEIGHTED, "affine"):
             return False
-        assert op.scale is not None and op.bias is not None
+        assert op.scale is not None
+        assert op.bias is not None
         if producer.kind == "affine":
             assert producer.scale is not None
             producer.bias = producer.bias * op.scale + op.bias
@@ -86,7 +86,9 @@ class Fuser:
         producer = self._producer(op.inputs[0]) if op.kind == "pool" and not op.average else None
         if producer is None or producer.kind != "lookup_conv" or producer.residual is not None or producer.pool:
             return False
-        if producer.output.vector or op.output.vector or nonzeros(producer.coefficients) > POOL_LOOKUPS * producer.filters:
+        if producer.output.vector or op.output.vector:
+            return False
+        if np.count_nonzero(producer.coefficients) > POOL_LOOKUPS * producer.filters:  # type: ignore[arg-type]
             return False
         if producer.activation is not None and producer.activation.kind != "clamp":
             return False
@@ -103,7 +105,3 @@ def prune_dead(operations: list[Operation], keep: set[int]) -> list[Operation]:
             kept.append(op)
             needed.update(map(id, op.reads))
     return kept[::-1]
-
-
-def nonzeros(array: Any) -> int:
-    return int(np.count_nonzero(array))

@@ -23,7 +23,7 @@ ALIGN = 16
 
 @dataclass(eq=False)
 class Tensor:
-    """One buffer. ``stride`` is shared by linked tensors; ``above``, ``below`` are zero rows, ``aside`` zero columns."""
+    """A buffer. ``stride`` is shared by linked tensors, ``above``, ``below`` zero rows, ``aside`` zero columns."""
 
     channels: int
     height: int
@@ -268,7 +268,12 @@ class Layout:
     def _pool(self, op: Operation) -> None:
         x = self._need(op.inputs[0], WIDE)
         y = self._make(op, VECTOR if op.output.vector else WIDE)
-        fields = {"mode": int(op.average), "count_pad": int(op.count_pad), "divisor": op.divisor, **_window_fields(op.window)}
+        fields = {
+            "mode": int(op.average),
+            "count_pad": int(op.count_pad),
+            "divisor": op.divisor,
+            **_window_fields(op.window),
+        }
         self._emit(Record("pool", op.name, x, y, fields=fields, operation=op))
 
     def _adaptive(self, op: Operation) -> None:
@@ -286,7 +291,8 @@ class Layout:
         self._link(*(t for t in (x, y, second) if t is not None and not t.vector))
         record = Record(op.kind, op.name, x, y, second, _activation_fields(op), {}, op)
         if op.kind == "affine":
-            assert op.scale is not None and op.bias is not None
+            assert op.scale is not None
+            assert op.bias is not None
             record.fields["filters"] = len(op.scale)
             record.data |= {"weights": op.scale.astype(np.float32), "bias": op.bias.astype(np.float32)}
         self._emit(record)
@@ -381,6 +387,6 @@ def _activation_fields(op: Operation) -> dict[str, int]:
 
 
 def _window_fields(window: Any) -> dict[str, int]:
-    pairs = zip("k s p d".split(), (window.kernel, window.stride, window.padding, window.dilation), strict=True)
+    pairs = zip(["k", "s", "p", "d"], (window.kernel, window.stride, window.padding, window.dilation), strict=True)
     names = {"k": ("kh", "kw"), "s": ("sy", "sx"), "p": ("py", "px"), "d": ("dy", "dx")}
     return {name: int(v) for letter, pair in pairs for name, v in zip(names[letter], pair, strict=True)}

@@ -61,7 +61,9 @@ def choose(isa: str | None = None) -> Any | None:
     if isa is None:
         return next(iter(available.values()), None)
     if isa not in available:
-        raise ConfigError(f"instruction set {isa!r} is not available; this machine can run {', '.join(available) or 'none'}")
+        raise ConfigError(
+            f"instruction set {isa!r} is not available; this machine can run {', '.join(available) or 'none'}"
+        )
     return available[isa]
 
 
@@ -71,7 +73,9 @@ class NativePlan:
     def __init__(self, packed: bytes, steps: int, isa: str | None = None):
         library = choose(isa)
         if library is None:
-            raise ConfigError("no native library was built for this machine; reinstall lcnn where a C++ compiler is present")
+            raise ConfigError(
+                "no native library was built for this machine; reinstall lcnn where a C++ compiler is present"
+            )
         self._library = library
         self.steps = steps
         buffer = np.frombuffer(packed + b"\0" * (-len(packed) % 8), dtype="<i8")
@@ -90,7 +94,9 @@ class NativePlan:
 
     def memory(self) -> dict[str, int]:
         """Bytes of packed weights, of one image's activations, of one thread's scratch."""
-        return {name: self._library.lcnn_memory(self._handle, i) for i, name in enumerate(("weights", "arena", "scratch"))}
+        return {
+            name: self._library.lcnn_memory(self._handle, i) for i, name in enumerate(("weights", "arena", "scratch"))
+        }
 
     def run(self, inputs: list[int], outputs: list[int], images: int, threads: int) -> None:
         """``inputs`` and ``outputs`` are addresses of dense float32 arrays, images first."""

@@ -21,7 +21,7 @@ from lcnn_core.engine.ir import RELU, Activation, Operation, Value, Window, as_a
 from lcnn_core.layers import LookupConv2d, LookupLinear
 
 DENSE_DENSITY = 0.4
-"""Weights with fewer nonzeros than this run through the lookup kernel: it does about 0.5 of the matrix kernel's rate."""
+"""Weights with fewer nonzeros than this run through the lookup kernel: about half of the matrix kernel's rate."""
 
 
 @dataclass
@@ -83,11 +83,15 @@ def conv(low: Lowering, node: fx.Node, module: Any) -> Value | None:
     sparse = np.count_nonzero(weight) < DENSE_DENSITY * weight.size
     thin = weight.shape[0] // module.groups < 4 and weight[0].size < 64
     if not (x.vector and window.pointwise) and (sparse or thin):
-        return low.add("lookup_conv", node, [x], shape, window=window, groups=module.groups, coefficients=weight, bias=bias)
+        return low.add(
+            "lookup_conv", node, [x], shape, window=window, groups=module.groups, coefficients=weight, bias=bias
+        )
     return _dense_conv(low, node, x, shape, window, module.groups, weight, bias)
 
 
-def _dense_conv(low: Lowering, node: fx.Node, x: Value, shape: Any, window: Window, groups: int, weight: Any, bias: Any):
+def _dense_conv(
+    low: Lowering, node: fx.Node, x: Value, shape: Any, window: Window, groups: int, weight: Any, bias: Any
+):
     covers = window.kernel == x.shape[1:] and window.padding == (0, 0) and shape[1:] == (1, 1)
     if covers and groups == 1:  # one output position: a linear layer over the flattened input
         flat = x if x.vector else low.add("flatten", node, [x], (int(np.prod(x.shape)),))
@@ -111,13 +115,24 @@ def _lookup_conv(low: Lowering, node: fx.Node, module: LookupConv2d, x: Value, s
         dictionary, coefficients = dictionary[alive], coefficients[:, alive]
     if x.vector and window.pointwise and groups == 1:
         return low.add(
-            "lookup_linear", node, [x], shape, dictionary=dictionary, coefficients=coefficients.reshape(n, -1), bias=bias
+            "lookup_linear",
+            node,
+            [x],
+            shape,
+            dictionary=dictionary,
+            coefficients=coefficients.reshape(n, -1),
+            bias=bias,
         )
     if dictionary is not None and np.count_nonzero(dictionary) < DENSE_DENSITY * dictionary.size:
         rows = dictionary[:, :, None, None]
         x = low.add("lookup_conv", node, [x], (len(rows), *x.shape[1:]), groups=groups, coefficients=rows)
         dictionary = None
-    elif dictionary is not None and window.stride != (1, 1) and 2 * len(dictionary) <= x.shape[0] and window.kernel != (1, 1):
+    elif (
+        dictionary is not None
+        and window.stride != (1, 1)
+        and 2 * len(dictionary) <= x.shape[0]
+        and window.kernel != (1, 1)
+    ):
         # a stride splits planes into phases: there are fewer planes of S to split than of X
         rows = dictionary[:, :, None, None]
         x = low.add("conv", node, [x], (len(rows), *x.shape[1:]), groups=groups, weight=rows)
@@ -196,7 +211,12 @@ def pool_module(average: bool) -> Handler:
 
 
 def pool_function(average: bool) -> Handler:
-    names = ("kernel_size", "stride", "padding", *(("ceil_mode", "count_include_pad") if average else ("dilation", "ceil_mode")))
+    names = (
+        "kernel_size",
+        "stride",
+        "padding",
+        *(("ceil_mode", "count_include_pad") if average else ("dilation", "ceil_mode")),
+    )
 
     def handler(low: Lowering, node: fx.Node, module: Any) -> Value | None:
         options = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
@@ -211,7 +231,10 @@ def _pool(low: Lowering, node: fx.Node, average: bool, options: dict[str, Any]) 
         return None
     kernel = _pair(options["kernel_size"])
     window = Window(
-        kernel, _pair(options.get("stride") or kernel), _pair(options.get("padding", 0)), _pair(options.get("dilation", 1))
+        kernel,
+        _pair(options.get("stride") or kernel),
+        _pair(options.get("padding", 0)),
+        _pair(options.get("dilation", 1)),
     )
     return low.add(
         "pool", node, [x], shape, window=window, average=average,
@@ -307,8 +330,13 @@ MODULES: dict[type, Handler] = {
     nn.Dropout2d: same,
 }  # fmt: skip
 
+
+def _constant(kind: Activation) -> Callable[[Any], Activation]:
+    return lambda _: kind
+
+
 FUNCTIONS: dict[Any, Handler] = {
-    **{function: activation(lambda _, kind=kind: kind) for function, kind in _FUNCTION_ACTIVATIONS.items()},
+    **{function: activation(_constant(kind)) for function, kind in _FUNCTION_ACTIVATIONS.items()},
     operator.add: add,
     operator.iadd: add,
     torch.add: add,

@@ -9,8 +9,8 @@ from lcnn_core.engine.layout import Layout, Tensor
 MAGIC = int.from_bytes(b"LCNNPLAN", "little")
 VERSION = 1
 OPERATIONS = (
-    "import_", "export_", "relayout", "gemm", "lookup", "pool", "adaptive", "linear", "lookup_linear", "add", "multiply",
-    "affine", "activate", "concat",
+    "import_", "export_", "relayout", "gemm", "lookup", "pool", "adaptive", "linear", "lookup_linear", "add",
+    "multiply", "affine", "activate", "concat",
 )  # fmt: skip
 FIELDS = (
     "op", "input", "second", "output", "groups", "rows", "width", "filters", "activation", "act_a", "act_b",

@@ -27,7 +27,8 @@ class PlanStep:
     def __str__(self) -> str:
         shapes = f"{'x'.join(map(str, self.input_shape))} -> {'x'.join(map(str, self.output_shape))}"
         where = f"native {self.segment}" if self.native else "PyTorch"
-        return f"{where:9} {self.kind:14} {self.name:32} {shapes:28} {self.macs / 1e6:10.3f} MMAC {self.bytes / 1e6:8.3f} MB"
+        cost = f"{self.macs / 1e6:10.3f} MMAC {self.bytes / 1e6:8.3f} MB"
+        return f"{where:9} {self.kind:14} {self.name:32} {shapes:28} {cost}"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,9 @@ def plan_step(record: Record, segment: int) -> PlanStep:
         return (t.channels,) if t.vector else (t.channels, t.height, t.width)  # type: ignore[attr-defined]
 
     data = sum(4 * array.size for array in record.data.values())
-    moved = sum(4 * t.channels * t.height * t.width for t in (record.source, record.output, record.second) if t is not None)
+    moved = sum(
+        4 * t.channels * t.height * t.width for t in (record.source, record.output, record.second) if t is not None
+    )
     return PlanStep(
         record.op.rstrip("_"), record.name, shape(record.source), shape(record.output), executed_macs(record),
         data + moved, segment,

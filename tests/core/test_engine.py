@@ -99,7 +99,9 @@ def test_any_pooling(
         else nn.MaxPool2d(kernel, stride, padding, ceil_mode=ceil)
     )
     torch.manual_seed(h * w)
-    conv = LookupConv2d(3, 5, 3, padding=1, dictionary_size=2, threshold=0.0) if fused else nn.Conv2d(3, 5, 3, padding=1)
+    conv = (
+        LookupConv2d(3, 5, 3, padding=1, dictionary_size=2, threshold=0.0) if fused else nn.Conv2d(3, 5, 3, padding=1)
+    )
     model = sparsify(nn.Sequential(conv, nn.ReLU(), pool, nn.Conv2d(5, 4, 1)), 0.5, 3)
     x = torch.randn(2, 3, h, w)
     assert error(model, compile(model, x, isa=isa), x) <= 1e-5
@@ -116,7 +118,9 @@ class Branches(nn.Module):
         self.b = nn.Conv2d(16, 16, 3, 1, 1)
         self.down = nn.Conv2d(16, 24, 1, 2)
         self.c = LookupConv2d(16, 24, 3, 2, 1, dictionary_size=5, threshold=0.0)
-        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(24, 4, 1), nn.SiLU(), nn.Conv2d(4, 24, 1), nn.Sigmoid())
+        self.gate = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(24, 4, 1), nn.SiLU(), nn.Conv2d(4, 24, 1), nn.Sigmoid()
+        )
         self.relu = nn.ReLU(inplace=True)
         self.gelu = nn.GELU()
         self.fc = LookupLinear(48 * 4, 10, dictionary_size=6, threshold=0.0)

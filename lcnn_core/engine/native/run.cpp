@@ -89,7 +89,8 @@ Pool& pool() {
     return *p;
 }
 
-/// Zeroed floats in huge pages where the system grants them: planes are kilobytes apart, small pages would miss the TLB.
+/// Floats in huge pages where the system grants them: planes are kilobytes apart, small pages would miss the TLB. What
+/// they hold at first is never used: every step seals what it writes.
 class Memory {
     float* at = nullptr;
     size_t bytes = 0;
@@ -107,7 +108,6 @@ class Memory {
                 throw std::bad_alloc();
             }
             madvise(at, bytes, MADV_HUGEPAGE);
-            memset(at, 0, bytes);
         }
         return at + GUARD;
     }

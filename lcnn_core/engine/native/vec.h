@@ -9,7 +9,8 @@
 #include <immintrin.h>
 #endif
 
-#if defined(__AVX512F__)
+#if defined(LCNN_VL)  // given, with LCNN_ROWS: tests of other widths, lowered by the compiler
+#elif defined(__AVX512F__)
 #define LCNN_VL 16
 #define LCNN_ROWS 8
 #elif defined(__AVX__)
@@ -43,22 +44,22 @@ static LCNN_INLINE void store_first(float* p, vf v, int64_t n) { memcpy(p, &v, n
 
 // max(bound, x) and min(bound, x): a NaN in x stays, as in PyTorch.
 static LCNN_INLINE vf vmax(vf bound, vf x) {
-#if defined(__AVX512F__)
+#if LCNN_VL == 16 && defined(__AVX512F__)
     return _mm512_max_ps(bound, x);
-#elif defined(__AVX__)
+#elif LCNN_VL == 8 && defined(__AVX__)
     return _mm256_max_ps(bound, x);
-#elif defined(__SSE2__)
+#elif LCNN_VL == 4 && defined(__SSE2__)
     return _mm_max_ps(bound, x);
 #else
     return bound > x ? bound : x;
 #endif
 }
 static LCNN_INLINE vf vmin(vf bound, vf x) {
-#if defined(__AVX512F__)
+#if LCNN_VL == 16 && defined(__AVX512F__)
     return _mm512_min_ps(bound, x);
-#elif defined(__AVX__)
+#elif LCNN_VL == 8 && defined(__AVX__)
     return _mm256_min_ps(bound, x);
-#elif defined(__SSE2__)
+#elif LCNN_VL == 4 && defined(__SSE2__)
     return _mm_min_ps(bound, x);
 #else
     return bound < x ? bound : x;

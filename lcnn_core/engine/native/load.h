@@ -1,0 +1,38 @@
+// Checks shared by the files that load a plan: every number that a kernel will use as an address passes one of them.
+#pragma once
+
+#include "plan.h"
+
+namespace lcnn {
+
+constexpr int64_t LIMIT = int64_t(1) << 40, COUNT = 1 << 20;  // products of three counts fit 64 bits
+
+[[noreturn]] void fail(const char* format, ...);
+void between(const char* what, int64_t value, int64_t low, int64_t high);
+const Tensor& tensor(const Plan& plan, const char* what, int64_t index);
+void same_grid(const char* what, const Tensor& a, const Tensor& b);
+
+/// The data section of a plan.
+struct Reader {
+    const float* data;
+    int64_t units;
+    const float* floats(const char* what, int64_t offset, int64_t count) const {
+        between(what, count, 0, units);
+        between(what, offset, 0, units - count);
+        return data + offset;
+    }
+    const int32_t* ints(const char* what, int64_t offset, int64_t count) const {
+        return reinterpret_cast<const int32_t*>(floats(what, offset, count));
+    }
+};
+
+/// Floats of the line that a pooled row is reduced to, vectors past its end included.
+int64_t pool_line(const Tensor& x, const Tensor& y, const Step& s);
+void check_window(const Step& s);
+
+/// Check a step with weights, pack them, choose its tiles (load_weights.cpp).
+void prepare_lookup(Plan& plan, Prepared& p, const Reader& in);
+void prepare_gemm(Plan& plan, Prepared& p, const Reader& in);
+void prepare_linear(Plan& plan, Prepared& p, const Reader& in);
+
+}  // namespace lcnn

@@ -1,0 +1,234 @@
+// Loading of steps with weights: checks, packing for this instruction set, tiles and blocks from the cache sizes.
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "load.h"
+#include "vec.h"
+
+namespace lcnn {
+namespace {
+
+int64_t cache_bytes(int name, int64_t otherwise) {
+    int64_t size = sysconf(name);
+    return size > 0 ? size : otherwise;
+}
+
+/// Filters sorted by their number of lookups, the lookups cut into ``blocks`` ranges of dictionary rows.
+void build_sparse(Prepared& p, const Reader& in, int64_t filters, const std::vector<int64_t>& flat, int64_t blocks,
+                  const std::vector<int32_t>& block_of) {
+    const int32_t* starts = in.ints("starts", p.s.starts, filters + 1);
+    const float* values = in.floats("values", p.s.values, p.s.table_count);
+    if (starts[0] != 0 || starts[filters] != p.s.table_count) fail("starts do not span the lookups");
+    for (int64_t f = 0; f < filters; ++f)
+        if (starts[f] > starts[f + 1]) fail("starts of filter %lld fall", (long long)f);
+    SparseMatrix& m = p.sparse;
+    m.rows = filters;
+    m.blocks = blocks;
+    m.filters.resize(filters);
+    for (int64_t f = 0; f < filters; ++f) m.filters[f] = int32_t(f);
+    std::stable_sort(m.filters.begin(), m.filters.end(), [&](int32_t a, int32_t b) {
+        return starts[a + 1] - starts[a] < starts[b + 1] - starts[b];
+    });
+    for (int64_t block = 0; block < blocks; ++block)
+        for (int64_t i = 0; i <= filters; ++i) {
+            m.starts.push_back(int32_t(m.lookups.size()));
+            if (i == filters) break;
+            int32_t f = m.filters[i];
+            size_t begin = m.lookups.size();
+            for (int32_t at = starts[f]; at < starts[f + 1]; ++at)
+                if (block_of[at] == block) m.lookups.push_back({int32_t(flat[at]), values[at]});
+            std::sort(m.lookups.begin() + begin, m.lookups.end(),
+                      [](const Lookup& a, const Lookup& b) { return a.offset < b.offset; });
+        }
+}
+
+void prepare_dictionary(Prepared& p, const Reader& in) {
+    const Step& s = p.s;
+    between("dictionary rows", s.rows, 1, COUNT);
+    between("dictionary width", s.width, 1, COUNT);
+    between("dictionary groups", s.groups, 1, COUNT);
+    if (s.weights_count != s.groups * s.rows * s.width) fail("dictionary does not have groups * k * m entries");
+    const float* d = in.floats("dictionary", s.weights, s.weights_count);
+    p.matrices.resize(s.groups);
+    for (int64_t g = 0; g < s.groups; ++g) p.matrices[g].pack(d + g * s.rows * s.width, s.rows, s.width, s.width);
+}
+
+void check_groups(const Step& s, int64_t channels) {
+    between("groups", s.groups, 1, channels);
+    between("filters", s.filters, 1, COUNT);
+    between("phases", s.phases, 0, 1 << 16);
+    between("width", s.width, 1, channels);
+    if (s.filters % s.groups || s.width * s.groups * std::max<int64_t>(s.phases, 1) != channels)
+        fail("groups %lld, width %lld do not fit %lld channels", (long long)s.groups, (long long)s.width,
+             (long long)channels);
+}
+
+/// The grid that a convolution writes before any pooling: its rows, and the stride that input and output share.
+void check_grid(const Step& s, const Tensor& x, const Tensor& y, int64_t& height, int64_t& width) {
+    if (x.vector() || y.vector()) fail("convolution on a vector");
+    height = s.pooled ? s.conv_height : y.height;
+    width = s.pooled ? s.conv_width : y.width;
+    between("conv height", height, 1, 1 << 20);
+    between("conv width", width, 1, x.stride);
+    if (!s.pooled && x.stride != y.stride) fail("input and output of a convolution have different row strides");
+    if (y.channels != s.filters) fail("output has %lld channels", (long long)y.channels);
+}
+
+/// Every read of a flat kernel must stay inside the arena: offsets of the first plane entry to the last pixel's vector.
+void check_reach(const Plan& plan, const Tensor& x, int64_t low, int64_t high, int64_t pixels) {
+    if (x.offset + low < -GUARD / 2 || x.offset + high + pixels + LCNN_ACCS * VL > plan.arena + GUARD / 2)
+        fail("a lookup or kernel entry reads outside its input");
+}
+
+int64_t l1_bytes() { return cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 << 10); }
+int64_t l2_bytes() { return cache_bytes(_SC_LEVEL2_CACHE_SIZE, 512 << 10); }
+
+/// Rows per tile: the cheapest by a model of the lookup kernel in cycles per row. A group of v vectors takes, per
+/// lookup, the FMA latency or its loads (three halves each), and some cycles to start and to store; a window of S that
+/// leaves half of L2 pays double for its loads.
+void choose_tiles(Prepared& p, const Tensor& x, int64_t height, int64_t channels) {
+    int64_t halo = p.up + p.down, row_bytes = x.stride * 4 * (p.direct ? std::max<int64_t>(channels / 4, 1) : channels);
+    double lookups = double(p.s.table_count) / double(p.s.filters), best = 1e30;
+    for (int64_t rows = 1; rows <= height; ++rows) {
+        int64_t tiles = (height + rows - 1) / rows, vectors = (rows * x.stride + VL - 1) / VL;
+        if ((height + tiles - 1) / tiles != rows) continue;
+        int64_t groups = (vectors + LCNN_ACCS - 1) / LCNN_ACCS;
+        double v = double(vectors) / double(groups);
+        double load = row_bytes * (rows + halo) > l2_bytes() / 2 ? 1.5 : 0.75;
+        double cycles = double(groups * tiles) * (lookups * std::max(4.0, load * v + 0.5) + 16 + 3 * v) + 30.0 * double(tiles);
+        if (cycles < best) {
+            best = cycles;
+            p.tile_rows = rows;
+        }
+    }
+    p.window_lead = (p.reach + 15) / 16 * 16;
+    int64_t pooled = p.s.pooled ? p.s.kh * p.s.dy + p.s.sy : 0;  // a tile ends at a whole pooling window
+    p.window_rows = std::min(height + halo, 2 * p.tile_rows + pooled + halo);
+    p.window_plane = p.window_lead + (p.window_rows * x.stride + VL + 15) / 16 * 16;
+    if (p.window_plane % 512 == 0) p.window_plane += 16;
+}
+
+/// Blocks of dictionary rows whose part of S, as one group of pixels reads it, fits L1; as long as a filter has enough
+/// lookups in a block to pay for loading and storing its partial sums.
+int64_t choose_blocks(const Prepared& p, const Tensor& x, int64_t channels) {
+    int64_t pixels = std::min<int64_t>(p.tile_rows * x.stride, LCNN_ACCS * VL) + (p.up + p.down) * x.stride + p.reach;
+    int64_t blocks = (channels * pixels * 4 + l1_bytes() * 5 / 8 - 1) / (l1_bytes() * 5 / 8);
+    constexpr int64_t least = 12;
+    return std::max<int64_t>(1, std::min(blocks, p.s.table_count / p.s.filters / least));
+}
+
+}  // namespace
+
+void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
+    const Step& s = p.s;
+    const Tensor &x = tensor(plan, "input", s.input), &y = tensor(plan, "output", s.output);
+    int64_t height, width, phases = std::max<int64_t>(s.phases, 1);
+    check_groups(s, x.channels);
+    check_grid(s, x, y, height, width);
+    p.direct = s.rows == 0;
+    between("lookups", s.table_count, 0, int64_t(1) << 28);
+    const int32_t* table = in.ints("lookups", s.table, 3 * s.table_count);
+    between("dictionary rows", s.rows, 0, COUNT);
+    int64_t channels = p.direct ? x.channels : phases * s.groups * s.rows;
+    between("planes of S", channels, 1, COUNT);
+    for (int64_t i = 0; i < s.table_count; ++i) {
+        between("lookup channel", table[3 * i], 0, channels - 1);
+        between("lookup row", table[3 * i + 1], -4096, 4096);
+        between("lookup column", table[3 * i + 2], -x.stride, x.stride);
+        p.up = std::max<int64_t>(p.up, -table[3 * i + 1]);
+        p.down = std::max<int64_t>(p.down, table[3 * i + 1]);
+        p.reach = std::max<int64_t>(p.reach, std::abs(table[3 * i + 2]));
+    }
+    if (s.pooled) {
+        check_window(s);
+        between("pooled rows", (y.height - 1) * s.sy - s.py, 0, height - 1);
+    }
+    choose_tiles(p, x, height, channels);
+    std::vector<int64_t> flat(s.table_count);
+    std::vector<int32_t> blocks(s.table_count, 0);
+    int64_t low = 0, high = 0;
+    for (int64_t i = 0; i < s.table_count; ++i) {
+        flat[i] = table[3 * i] * (p.direct ? x.plane : p.window_plane) + table[3 * i + 1] * x.stride + table[3 * i + 2];
+        low = std::min(low, flat[i]);
+        high = std::max(high, flat[i]);
+    }
+    if (high > INT32_MAX || low < INT32_MIN) fail("tensor too large for 32-bit offsets");
+    if (p.direct) check_reach(plan, x, low, high, height * x.stride);
+    int64_t count = s.pooled ? 1 : choose_blocks(p, x, channels), each = (channels + count - 1) / count;
+    for (int64_t i = 0; i < s.table_count; ++i) blocks[i] = int32_t(table[3 * i] / each);
+    build_sparse(p, in, s.filters, flat, (channels + each - 1) / each, blocks);
+    int64_t scratch = 0;
+    if (!p.direct) {
+        prepare_dictionary(p, in);
+        p.offsets.resize(s.width);
+        for (int64_t c = 0; c < s.width; ++c) p.offsets[c] = int32_t(c * x.plane);
+        if (s.width * x.plane > INT32_MAX) fail("tensor too large for 32-bit offsets");
+        scratch = channels * p.window_plane + GUARD;
+    }
+    if (s.pooled) {
+        scratch += (p.tile_rows + 2 * s.kh * s.dy + s.sy) * x.stride + s.filters * s.kh * s.dy * x.stride +
+                   pool_line(x, y, s) + 2 * GUARD;
+        p.line = pool_line(x, y, s);
+    }
+    plan.scratch = std::max(plan.scratch, scratch);
+}
+
+void prepare_gemm(Plan& plan, Prepared& p, const Reader& in) {
+    const Step& s = p.s;
+    const Tensor &x = tensor(plan, "input", s.input), &y = tensor(plan, "output", s.output);
+    int64_t height, width;
+    check_groups(s, x.channels);
+    check_grid(s, x, y, height, width);
+    if (s.pooled) fail("a dense convolution fuses no pooling");
+    between("kernel entries", s.table_count, 1, int64_t(1) << 24);
+    if (s.weights_count != s.filters * s.table_count) fail("weights do not have n * depth entries");
+    const int32_t* table = in.ints("kernel", s.table, 3 * s.table_count);
+    const float* w = in.floats("weights", s.weights, s.weights_count);
+    int64_t low = 0, high = 0, last = (s.groups - 1) * s.width;
+    for (int64_t i = 0; i < s.table_count; ++i) {
+        between("kernel channel", table[3 * i], 0, x.channels - 1 - last);
+        between("kernel row", table[3 * i + 1], -4096, 4096);
+        between("kernel column", table[3 * i + 2], -x.stride, x.stride);
+        int64_t offset = table[3 * i] * x.plane + table[3 * i + 1] * x.stride + table[3 * i + 2];
+        low = std::min(low, offset);
+        high = std::max(high, offset);
+        p.offsets.push_back(int32_t(offset));
+    }
+    if (high + last * x.plane > INT32_MAX) fail("tensor too large for 32-bit offsets");
+    check_reach(plan, x, low, high + last * x.plane, height * x.stride);
+    int64_t per_group = s.filters / s.groups;
+    p.matrices.resize(s.groups);
+    for (int64_t g = 0; g < s.groups; ++g)
+        p.matrices[g].pack(w + g * per_group * s.table_count, per_group, s.table_count, s.table_count);
+}
+
+void prepare_linear(Plan& plan, Prepared& p, const Reader& in) {
+    const Step& s = p.s;
+    const Tensor &x = tensor(plan, "input", s.input), &y = tensor(plan, "output", s.output);
+    if (!x.vector() || !y.vector()) fail("a linear layer needs vectors");
+    if (s.width != x.channels || s.filters != y.channels || s.groups != 1) fail("linear layer does not fit its tensors");
+    between("features", s.filters, 1, 1 << 24);
+    between("rows of D", s.rows, 0, COUNT);
+    between("lookups", s.table_count, 0, int64_t(1) << 28);
+    bool lookups = Op(s.op) == Op::lookup_linear;
+    int64_t rows = lookups ? s.rows : s.filters;
+    if (!lookups) {
+        if (s.weights_count != s.filters * s.width) fail("weights do not have n * m entries");
+        p.matrices.resize(1);
+        p.matrices[0].pack(in.floats("weights", s.weights, s.weights_count), s.filters, s.width, s.width);
+    } else {
+        if (s.rows) prepare_dictionary(p, in);
+        const int32_t* table = in.ints("lookups", s.table, 3 * s.table_count);
+        std::vector<int64_t> flat(s.table_count);
+        for (int64_t i = 0; i < s.table_count; ++i) {
+            between("lookup row", table[3 * i], 0, (s.rows ? s.rows : s.width) - 1);
+            flat[i] = table[3 * i];
+        }
+        build_sparse(p, in, s.filters, flat, 1, std::vector<int32_t>(s.table_count, 0));
+    }
+    plan.scratch = std::max(plan.scratch, s.width * LCNN_ROWS + rows + GUARD);
+    plan.shared_rows = std::max(plan.shared_rows, s.width + rows + s.filters);
+}
+
+}  // namespace lcnn
