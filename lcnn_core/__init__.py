@@ -19,6 +19,7 @@ _ROOMS = {
         matmul_macs output_positions padded_positions""",
     "data": "DATASETS Dataset Split load_dataset",
     "describe": "describe",
+    "engine": "CompiledModel Plan PlanStep compile",
     "errors": "CheckpointError ConfigError DataError LcnnError ShapeError TrainingError UnsupportedLayerError",
     "factors": "svd_factors",
     "files": "atomic_write",
@@ -35,7 +36,7 @@ _ROOMS = {
 
 _HOME = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
-_MODULES = ("checkpoint", "functional", "models")
+_MODULES = ("checkpoint", "engine", "functional", "models")
 """Rooms that are public as a whole."""
 
 __all__ = sorted([*_MODULES, *_HOME])
@@ -71,6 +72,7 @@ sys.modules[__name__].__class__ = _Package
 
 if TYPE_CHECKING:
     from lcnn_core import checkpoint as checkpoint
+    from lcnn_core import engine as engine
     from lcnn_core import functional as functional
     from lcnn_core import models as models
     from lcnn_core.checkpoint import FORMATS as FORMATS
@@ -102,6 +104,10 @@ if TYPE_CHECKING:
     from lcnn_core.data import Split as Split
     from lcnn_core.data import load_dataset as load_dataset
     from lcnn_core.describe import describe as describe
+    from lcnn_core.engine import CompiledModel as CompiledModel
+    from lcnn_core.engine import Plan as Plan
+    from lcnn_core.engine import PlanStep as PlanStep
+    from lcnn_core.engine import compile as compile
     from lcnn_core.errors import CheckpointError as CheckpointError
     from lcnn_core.errors import ConfigError as ConfigError
     from lcnn_core.errors import DataError as DataError

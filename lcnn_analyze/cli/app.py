@@ -26,6 +26,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("lcnn_analyze.cli.train:train", "Train a network and save checkpoints."),
     "evaluate": ("lcnn_analyze.cli.evaluate:evaluate", "Measure a checkpoint's accuracy on a data set."),
     "analyze": ("lcnn_analyze.cli.analyze:analyze", "Count what models cost, layer by layer."),
+    "bench": ("lcnn_analyze.cli.bench:bench", "Measure the engine against dense runtimes."),
+    "export": ("lcnn_analyze.cli.export:export", "Write a checkpoint as an ONNX file."),
 }
 """name -> (``module:function``, the line in ``lcnn --help``). To add a command: its file and one line here."""
 

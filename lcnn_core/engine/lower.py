@@ -109,10 +109,8 @@ def _lookup_conv(low: Lowering, node: fx.Node, module: LookupConv2d, x: Value, s
         if np.count_nonzero(dictionary) * int(np.prod(x.shape[1:])) + 1.7 * nonzeros > dense:
             weight = as_array(module.dense_weight())
             return _dense_conv(low, node, x, shape, window, groups, weight, bias)
-    if groups == 1 and dictionary is not None:  # rows of D that no lookup reads
-        alive = np.flatnonzero(coefficients.any(axis=(0, 2, 3)))
-        alive = alive if len(alive) else np.array([0])
-        dictionary, coefficients = dictionary[alive], coefficients[:, alive]
+        if groups == 1:
+            dictionary, coefficients = _read_rows(dictionary, coefficients)
     if x.vector and window.pointwise and groups == 1:
         return low.add(
             "lookup_linear",
@@ -143,6 +141,13 @@ def _lookup_conv(low: Lowering, node: fx.Node, module: LookupConv2d, x: Value, s
     )  # fmt: skip
 
 
+def _read_rows(dictionary: Any, coefficients: Any) -> tuple[Any, Any]:
+    """D and P without the rows of D that no lookup reads; one row at least."""
+    read = np.flatnonzero(np.moveaxis(coefficients, 1, 0).reshape(coefficients.shape[1], -1).any(axis=1))
+    read = read if len(read) else np.array([0])
+    return dictionary[read], coefficients[:, read]
+
+
 def linear(low: Lowering, node: fx.Node, module: Any) -> Value | None:
     x = low.value(argument(node, 0, "input"))
     shape = shape_of(node)
@@ -156,9 +161,7 @@ def linear(low: Lowering, node: fx.Node, module: Any) -> Value | None:
         if dictionary is not None and cost > len(coefficients) * dictionary.shape[1]:
             return low.add("linear", node, [x], shape, weight=as_array(module.dense_weight()), bias=bias)
         if dictionary is not None:
-            alive = np.flatnonzero(coefficients.any(axis=0))
-            alive = alive if len(alive) else np.array([0])
-            dictionary, coefficients = dictionary[alive], coefficients[:, alive]
+            dictionary, coefficients = _read_rows(dictionary, coefficients)
         return low.add("lookup_linear", node, [x], shape, dictionary=dictionary, coefficients=coefficients, bias=bias)
     weight = as_array(module.weight)
     if np.count_nonzero(weight) < DENSE_DENSITY / 2 * weight.size:
