@@ -110,6 +110,25 @@ def test_saved_model_goes_on_in_both_formats(quickstart: Path, tmp_path: Path):
         assert torch.equal(load(tmp_path / "copy.safetensors").build()(image), checkpoint.build()(image))
 
 
+def test_compiled_and_exported_networks_answer_alike(quickstart: Path, tmp_path: Path):
+    import onnxruntime
+
+    from lcnn_core import compile, export_onnx
+
+    images = load_dataset("digits").test.images[:64]
+    for name in ("dense", *LOOKUPS):
+        model = load(quickstart / f"{name}.pt").build()
+        with torch.no_grad():
+            expected = model.double()(images.double())
+            answers = [compile(model.float(), images[:1])(images)]
+        export_onnx(model, images[:1], tmp_path / "model.onnx")
+        session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+        feed = session.get_inputs()[0].name
+        answers.append(torch.cat([torch.from_numpy(session.run(None, {feed: i[None].numpy()})[0]) for i in images]))
+        for answer in answers:
+            assert float((answer - expected).abs().max() / expected.abs().max()) <= 1e-5
+
+
 def test_folder_is_named_and_holds_what_it_says(quickstart: Path):
     assert {"report.html", "report.md", "report.json", "spectrum.png", "spectrum.svg", "dense.pt"} <= {
         path.name for path in quickstart.iterdir()

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from lcnn_analyze.render import words
 from lcnn_analyze.render.numbers import safe
 from lcnn_analyze.render.palette import INK, MUTED, OWN, PUBLISHED
-from lcnn_analyze.render.ticks import bounds, log_ticks
+from lcnn_analyze.render.ticks import accuracy_bounds, bounds, log_ticks
 from lcnn_analyze.report import Report
 from lcnn_analyze.spectrum import Panel
 from lcnn_core import ConfigError
@@ -109,6 +109,6 @@ def _draw(axis: Axes, panel: Panel) -> None:
             safe(f"{label} (accuracy not known)"), (speedup, 1), xycoords=("data", "axes fraction"), rotation=90,
             xytext=(-4, -4), textcoords="offset points", ha="right", va="top", color=OWN,
         )  # fmt: skip
-    axis.margins(y=0.15)
+    axis.set_ylim(accuracy_bounds([point.accuracy for point in panel.points]))
     if published or panel.front:
         axis.legend(frameon=False, loc="lower left", labelcolor=INK)

@@ -16,7 +16,7 @@ from lcnn_analyze.cost import Baseline
 from lcnn_analyze.cost.metrics import Values
 from lcnn_analyze.render import words
 from lcnn_analyze.render.numbers import count_text, counted_layers, layer_name, percent_text, ratio_text, safe
-from lcnn_analyze.render.ticks import bounds, linear_ticks, log_ticks
+from lcnn_analyze.render.ticks import accuracy_bounds, bounds, linear_ticks, log_ticks
 from lcnn_analyze.report import ModelReport, Report
 from lcnn_analyze.spectrum import Panel, Point
 
@@ -103,10 +103,7 @@ def spectrum(panel: Panel, name: str) -> Markup:
     """Accuracy over the logarithm of the speedup: own points, their Pareto front, published points."""
     xs = [point.speedup for point in panel.points] + [speedup for _, speedup in panel.lines]
     low, high = bounds(xs)
-    accuracies = [point.accuracy for point in panel.points]
-    bottom, top = min(accuracies), max(accuracies)
-    room = max((top - bottom) * 0.12, 0.5)
-    frame = _Frame(low, high, bottom - room, top + room)
+    frame = _Frame(low, high, *accuracy_bounds([point.accuracy for point in panel.points]))
     drawn = _grid(frame)
     drawn += [_line(a, b, frame) for a, b in zip(panel.front, panel.front[1:], strict=False)]
     drawn += [_published(point, frame) for point in panel.published]

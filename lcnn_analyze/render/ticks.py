@@ -16,6 +16,13 @@ def bounds(speedups: Sequence[float]) -> tuple[float, float]:
     return low / room, high * room
 
 
+def accuracy_bounds(accuracies: Sequence[float]) -> tuple[float, float]:
+    """Ends of an axis of percentages with room on both sides: half a point at least, so that ties are not noise."""
+    low, high = min(accuracies), max(accuracies)
+    room = max((high - low) * 0.12, 0.5)
+    return low - room, high + room
+
+
 def log_ticks(low: float, high: float) -> list[float]:
     """1, 2, 5, 10, ... between ``low`` and ``high``."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
