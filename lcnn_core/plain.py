@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from lcnn_core.counting import count_layer, output_positions
 from lcnn_core.describe import describe
-from lcnn_core.functional import dense_filter
 from lcnn_core.layers import LookupConv2d, LookupLayer
 from lcnn_core.spec import LayerSpec
 
@@ -43,7 +42,7 @@ def plain_layers(model: nn.Module, form: PlainForm | Callable[[LookupLayer], Pla
 
     form: "dense" gives every lookup layer's dense twin with W = P D, one layer; "two_layers" a 1x1 convolution (or
         linear layer) with D and one with P, its zeros stored; a function chooses for each layer. A layer with the
-        identity dictionary is one layer either way. W is computed in float64 and rounded once.
+        identity dictionary is one layer either way.
     Modules used in several places stay shared. The model is not modified.
     """
     choose = form if callable(form) else lambda layer: form
@@ -78,13 +77,10 @@ def _two_layer_macs(layer: LookupLayer, spec: LayerSpec) -> int:
 
 
 def _plain(layer: LookupLayer, form: PlainForm) -> nn.Module:
-    coefficients, dictionary = layer.effective_coefficients(), layer.dictionary
-    if form == "dense" and dictionary is not None:
-        weight = dense_filter(dictionary.double(), coefficients.double(), layer.groups).to(coefficients.dtype)
-        return _weighted(layer, weight).train(layer.training)
-    last = _weighted(layer, coefficients)
-    if dictionary is None:
-        return last.train(layer.training)
+    dictionary = layer.dictionary
+    if form == "dense" or dictionary is None:
+        return _weighted(layer, layer.dense_weight()).train(layer.training)
+    last = _weighted(layer, layer.effective_coefficients())
     return nn.Sequential(_dictionary_layer(layer, dictionary), last).train(layer.training)
 
 

@@ -24,7 +24,7 @@ def bench(
     trials: Iterable[OpenTrial],
     batches: Sequence[int] = (1,),
     threads: Sequence[int] = (1,),
-    rounds: int = 20,
+    rounds: int = 15,
     contenders: Sequence[str] = tuple(CONTENDERS),
     command: str = "lcnn_analyze.bench.bench(...)",
     on_case: Callable[[BenchCase], None] = lambda case: None,

@@ -72,6 +72,8 @@ def fill_(model: nn.Module, density: Callable[[str], float], uneven: bool = Fals
     for name, module in model.named_modules():
         if isinstance(module, LookupLayer):
             _fill_lookup(module, density(name), uneven, generator)
+            # The paper's two steps wherever PyTorch runs it: to rebuild W takes seconds for a fully connected layer.
+            module.form = "two_convs"
         elif isinstance(module, nn.Conv2d | nn.Linear):
             module.weight.normal_(0, math.sqrt(2 / module.weight[0].numel()), generator=generator)
         elif isinstance(module, nn.BatchNorm2d):

@@ -43,7 +43,7 @@ def bench(
         str | None, typer.Option(metavar="SIZES", help="Batch sizes, as 1,8. [default: 1; for suites 1,8]")
     ] = None,
     threads: Annotated[str, typer.Option(metavar="COUNTS", help="Threads of every runtime, as 1,2.")] = "1",
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds at most.", min=1)] = 20,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds at most.", min=1)] = 15,
     only: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Only these contenders, as engine,onnxruntime,openvino.")
     ] = None,
