@@ -86,6 +86,14 @@ class ModelReport:
         return next((baseline for baseline in self.baselines if baseline.kind == "reference"), None)
 
     @property
+    def headline(self) -> tuple[Accuracy, ...]:
+        """One accuracy for each data set: the first listed, top-1 where there is one."""
+        first: dict[str, Accuracy] = {}
+        for accuracy in self.accuracy:
+            first.setdefault(accuracy.dataset, accuracy)
+        return tuple(first.values())
+
+    @property
     def has_lookups(self) -> bool:
         return any(layer.dictionary_size is not None or layer.identity for layer in self.costs.layers)
 
@@ -225,16 +233,9 @@ def spectrum_points(models: tuple[ModelReport, ...]) -> list[Point]:
             continue
         points += [
             Point(model.name, baseline.speedup, a.percent, a.metric, a.dataset, baseline.name, "this report")
-            for a in _main_accuracies(model.accuracy)
+            for a in model.headline
         ]
     return points
-
-
-def _main_accuracies(accuracies: tuple[Accuracy, ...]) -> list[Accuracy]:
-    first: dict[str, Accuracy] = {}
-    for accuracy in accuracies:
-        first.setdefault(accuracy.dataset, accuracy)
-    return list(first.values())
 
 
 def published_facts(points: tuple[Point, ...]) -> tuple[str, ...]:

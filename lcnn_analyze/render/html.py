@@ -83,7 +83,7 @@ def _tiles(model: ModelReport) -> list[tuple[str, str]]:
             name = "the dense twin" if baseline.kind == "twin" else baseline.name
             tiles.append((ratio_text(baseline.speedup), f"counted speedup over {name}"))
     tiles.append((count_text(totals["storage"] or 0), "values to store"))
-    return tiles + [(f"{a.percent:.1f} %", f"{a.metric} on {a.dataset}") for a in model.accuracy]
+    return tiles + [(f"{a.percent:.1f} %", f"{a.metric} on {a.dataset}") for a in model.headline]
 
 
 def _comparison(report: Report) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def _comparison(report: Report) -> dict[str, Any]:
             for name in baselines
         ]
         cells.append((totals["storage"] or 0, count_text(totals["storage"] or 0)))
-        accuracy = "; ".join(map(words.accuracy_text, model.accuracy)) or ABSENT
+        accuracy = "; ".join(map(words.accuracy_text, model.headline)) or ABSENT
         rows.append((model.name, cells, accuracy, model.name in front))
     headers = [("total", "MACs"), *(("counted speedup", f"x {name}") for name in baselines), ("storage", "values")]
     labels = _labels("compare", [("model", ""), *headers, ("accuracy", "")])

@@ -60,7 +60,7 @@ def _comparison(report: Report) -> str:
     rows = []
     for model in report.models:
         speedups = {baseline.name: ratio_text(baseline.speedup).removesuffix("x") for baseline in model.baselines}
-        accuracy = "; ".join(map(words.accuracy_text, model.accuracy)) + (" ◆" if model.name in front else "")
+        accuracy = "; ".join(map(words.accuracy_text, model.headline)) + (" ◆" if model.name in front else "")
         rows.append(
             [
                 escape(model.name),

@@ -91,7 +91,7 @@ def _draw(axis: Axes, panel: Panel) -> None:
         )  # fmt: skip
     if panel.front:
         axis.plot(
-            [point.speedup for point in panel.front], [point.accuracy for point in panel.front], "-", color=OWN,
+            [point.speedup for point in panel.front], [point.accuracy for point in panel.front], "o-", color=OWN,
             linewidth=1.6, label="Pareto front of these models",
         )  # fmt: skip
     for point in panel.own:

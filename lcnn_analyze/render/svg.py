@@ -22,7 +22,7 @@ from lcnn_analyze.spectrum import Panel, Point
 
 MOST_BARS = 40
 _ROW, _BAR = 38, 12
-_HEIGHT, _TOP, _FLOOR = 380, 26, 40
+_HEIGHT, _TOP, _FLOOR = 380, 36, 40
 _LABELLED = 8
 _LONGEST_LABEL = 22
 
@@ -117,7 +117,7 @@ def spectrum(panel: Panel, name: str) -> Markup:
             f'<text class="label" x="{x}" y="{_HEIGHT - _FLOOR - 8}" {shift}>{_short(label)}: accuracy not known</text>'
         )
     drawn.append(
-        f'<text class="axis" y="14">{_text(panel.metric)}, %</text>'
+        f'<text class="axis" y="12">{_text(panel.metric)}, %</text>'
         f'<text class="axis value" x="100%" y="{_HEIGHT - 4}">'
         f"{_text(panel.kind)} speedup over {_text(words.against(panel))}, log scale</text>"
     )

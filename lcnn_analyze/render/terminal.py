@@ -173,7 +173,7 @@ def _comparison(report: Report) -> Table:
             count_text(model.costs.totals["macs"] or 0),
             *(speedups.get(name, ABSENT) for name in baselines),
             count_text(model.costs.totals["storage"] or 0),
-            _text("; ".join(map(words.accuracy_text, model.accuracy)) + (" ◆" if model.name in front else "")),
+            _text("; ".join(map(words.accuracy_text, model.headline)) + (" ◆" if model.name in front else "")),
         )
     if front:
         table.caption = words.FRONT
