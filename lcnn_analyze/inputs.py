@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import lcnn_core
 from lcnn_analyze.report import Accuracy, Source
-from lcnn_core import ConfigError, ModelSpec, ShapeError
+from lcnn_core import CheckpointError, ConfigError, ModelSpec, ShapeError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,7 +78,7 @@ def _from_checkpoint(
     module = checkpoint.build()
     label = architecture_label(checkpoint.architecture, checkpoint.arguments)
     spec = lcnn_core.describe(module, input_shape or checkpoint.input_shape, architecture=label)
-    known = [metric for metric in checkpoint.metrics if metric.get("name") in _TOP]
+    known = [metric for metric in checkpoint.metrics if str(metric.get("name")) in _TOP]
     accuracy = tuple(_accuracy(metric) for metric in sorted(known, key=lambda metric: metric["name"]))
     return Subject(name or label, spec, checkpoint.arguments, lambda: module, source, accuracy)
 
@@ -142,5 +142,8 @@ def is_imagenet(subject: Subject) -> bool:
 
 def _accuracy(metric: Mapping[str, Any]) -> Accuracy:
     """A checkpoint's metric, a share between 0 and 1, as an accuracy in percent."""
+    value = metric.get("value")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise CheckpointError(f"the metric {metric['name']!r} has the value {value!r}; expected a share from 0 to 1")
     details = {key: str(value) for key, value in metric.items() if key not in ("name", "value", "dataset")}
-    return Accuracy(_TOP[metric["name"]], 100 * float(metric["value"]), str(metric.get("dataset", "unknown")), details)
+    return Accuracy(_TOP[metric["name"]], 100 * float(value), str(metric.get("dataset", "unknown")), details)

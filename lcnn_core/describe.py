@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -70,12 +71,11 @@ def describe(model: nn.Module, input_shape: Sequence[int], architecture: str = "
     if isinstance(model, torch.jit.ScriptModule):
         raise UnsupportedLayerError("a ScriptModule hides its calls; pass the Python module that it was made from")
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    x = torch.zeros(1, *shape, device=like.device, dtype=like.dtype)
     recorder = _Recorder(model)
     with _as_found(model), recorder.attached(), torch.no_grad(), recorder:
         try:
-            model(x)
-        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+            model(torch.zeros(1, *shape, device=like.device, dtype=like.dtype))
+        except (OverflowError, RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ShapeError(f"an input of shape {shape} does not run through the model: {reason}") from error
     return ModelSpec(
@@ -102,13 +102,14 @@ class _Recorder(TorchDispatchMode):
         self._path: list[str] = []
         self._inside = 0
         self._calls: Counter[str] = Counter()
+        self._held: set[int] = set()
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         handles = []
         for module in self.names:
             handles.append(module.register_forward_pre_hook(self._enter))
-            handles.append(module.register_forward_hook(self._leave))
+            handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
         try:
             yield
         finally:
@@ -119,14 +120,19 @@ class _Recorder(TorchDispatchMode):
         self._path.append(self.names[module])
         self._inside += type(module) in KINDS
 
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         name = self._path.pop()
         if type(module) not in KINDS:
             return
         self._inside -= 1
-        if not self._inside and args and isinstance(args[0], Tensor):
-            with _paused():
-                self._add(_module_spec(name, module, args[0], output))
+        x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        if self._inside:
+            return
+        if x is None:
+            self.unknown[name, type(module).__name__] += 1
+            return
+        with _paused():
+            self._add(_module_spec(name, module, x, output, self._new_parameters(module)))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -141,15 +147,16 @@ class _Recorder(TorchDispatchMode):
                     self.unknown[name, str(func)] += 1
         return out
 
+    def _new_parameters(self, module: nn.Module) -> int:
+        """Parameters of a module that no layer before it held: tied weights and second calls count once."""
+        fresh = {id(p): p.numel() for p in module.parameters() if id(p) not in self._held}
+        self._held |= fresh.keys()
+        return sum(fresh.values())
+
     def _add(self, spec: LayerSpec) -> None:
         call = self._calls[spec.name]
         self._calls[spec.name] += 1
-        if call:
-            values = {**spec.__dict__, "call": call}
-            if spec.kind != "matmul":
-                values["parameters"] = 0
-            spec = LayerSpec(**values)
-        self.layers.append(spec)
+        self.layers.append(replace(spec, call=call))
 
 
 @contextmanager
@@ -174,7 +181,7 @@ def _as_found(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _module_spec(name: str, module: nn.Module, x: Tensor, y: Tensor) -> LayerSpec:
+def _module_spec(name: str, module: nn.Module, x: Tensor, y: Tensor, parameters: int) -> LayerSpec:
     kind = KINDS[type(module)]
     bias = getattr(module, "bias", None)
     values: dict[str, Any] = {
@@ -182,7 +189,7 @@ def _module_spec(name: str, module: nn.Module, x: Tensor, y: Tensor) -> LayerSpe
         "kind": kind,
         "input_shape": _per_image(x),
         "output_shape": _per_image(y),
-        "parameters": sum(p.numel() for p in module.parameters()),
+        "parameters": parameters,
         "bias_size": bias.numel() if isinstance(bias, Tensor) else 0,
     }
     if kind in ("conv", "lookup_conv"):

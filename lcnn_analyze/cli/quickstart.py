@@ -24,7 +24,7 @@ def quickstart(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for checkpoints, reports and plots.")] = Path(
         "lcnn-quickstart"
     ),
-    seed: Annotated[int, typer.Option(min=0, help="Of the weights and the order of images.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the weights and the order of images.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
 ) -> None:
     """Train a dense and two lookup networks on scanned digits and analyze them.
@@ -35,7 +35,7 @@ def quickstart(
     import torch
 
     from lcnn_analyze.cli.progress import progress
-    from lcnn_core import FromDenseConfig, TrainConfig, build, compress_from_dense, load_dataset, train
+    from lcnn_core import FromDenseConfig, TrainConfig, atomic_write, build, compress_from_dense, load_dataset, train
 
     output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # 8x8 images are too small to share: two threads wait for each other more than they work
@@ -44,7 +44,9 @@ def quickstart(
     dense = build(ARCHITECTURE)
     paths = [output / "dense.pt", *(output / f"lookup-{speedup:g}x.pt" for speedup in SPEEDUPS)]
     command = context.obj["command"]
-    _save(dense, dataset, paths[0], command, seed, measured=False)
+    with atomic_write(paths[0].with_name("writable")) as probe:  # before the training, not after it
+        probe.write(b"")
+    paths[0].with_name("writable").unlink()
     with progress("dense network", quiet) as listen:
         train(dense, dataset, TrainConfig(epochs=40, batch_size=32, shift=1, seed=seed), listen)
     _save(dense, dataset, paths[0], command, seed)
@@ -59,17 +61,16 @@ def quickstart(
     typer.echo(_next_steps(output, paths))
 
 
-def _save(model: nn.Module, dataset: Dataset, path: Path, command: str, seed: int, measured: bool = True) -> None:
-    """Save the network as ``path``, with its accuracy on the test images if it is finished."""
+def _save(model: nn.Module, dataset: Dataset, path: Path, command: str, seed: int) -> None:
+    """Save the network as ``path``, with its accuracy on the test images."""
+    from lcnn_analyze.cli.train import versions
     from lcnn_core import Checkpoint, evaluate, save
 
-    metrics = []
-    if measured:
-        accuracy = evaluate(model, dataset.test)
-        metrics = [
-            {"name": name, "value": value, "dataset": f"{dataset.name} (test)", "count": accuracy.count}
-            for name, value in (("top1", accuracy.top1), ("top5", accuracy.top5))
-        ]
+    accuracy = evaluate(model, dataset.test)
+    metrics = [
+        {"name": name, "value": value, "dataset": f"{dataset.name} (test)", "count": accuracy.count}
+        for name, value in (("top1", accuracy.top1), ("top5", accuracy.top5))
+    ]
     save(
         path,
         Checkpoint.from_model(
@@ -79,7 +80,7 @@ def _save(model: nn.Module, dataset: Dataset, path: Path, command: str, seed: in
             normalization=dataset.normalization,
             class_names=dataset.class_names,
             metrics=metrics,
-            provenance={"command": command, "seed": seed},
+            provenance={"command": command, "seed": seed, "versions": versions()},
         ),
     )
 

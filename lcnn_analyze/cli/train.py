@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,8 +92,6 @@ class Job:
 
     def provenance(self, command: str) -> dict[str, Any]:
         """How to do it again, as plain data; ``command`` is what was typed."""
-        import torch
-
         config = dataclasses.asdict(self.config)
         return {
             "command": command,
@@ -100,7 +99,7 @@ class Job:
             "from": self.source,
             "config": config,
             "seed": config.get("train", config)["seed"],
-            "versions": {"lcnn": _version(), "torch": torch.__version__, "python": platform.python_version()},
+            "versions": versions(),
         }
 
 
@@ -134,15 +133,19 @@ class Outputs:
         return outputs
 
 
-def _version() -> str:
+def versions() -> dict[str, str]:
+    """What a run was made with, for its provenance."""
+    import torch
+
     try:
-        return version("lcnn")
+        lcnn = version("lcnn")
     except PackageNotFoundError:
-        return "not installed"
+        lcnn = "not installed"
+    return {"lcnn": lcnn, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
 def _size(text: str | None) -> int | str | None:
-    return int(text) if text is not None and text.lstrip("-").isdecimal() else text
+    return int(text) if text is not None and re.fullmatch(r"-?[0-9]+", text) else text
 
 
 def _sizes(text: str | None) -> Any:
@@ -278,7 +281,7 @@ class Recorder:
 def _execute(job: Job, outputs: Outputs, quiet: bool, command: str) -> None:
     """Run the job; what it wrote stands whole however it ends."""
     from lcnn_analyze.cli.progress import progress
-    from lcnn_core import FromDenseConfig, compress_from_dense
+    from lcnn_core import ConfigError, FromDenseConfig, compress_from_dense
     from lcnn_core import train as train_model
 
     with _open_log(outputs.log) as log, progress(job.title, quiet, epochs=True) as show:
@@ -293,6 +296,9 @@ def _execute(job: Job, outputs: Outputs, quiet: bool, command: str) -> None:
                 result = compress_from_dense(job.model, job.dataset, job.config, listen)[1]
             else:
                 result = train_model(job.model, job.dataset, job.config, listen)
+        except ConfigError:  # refused before it started
+            outputs.log.unlink(missing_ok=True)
+            raise
         except KeyboardInterrupt:
             typer.echo(f"interrupted; {outputs.last} holds the network after epoch {recorder.epoch}", err=True)
             raise typer.Exit(130) from None

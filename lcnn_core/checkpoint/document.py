@@ -90,5 +90,5 @@ def from_document(document: Any, tensors: Mapping[str, Tensor], source: str) -> 
             provenance=document["provenance"],
             state_dict=tensors,
         )
-    except (ConfigError, TypeError, ValueError) as error:
+    except (ConfigError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{source} holds a value that no checkpoint has: {error}") from error

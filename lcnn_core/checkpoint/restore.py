@@ -65,7 +65,7 @@ def check_fit(model: nn.Module, weights: Mapping[str, Tensor], name: str) -> Non
         if key in weights and (wrong := _mismatch(key, weights[key], tensor)):
             raise CheckpointError(f"weights do not fit {name}: {wrong}")
     missing = [key for key in expected if key not in weights]
-    unexpected = sorted(key for key in weights if key not in expected)
+    unexpected = sorted((key for key in weights if key not in expected), key=str)
     if missing or unexpected:
         parts = [f"{_first(missing)} missing"] * bool(missing) + [f"{_first(unexpected)} unexpected"] * bool(unexpected)
         raise CheckpointError(f"weights do not fit {name}: {' and '.join(parts)}; expected exactly the model's names")

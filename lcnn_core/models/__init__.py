@@ -81,7 +81,7 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
 """Short names: the architecture and the options that each stands for."""
 
 
-def resolve(name: str, **arguments: Any) -> tuple[ModelBuilder, dict[str, Any]]:
+def resolve(name: str, /, **arguments: Any) -> tuple[ModelBuilder, dict[str, Any]]:
     """The builder and the complete options that ``build(name, **arguments)`` would use.
 
     Raises ConfigError for an unknown name or option.
@@ -100,7 +100,7 @@ def resolve(name: str, **arguments: Any) -> tuple[ModelBuilder, dict[str, Any]]:
     return builder, {**builder.defaults, **fixed, **arguments}
 
 
-def build(name: str, **arguments: Any) -> nn.Module:
+def build(name: str, /, **arguments: Any) -> nn.Module:
     """Make the architecture ``name``, freshly initialised, in training mode.
 
     Options and their defaults: ``MODELS[name].defaults``. Raises ConfigError for an unknown name, an unknown option
@@ -110,7 +110,7 @@ def build(name: str, **arguments: Any) -> nn.Module:
     return builder.make(**options)
 
 
-def dense_twin(name: str, **arguments: Any) -> nn.Module:
+def dense_twin(name: str, /, **arguments: Any) -> nn.Module:
     """The same network with every layer dense: what ``build(name, **arguments)`` is compared with."""
     builder, options = resolve(name, **arguments)
     if builder.has_lookups:
@@ -118,7 +118,7 @@ def dense_twin(name: str, **arguments: Any) -> nn.Module:
     return builder.make(**options)
 
 
-def input_shape_of(name: str, **arguments: Any) -> tuple[int, ...]:
+def input_shape_of(name: str, /, **arguments: Any) -> tuple[int, ...]:
     """The input shape, without the batch, that the architecture is made for: (channels, height, width)."""
     builder, options = resolve(name, **arguments)
     return builder.shape(options)

@@ -14,7 +14,7 @@ from lcnn_core.data import Split
 def batch_count(images: int, batch_size: int) -> int:
     """Batches in an epoch. A single image left over joins the batch before it: alone it has no statistics."""
     full, rest = divmod(images, batch_size)
-    return max(1, full + (rest > 1 or batch_size == 1))
+    return max(1, full + (rest > 1))
 
 
 def batches(

@@ -65,8 +65,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("shift", 0), ("seed", 0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name} is {value!r}; expected a whole number of {least} or more")
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
+                raise ConfigError(f"{name} is {value!r}; expected a whole number of {least} or more, below 2^63")
         if self.optimizer not in OPTIMIZERS:
             raise ConfigError(f"optimizer is {self.optimizer!r}; expected one of {', '.join(OPTIMIZERS)}")
         if not 0 <= self.momentum < 1:

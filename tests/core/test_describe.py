@@ -138,6 +138,32 @@ def test_subclasses_are_read_by_their_operations():
     assert count_layer(layer).skipped == 16 * 54
 
 
+class ByKeyword(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+        self.lookup = LookupConv2d(2, 4, 1, dictionary_size=1)
+
+    def forward(self, x):
+        return self.lookup(x=self.conv(input=x))
+
+
+def test_layers_called_by_keyword_are_counted():
+    layers = describe(ByKeyword(), (1, 5, 5)).layers
+    assert [(layer.name, layer.kind, layer.input_shape) for layer in layers] == [
+        ("conv", "conv", (1, 5, 5)),
+        ("lookup", "lookup_conv", (2, 3, 3)),
+    ]
+
+
+def test_tied_weights_are_counted_once():
+    first, second = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+    second.weight = first.weight
+    spec = describe(nn.Sequential(first, second), (8,))
+    assert [layer.parameters for layer in spec.layers] == [64, 0]
+    assert spec.parameters == 64
+
+
 class Spectral(nn.Module):
     def forward(self, x):
         return torch.fft.rfft2(x).abs()
@@ -174,6 +200,9 @@ def test_compiled_wrapper_is_looked_through():
 def test_bad_arguments():
     with pytest.raises(ConfigError, match=r"input shape is \(3, 0, 4\); expected positive whole numbers"):
         describe(Net(), (3, 0, 4))
+    for size in (10**11, 10**20):
+        with pytest.raises(ShapeError, match="does not run through the model"):
+            describe(Net(), (3, size, size))
     with pytest.raises(UnsupportedLayerError, match="ScriptModule hides its calls"):
         describe(torch.jit.script(nn.Linear(2, 2)), (2,))
 
