@@ -414,6 +414,7 @@ def test_an_epoch_uses_every_image_once(images: int, size: int, shift: int) -> N
     assert len(seen) == batch_count(images, size)
     assert sorted(torch.cat(seen).tolist()) == list(range(images))
     assert all(len(labels) == size for labels in seen[:-1])
+    assert len(seen[-1]) > 0
     assert images == 1 or size == 1 or all(1 < len(labels) <= size + 1 for labels in seen)
 
 
