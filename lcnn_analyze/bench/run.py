@@ -51,19 +51,22 @@ def run_case(trial: Trial, batch: int, threads: int, settings: Settings, say: Sa
             expected[network.kind] = expected["lcnn"] if same else float64_outputs(network.model, x)
         entries: list[Entry] = []
         ready: dict[int, Ready] = {}
-        for contender, network in _pairs(trial, settings.contenders):
-            say(f"preparing {contender.title} {contender.precision} on {network.name}")
-            entry, prepared = _prepare(contender, network, x, threads, *expected[network.kind])
-            if prepared is not None:
-                ready[len(entries)] = prepared
-            entries.append(entry)
-        say(f"timing {len(ready)} contenders in turns")
-        timed = _measure({str(place): one.run for place, one in ready.items()}, settings)
-        entries = [replace(entry, latency=timed.get(str(place))) for place, entry in enumerate(entries)]
-        bounds = layer_seconds(trial.lcnn.spec, settings.peaks, batch, 1) if settings.peaks else {}
-        steps = _steps(entries, ready, bounds)
-        # torch.compile keeps what it compiled until told otherwise.
-        torch.compiler.reset()
+        try:
+            for contender, network in _pairs(trial, settings.contenders):
+                say(f"preparing {contender.title} {contender.precision} on {network.name}")
+                entry, prepared = _prepare(contender, network, x, threads, *expected[network.kind])
+                if prepared is not None:
+                    ready[len(entries)] = prepared
+                entries.append(entry)
+            say(f"timing {len(ready)} contenders in turns")
+            timed = _measure({str(place): one.run for place, one in ready.items()}, settings)
+            entries = [replace(entry, latency=timed.get(str(place))) for place, entry in enumerate(entries)]
+            bounds = layer_seconds(trial.lcnn.spec, settings.peaks, batch, 1) if settings.peaks else {}
+            steps = _steps(entries, ready, bounds)
+        finally:
+            ready.clear()
+            for name in settings.contenders:
+                CONTENDERS[name].release()
     return _case(trial, batch, threads, entries, steps, settings.peaks)
 
 

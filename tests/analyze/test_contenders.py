@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from lcnn_analyze.bench.native import engine_room
 from lcnn_analyze.bench.trial import error_of, float64_outputs
 from lcnn_core import LookupConv2d, LookupLinear, plain_layers
 
+STATM = Path("/proc/self/statm")
 HAS_ENGINE = engine_room() is not None
 
 
@@ -57,6 +61,27 @@ def test_every_contender_computes_the_network(name, folders):
     ready.run()
     assert name == contender.name
     assert find_spec(contender.package) or contender.package == "lcnn"
+
+
+@pytest.mark.parametrize("name", ["pytorch", "torch.compile"])
+def test_released_contenders_keep_no_weights(name, tmp_path):
+    if not STATM.exists():
+        pytest.skip("the memory in use is read from /proc")
+    contender = CONTENDERS[name]
+    model = nn.Linear(4096, 2048).eval()  # 34 MB
+    x = torch.randn(1, 4096)
+    after = []
+    for _ in range(3):
+        contender.prepare(Work(model, x, 1, tmp_path)).run()
+        contender.release()
+        gc.collect()
+        after.append(resident_bytes())
+    assert after[2] - after[0] < 30e6
+
+
+def resident_bytes() -> float:
+    """Bytes of this process in memory."""
+    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_int8_is_another_precision(folders):

@@ -76,6 +76,8 @@ class Contender:
     prepare: Callable[[Work], Ready]
     """Raises UnavailableError, with the reason, where it cannot run."""
     precision: Literal["float32", "int8"] = "float32"
+    release: Callable[[], None] = lambda: None
+    """Frees what the runtime itself keeps of networks that nobody runs any more."""
 
 
 def require(*packages: str) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 from shutil import which
 
 import torch
 import torch._inductor.config
 from torch import Tensor
+from torch._inductor import codecache
 
 from lcnn_analyze.bench.contenders.base import Contender, Ready, UnavailableError, Work
+
+GENERATED = "torch._inductor.runtime.compile_tasks."
 
 
 def prepare(work: Work) -> Ready:
@@ -31,4 +35,12 @@ def prepare(work: Work) -> Ready:
     return Ready(run, run, "inductor, frozen")
 
 
-INDUCTOR = Contender("torch.compile", "torch.compile", "dense", "torch", prepare)
+def release() -> None:
+    """Forget compiled functions, and the modules that inductor wrote, whose globals hold the packed weights."""
+    torch.compiler.reset()
+    for name in [name for name in sys.modules if name.startswith(GENERATED)]:
+        del sys.modules[name]
+    codecache.PyCodeCache.cache_clear()
+
+
+INDUCTOR = Contender("torch.compile", "torch.compile", "dense", "torch", prepare, release=release)

@@ -50,4 +50,9 @@ def _frozen(model: nn.Module, x: Tensor, optimize: bool) -> Callable[[], Tensor]
     return run
 
 
-PYTORCH = Contender("pytorch", "PyTorch", "dense", "torch", prepare)
+def release() -> None:
+    """Drop TorchScript's registry of classes, which keeps every frozen module and its weights."""
+    torch._C._jit_clear_class_registry()
+
+
+PYTORCH = Contender("pytorch", "PyTorch", "dense", "torch", prepare, release=release)
