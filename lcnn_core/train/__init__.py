@@ -15,7 +15,9 @@ from lcnn_core.train.events import (
 )
 from lcnn_core.train.loop import Controller, TrainResult, train
 from lcnn_core.train.objective import CrossEntropy, Distillation, Objective, l1_penalty
+from lcnn_core.train.recorder import Recorder, RunFiles, open_log
 from lcnn_core.train.schedule import SCHEDULES, Schedule, find_schedule
+from lcnn_core.train.starting import Matched, load_matching_, redraw_coefficients_, sparsify_
 from lcnn_core.train.state import load_state, save_state
 from lcnn_core.train.zeros import keep_zeros
 
@@ -32,8 +34,11 @@ __all__ = [
     "Event",
     "LayerDied",
     "Listener",
+    "Matched",
     "Objective",
     "Processes",
+    "Recorder",
+    "RunFiles",
     "Schedule",
     "StateReached",
     "TrainConfig",
@@ -46,7 +51,11 @@ __all__ = [
     "join_processes",
     "keep_zeros",
     "l1_penalty",
+    "load_matching_",
     "load_state",
+    "open_log",
+    "redraw_coefficients_",
     "save_state",
+    "sparsify_",
     "train",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -93,8 +95,7 @@ def train(
     config = config or TrainConfig()
     if objective is not None and config.label_smoothing:
         raise ConfigError("label_smoothing belongs to cross entropy, and this run minimises something else; leave it 0")
-    with _own_random_state(), _deterministic(config):
-        torch.manual_seed(config.seed)
+    with _own_random_state(config.seed), _deterministic(config):
         run = _Run(model, dataset, config, on_event, objective or CrossEntropy(config.label_smoothing), controller)
         try:
             return run.go(resume)
@@ -103,8 +104,11 @@ def train(
 
 
 @contextmanager
-def _own_random_state() -> Iterator[None]:
+def _own_random_state(seed: int) -> Iterator[None]:
     before = random_state()
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
     try:
         yield
     finally:

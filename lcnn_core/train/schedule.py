@@ -42,6 +42,10 @@ class Table:
 
     rows: tuple[Row, ...]
 
+    def __str__(self) -> str:
+        """The rows as :func:`find_schedule` takes them."""
+        return ",".join(f"{row.first}:{row.rate!r}:{row.weight_decay!r}" for row in self.rows)
+
     @property
     def peak(self) -> float:
         return max(row.rate for row in self.rows)

@@ -58,7 +58,8 @@ def test_train_writes_best_last_and_log(tmp_path: Path, capsys: pytest.CaptureFi
     out, err = capsys.readouterr()
     assert out.startswith(f"{tmp_path}/run/best.pt: epoch ")
     assert [line.split("  ")[0] for line in err.splitlines()] == ["epoch 1/2", "epoch 2/2"]
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["best.pt", "last.pt", "log.jsonl"]
+    names = ["best.pt", "config.yaml", "curves.png", "last.pt", "log.jsonl", "report.md", "state.pt"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == names
     log = lines(tmp_path / "run" / "log.jsonl")
     assert [line["event"] for line in log] == [
         "Configured", "TrainingStarted", "EpochFinished", "EpochFinished", "TrainingFinished"
@@ -203,9 +204,9 @@ MISTAKES: dict[str, tuple[int, list[str], str]] = {
     "k of a dense model": (2, [*TINY, "--stages", "4"], "digits-resnet has no option 'stages'; its options are"),
     "too small images": (2, ["--model", "alexnet", "--epochs", "1"], "input of shape (1, 8, 8) does not run through"),
     "budget alone": (2, ["--speedup", "5"], "a budget needs both --speedup and --from with a dense checkpoint; --from"),
-    "from alone": (
+    "ratio alone": (
         2,
-        ["--from", "DENSE"],
+        ["--from", "DENSE", "--dictionary-ratio", "0.5"],
         "a budget needs both --speedup and --from with a dense checkpoint; --speedup",
     ),
     "budget and model": (2, ["--from", "DENSE", "--speedup", "5", *TINY], "--model cannot go with --from, whose"),
@@ -296,7 +297,7 @@ def test_an_interrupt_leaves_a_whole_last_checkpoint(tmp_path: Path) -> None:
     assert f"interrupted; {tmp_path / 'last.pt'} holds the network after epoch " in rest
     assert "Traceback" not in rest
     saved = checkpoint.load(tmp_path / "last.pt")
-    assert f"after epoch {saved.provenance['epoch']}\n" in rest
+    assert f"after epoch {saved.provenance['epoch']}; go on with --resume {tmp_path}\n" in rest
     assert saved.provenance["epoch"] >= 2
     assert lines(tmp_path / "log.jsonl")[-1]["epoch"] == saved.provenance["epoch"]
     saved.build()
