@@ -120,9 +120,7 @@ def _write_run(
         log = stack.enter_context(open_log(files.log))
         if state:
             log.cut(state["log"])
-        recorder = Recorder(
-            files, log, snapshot, job.dataset.name, provenance, settings, settings.get("log_every")
-        )
+        recorder = Recorder(files, log, snapshot, job.dataset.name, provenance, settings, settings.get("log_every"))
         report = RunReport(files, job.title, state["history"] if state else ())
         listeners: list[Listener] = [recorder, lambda event: save_config(files, settings, event), report]
         if settings.get("tensorboard"):
@@ -138,7 +136,8 @@ def _write_run(
                 result = _train(job, listen, state)
         except KeyboardInterrupt as stop:
             word = str(stop) or "interrupted"
-            say(f"{word}; {files.last} holds the network after epoch {recorder.epoch}; go on with --resume {_run(files)}")
+            held = f"{files.last} holds the network after epoch {recorder.epoch}"
+            say(f"{word}; {held}; go on with --resume {_run(files)}")
             raise typer.Exit(143 if str(stop) else 130) from None
     best = result.history[result.best_epoch - 1]
     typer.echo(

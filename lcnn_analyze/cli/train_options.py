@@ -68,7 +68,9 @@ OPTIONS: dict[str, Option] = {
         Option("batch_pieces", int, "Parts of a batch, to save memory; gradients are averaged.", RUN),
         Option("batches_per_epoch", int, "Size of an epoch, where it is no pass (published: 10000).", RUN),
         Option("optimizer", str, "sgd or adam.", RUN),
-        Option("schedule", str, "alexnet, resnet (published), constant, cosine, one-cycle, 1:0.1,8:0.03:5e-4, FILE.", RUN),
+        Option(
+            "schedule", str, "alexnet, resnet (published), constant, cosine, one-cycle, 1:0.1,8:0.03:5e-4, FILE.", RUN
+        ),
         Option("lr", float, "Peak learning rate; scales the schedule.", RUN),
         Option("lr_scale", float, "Multiplies every learning rate.", RUN),
         Option("warmup", float, "Epochs over which the rate rises at first.", RUN),

@@ -43,7 +43,7 @@ def decode(data: bytes) -> Any:
     """An encoded image as a PIL image in RGB; 16-bit grey keeps its upper eight bits."""
     from PIL import Image
 
-    image = Image.open(io.BytesIO(data))
+    image: Image.Image = Image.open(io.BytesIO(data))
     image.load()
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))

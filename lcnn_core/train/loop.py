@@ -45,19 +45,16 @@ RUNNING_BATCHES = 100
 
 
 class Controller(Protocol):
-    """Steers the model from within the run, e.g. prunes it down to a budget."""
+    """Steers the model from within the run, e.g. prunes it down to a budget.
+
+    A resumed run makes a new one: what it does follows from the progress that it is told and from the model.
+    """
 
     def before_batch(self, progress: float) -> None:
         """Called before each batch with the share of the run's batches done so far, and at the end with 1."""
 
     def settled(self) -> bool:
         """Whether the model is now one that may be kept as the best."""
-
-    def state_dict(self) -> Mapping[str, Any]:
-        """What a resumed run has to know, as plain data."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state`` was taken."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +253,12 @@ class _Run:
         self.optimizer.step()
         if self.average:
             self.average.update()
-        at.batch, at.loss, at.right, at.images = at.batch + 1, at.loss + loss * total, at.right + right, at.images + total
+        at.batch, at.loss, at.right, at.images = (
+            at.batch + 1,
+            at.loss + loss * total,
+            at.right + right,
+            at.images + total,
+        )
         self.recent.append((right, total))
         running = sum(r for r, _ in self.recent) / sum(n for _, n in self.recent)
 
@@ -315,7 +317,6 @@ class _Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.state_dict() if self.average else None,
-            "controller": self.controller.state_dict() if self.controller else None,
             "order": self.order.state_dict(),
             "random": random_state(),
             "position": asdict(self.at),
@@ -330,7 +331,7 @@ class _Run:
         check_fit(self.model, state["model"], "the network of this run")
         if (state["average"] is None) != (self.average is None):
             raise CheckpointError("the state was made with another choice of ema; resume with the same")
-        middle = 0 < state["position"]["batch"]
+        middle = state["position"]["batch"] > 0
         if middle and (state["batches"], state["pieces"]) != (self.batches, self.step.pieces):
             raise CheckpointError(
                 f"the state is in the middle of an epoch of {state['batches']} batches in {state['pieces']} pieces, "
@@ -340,8 +341,6 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average:
             self.average.load_state_dict(state["average"])
-        if self.controller:
-            self.controller.load_state_dict(state["controller"])
         self.order.load_state_dict(state["order"])
         self.at = _Position(**state["position"])
         self.recent.extend((right, total) for right, total in state["recent"])
