@@ -12,7 +12,7 @@ DATASETS: dict[str, Source] = {
     "idx": Source("idx:FOLDER", idx.load),
     "imagefolder": Source("imagefolder:FOLDER", imagefolder.load, files=True),
     "webdataset": Source("webdataset:FOLDER", webdataset.load, files=True),
-    "fake": Source("fake[:IMAGESxCLASSES]", fake.load, files=True),
+    "fake": Source("fake:IMAGESxCLASSES", fake.load, files=True),
 }
 
 

@@ -73,7 +73,7 @@ class View:
         if self.crops > 1:
             many = v2.FiveCrop if self.crops == 5 else v2.TenCrop
             geometry = [v2.Resize(self.resize, antialias=True), many(self.size)]
-        return v2.Compose([*geometry, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)])
+        return v2.Compose([*geometry, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
 
     def __call__(self, data: bytes, index: int) -> Tensor:
         image = decode(data)
@@ -135,7 +135,7 @@ class ImageFiles:
             batch_sampler=[batch.tolist() for batch in batches],
             num_workers=WORKERS if self.options.workers is None else self.options.workers,
             collate_fn=list,
-            pin_memory=False,
+            generator=torch.Generator(),  # its own: the loader draws from the global one otherwise
         )
         for samples in _alive(loader):
             self._note([failure for *_, failed in samples for failure in failed])

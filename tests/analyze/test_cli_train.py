@@ -235,8 +235,12 @@ def test_mistakes_are_one_line_and_the_right_exit_code(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["nowhere.pt"], 3, "nowhere.pt does not exist; expected a checkpoint file"),
-        (["."], 3, ". is a folder; expected a checkpoint file"),
+        (["nowhere.pt"], 3, "nowhere.pt does not exist; check the path"),
+        (["."], 3, ". is a folder; expected a file of .pt"),
+        (["digits-resnet"], 2, "digits-resnet is an architecture without weights; expected a checkpoint or a state"),
+        (["DENSE", "--store-as", "x"], 2, "--store-as names what --store writes; give both"),
+        (["DENSE", "--confusion", "x.gif"], 2, "confusion is 'x.gif'; expected a file that ends in .png"),
+        (["DENSE", "--crops", "10"], 2, "crops is 10; expected 1: these images are just as large"),
         (["DENSE", "--split", "dev"], 2, "split is 'dev'; expected one of test, validation, train"),
         (["DENSE", "--batch-size", "0"], 2, "batch size is 0; expected 1 or more"),
         (["DENSE", "--data", "cifar"], 2, "dataset 'cifar' is unknown"),
