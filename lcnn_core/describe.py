@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lcnn_core.activations import ActivationMeter
 from lcnn_core.errors import ConfigError, ShapeError, UnsupportedLayerError
 from lcnn_core.layers import LookupConv2d, LookupLayer, LookupLinear
 from lcnn_core.spec import LayerSpec, LookupSpec, ModelSpec, Uncounted
@@ -74,7 +75,9 @@ def describe(model: nn.Module, input_shape: Sequence[int], architecture: str = "
     recorder = _Recorder(model)
     with _as_found(model), recorder.attached(), torch.no_grad(), recorder:
         try:
-            model(torch.zeros(1, *shape, device=like.device, dtype=like.dtype))
+            x = torch.zeros(1, *shape, device=like.device, dtype=like.dtype)
+            recorder.activations.start(x)
+            model(x)
         except (OverflowError, RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ShapeError(f"an input of shape {shape} does not run through the model: {reason}") from error
@@ -88,6 +91,7 @@ def describe(model: nn.Module, input_shape: Sequence[int], architecture: str = "
         ),
         parameters=sum(p.numel() for p in model.parameters()),
         weights_known=not any(p.is_meta for p in model.parameters()),
+        activation_bytes=recorder.activations.peak,
     )
 
 
@@ -99,6 +103,7 @@ class _Recorder(TorchDispatchMode):
         self.names = {module: name for name, module in model.named_modules()}
         self.layers: list[LayerSpec] = []
         self.unknown: Counter[tuple[str, str]] = Counter()
+        self.activations = ActivationMeter()
         self._path: list[str] = []
         self._inside = 0
         self._calls: Counter[str] = Counter()
@@ -136,6 +141,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        self.activations.saw((args, kwargs), out)
         if not self._inside:
             name = self._path[-1] if self._path else ""
             operation = func._schema.name.split("::")[-1]

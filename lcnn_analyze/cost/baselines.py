@@ -1,4 +1,4 @@
-"""What a model is compared with: its dense twin, and a named reference architecture. Neither is "the" speedup."""
+"""What a model is compared with: its dense twin, a named architecture, another checkpoint. None is "the" speedup."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Baseline:
     """Another network's cost for the same image, and the counted speedup over it (its MACs / the model's MACs)."""
 
     name: str
-    kind: Literal["twin", "reference"]
+    kind: Literal["twin", "reference", "checkpoint"]
     definition: str
     macs: int
     parameters: int
@@ -42,6 +42,15 @@ def named_reference(costs: CostTable, reference: ModelSpec) -> Baseline:
     shape = " x ".join(map(str, reference.input_shape))
     definition = f"the architecture {reference.architecture} with a {shape} input"
     return Baseline(reference.architecture, "reference", definition, macs, parameters, _speedup(macs, costs))
+
+
+def other_checkpoint(costs: CostTable, other: ModelSpec, name: str) -> Baseline:
+    """Another trained model, counted under ``published``, whatever layers it has."""
+    counted = cost_table(other)
+    macs, storage = int(counted.totals["macs"] or 0), int(counted.totals["storage"] or 0)
+    shape = " x ".join(map(str, other.input_shape))
+    definition = f"the model in the file {name}, {other.architecture} with a {shape} input"
+    return Baseline(name, "checkpoint", definition, macs, storage, _speedup(macs, costs))
 
 
 def _speedup(macs: int, costs: CostTable) -> float | None:

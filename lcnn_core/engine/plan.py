@@ -23,6 +23,8 @@ class PlanStep:
     """Weights, input and output, each once."""
     segment: int
     native: bool = True
+    dictionary_macs: int = 0
+    """Of ``macs``, those with the dictionary D."""
 
     def __str__(self) -> str:
         shapes = f"{'x'.join(map(str, self.input_shape))} -> {'x'.join(map(str, self.output_shape))}"
@@ -57,22 +59,23 @@ class Plan:
         return "\n".join([*map(str, self.steps), total])
 
 
-def executed_macs(record: Record) -> int:
-    """Multiply-accumulates that a native step executes for one image, computed padding columns included."""
+def executed_macs(record: Record) -> tuple[int, int]:
+    """What a native step multiplies for one image, computed padding columns included: with D, and otherwise."""
     x, y = record.source, record.output
     op, fields = record.op, record.fields
     if x is None or y is None:
-        return 0
+        return 0, 0
     if op in ("linear", "lookup_linear"):
-        return fields.get("weights_count", 0) + (fields.get("table_count", 0) if op == "lookup_linear" else 0)
+        weights = fields.get("weights_count", 0)
+        return (0, weights) if op == "linear" else (weights, fields.get("table_count", 0))
     if op not in ("gemm", "lookup"):
-        return 0
+        return 0, 0
     height = fields["conv_height"] if fields.get("pooled") else y.height
     positions = height * x.stride if height * y.width > 1 else 1
     if op == "gemm":
-        return fields["weights_count"] * positions
+        return 0, fields["weights_count"] * positions
     dictionary = fields.get("weights_count", 0) * fields["phases"] * x.height * x.stride
-    return dictionary + fields["table_count"] * positions
+    return dictionary, fields["table_count"] * positions
 
 
 def plan_step(record: Record, segment: int) -> PlanStep:
@@ -86,7 +89,8 @@ def plan_step(record: Record, segment: int) -> PlanStep:
     moved = sum(
         4 * t.channels * t.height * t.width for t in (record.source, record.output, record.second) if t is not None
     )
+    dictionary, other = executed_macs(record)
     return PlanStep(
-        record.op.rstrip("_"), record.name, shape(record.source), shape(record.output), executed_macs(record),
-        data + moved, segment,
+        record.op.rstrip("_"), record.name, shape(record.source), shape(record.output), dictionary + other,
+        data + moved, segment, dictionary_macs=dictionary,
     )  # fmt: skip
