@@ -16,7 +16,7 @@ from lcnn_core import CheckpointError, ConfigError, ModelSpec, ShapeError
 if TYPE_CHECKING:
     from torch import nn
 
-    from lcnn_core import Checkpoint, Opened, PlanStep
+    from lcnn_core import Checkpoint, Opened, Plan, PlanStep
 
 
 _TOP = {"top1": "top-1", "top5": "top-5"}
@@ -126,7 +126,8 @@ def plan_steps(subject: Subject) -> tuple[PlanStep, ...]:
         raise ConfigError(f"{subject.name} has no weights, and a plan depends on them; give a trained checkpoint")
     import torch
 
-    plan = lcnn_core.compile(subject.make_module(), torch.zeros(1, *subject.spec.input_shape)).plan
+    compiled: Any = lcnn_core.compile(subject.make_module(), torch.zeros(1, *subject.spec.input_shape))
+    plan: Plan = compiled.plan
     if plan.isa is None:
         raise ConfigError("convention 'executed' counts the engine's plan, and there is no native library here")
     return plan.steps
