@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from lcnn_analyze.codec import decode, encode
-from lcnn_analyze.cost import METRICS, Baseline, CostTable
+from lcnn_analyze.cost import METRICS, TWIN, Baseline, CostTable
 from lcnn_analyze.cost.changes import LayerChange
 from lcnn_analyze.cost.checks import CrossCheck
 from lcnn_analyze.cost.memory import Memory
@@ -80,6 +80,10 @@ class Measurement:
     batch: int
     threads: int
     processor: str
+
+    @property
+    def over_twin(self) -> bool:
+        return self.baseline == TWIN
 
     @property
     def speedup(self) -> float:
@@ -273,7 +277,7 @@ def spectrum_points(models: tuple[ModelReport, ...]) -> list[Point]:
             points += [
                 Point(model.name, measured.speedup, *about, kind="measured")
                 for measured in model.latency
-                if measured.baseline == baseline.name
+                if measured.baseline == baseline.name or (baseline.same_network(model.twin) and measured.over_twin)
             ]
     return points
 

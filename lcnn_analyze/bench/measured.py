@@ -13,6 +13,7 @@ from lcnn_analyze.bench.contenders import CONTENDERS
 from lcnn_analyze.bench.run import fastest_dense
 from lcnn_analyze.bench.trial import open_trial
 from lcnn_analyze.report import Measurement
+from lcnn_core import LcnnError
 
 QUICK = tuple(name for name, one in CONTENDERS.items() if one.role != "stock" and one.precision == "float32")
 """What decides a speedup: the engine and every dense baseline."""
@@ -29,12 +30,14 @@ def measure_model(
     """Time ``model`` in the engine against its dense twin, and against ``reference`` by name, one image, one thread.
 
     input_shape: without the batch. arguments: options of the model's architecture, which the reference takes over.
-    Returns nothing where the engine's outputs disagree with PyTorch's: there is no speedup then.
+    Raises LcnnError where the engine's outputs disagree with PyTorch's: there is no speedup then.
     """
     trial = partial(open_trial, model, input_shape, name, reference, arguments)
     report = bench([trial], contenders=QUICK, rounds=rounds)
     case = report.cases[0]
     engine = case.engine
+    if report.disagreements:
+        raise LcnnError(f"{report.disagreements[0]}; no speedup is shown, please report the model")
     if engine is None or engine.latency is None:
         return ()
     found = []

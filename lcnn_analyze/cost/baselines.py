@@ -8,6 +8,9 @@ from typing import Literal
 from lcnn_analyze.cost.table import CostTable, cost_table
 from lcnn_core import ModelSpec
 
+TWIN = "dense twin"
+"""How every report calls it."""
+
 
 @dataclass(frozen=True)
 class Baseline:
@@ -21,12 +24,16 @@ class Baseline:
     speedup: float | None
     """None for a model that multiplies nothing."""
 
+    def same_network(self, other: Baseline) -> bool:
+        """Whether both are one network, as far as their counts can tell."""
+        return (self.macs, self.parameters) == (other.macs, other.parameters)
+
 
 def dense_twin(costs: CostTable) -> Baseline:
     """The same network with every lookup layer dense: same shapes, same widths."""
     macs, parameters = int(costs.totals["dense_macs"] or 0), int(costs.totals["dense_parameters"] or 0)
     return Baseline(
-        "dense twin",
+        TWIN,
         "twin",
         "the same network with every lookup layer made dense",
         macs,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lcnn_analyze.cost import Baseline
+from lcnn_analyze.cost import TWIN, Baseline
 from lcnn_analyze.cost.changes import LayerChange
 from lcnn_analyze.cost.checks import ToolCount
 from lcnn_analyze.latency import Latency
@@ -183,7 +183,7 @@ def panel_title(panel: Panel) -> str:
 
 def against(panel: Panel) -> str:
     """What the speedups of a panel are over."""
-    return "the dense twin" if panel.baselines == ("dense twin",) else joined(panel.baselines)
+    return "the dense twin" if panel.baselines == (TWIN,) else joined(panel.baselines)
 
 
 def mark(point: Point, panel: Panel) -> str:
@@ -248,7 +248,7 @@ def _times(baseline: float, own: float) -> str:
 
 def same_as_twin(baseline: Baseline, model: ModelReport) -> bool:
     """Whether a reference is the same network as the dense twin, as far as its counts can tell."""
-    return baseline.kind != "twin" and (baseline.macs, baseline.parameters) == (model.twin.macs, model.twin.parameters)
+    return baseline.kind != "twin" and baseline.same_network(model.twin)
 
 
 def _costs(model: ModelReport, report: Report) -> str:

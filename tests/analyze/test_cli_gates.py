@@ -194,3 +194,14 @@ def test_latency_gives_measured_speedups_with_all_they_depend_on(analyze, monkey
     assert found[0].speedup == found[0].dense.median / found[0].engine.median
     assert found[0].counted == pytest.approx(made(out).model.twin.speedup)
     assert (found[0].batch, found[0].threads) == (1, 1)
+
+
+def test_no_measured_speedup_where_outputs_disagree(analyze, monkeypatch):
+    from lcnn_analyze.bench import measured, run
+
+    monkeypatch.setattr(measured, "QUICK", ("engine", "pytorch"))
+    monkeypatch.setattr(run, "_tolerance", lambda contender, own: 0.0 if contender.role == "engine" else None)
+    code, out, err = analyze("b.pt", "--latency")
+    assert (code, out) == (5, "")
+    assert "outputs are off by" in err
+    assert "no speedup is shown" in err
