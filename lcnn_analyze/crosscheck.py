@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lcnn_analyze.cost.checks import CrossCheck, ToolCount, dense_macs_by_layer, disagreements
 from lcnn_analyze.cost.table import CostTable
-from lcnn_core import LAYERS, LookupLayer
+from lcnn_core import LookupLayer, PackedLookupLayer
 
 Counts = Mapping[str, Mapping[str, int]]
 """Module path -> operator -> the tool's own count, of the module itself without its children."""
@@ -61,15 +61,17 @@ def dense_copy(model: nn.Module) -> nn.Module:
     """
     model = getattr(model, "_orig_mod", model)
     memo: dict[int, Any] = {
-        id(layer): _dense_layer(layer) for layer in model.modules() if isinstance(layer, LookupLayer)
+        id(layer): _dense_layer(layer)
+        for layer in model.modules()
+        if isinstance(layer, LookupLayer | PackedLookupLayer)
     }
     return copy.deepcopy(model, memo).cpu().eval()
 
 
-def _dense_layer(layer: LookupLayer) -> nn.Module:
-    dense = next(dense for dense, lookup in LAYERS.items() if isinstance(layer, lookup))
+def _dense_layer(layer: LookupLayer | PackedLookupLayer) -> nn.Module:
+    dense = nn.Conv2d if len(layer.dense_shape) == 4 else nn.Linear
     arguments = {name: getattr(layer, name) for name in inspect.signature(dense).parameters if hasattr(layer, name)}
-    arguments |= {"bias": layer.bias is not None, "dtype": layer.coefficients.dtype}
+    arguments |= {"bias": layer.bias is not None, "dtype": next(layer.parameters()).dtype}
     return nn.utils.skip_init(dense, **arguments)
 
 
