@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 _ROOMS = {
     "checkpoint": "FORMATS Checkpoint Normalization load save",
+    "checkpoint.zoo": "build_named",
     "compress": "METHODS FromDenseConfig compress_from_dense",
     "convert": "ConversionReport ConvertedLayer LeftLayer convert convert_",
     "counting": """FORMULAS LayerCount conv_macs count_layer counted_speedup dictionary_macs linear_macs lookup_macs
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from lcnn_core.checkpoint import Normalization as Normalization
     from lcnn_core.checkpoint import load as load
     from lcnn_core.checkpoint import save as save
+    from lcnn_core.checkpoint.zoo import build_named as build_named
     from lcnn_core.compress import METHODS as METHODS
     from lcnn_core.compress import FromDenseConfig as FromDenseConfig
     from lcnn_core.compress import compress_from_dense as compress_from_dense
