@@ -26,8 +26,10 @@ _ROOMS = {
     "factors": "svd_factors",
     "files": "atomic_write",
     "health": "check_health",
-    "layers": "LAYERS LookupConv2d LookupLayer LookupLinear",
-    "layers.structure": "set_lookup_layers_",
+    "layers": """LAYERS LookupConv2d LookupLayer LookupLinear PackedLookupConv2d PackedLookupLayer
+        PackedLookupLinear""",
+    "layers.operators": "handles",
+    "layers.structure": "pack set_lookup_layers_",
     "models": "ALIASES MODELS ModelBuilder build dense_twin input_shape_of",
     "onnx": "export_onnx",
     "plain": "PlainLayer cheaper_forms plain_layers",
@@ -130,6 +132,11 @@ if TYPE_CHECKING:
     from lcnn_core.layers import LookupConv2d as LookupConv2d
     from lcnn_core.layers import LookupLayer as LookupLayer
     from lcnn_core.layers import LookupLinear as LookupLinear
+    from lcnn_core.layers import PackedLookupConv2d as PackedLookupConv2d
+    from lcnn_core.layers import PackedLookupLayer as PackedLookupLayer
+    from lcnn_core.layers import PackedLookupLinear as PackedLookupLinear
+    from lcnn_core.layers.operators import handles as handles
+    from lcnn_core.layers.structure import pack as pack
     from lcnn_core.layers.structure import set_lookup_layers_ as set_lookup_layers_
     from lcnn_core.models import ALIASES as ALIASES
     from lcnn_core.models import MODELS as MODELS

@@ -20,7 +20,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lcnn_core.activations import ActivationMeter
 from lcnn_core.errors import ConfigError, ShapeError, UnsupportedLayerError
-from lcnn_core.layers import LookupConv2d, LookupLayer, LookupLinear
+from lcnn_core.layers import (
+    LookupConv2d,
+    LookupLayer,
+    LookupLinear,
+    PackedLookupConv2d,
+    PackedLookupLayer,
+    PackedLookupLinear,
+)
 from lcnn_core.spec import LayerSpec, LookupSpec, ModelSpec, Uncounted
 
 _NORMS = (
@@ -37,6 +44,8 @@ KINDS: dict[type[nn.Module], str] = {
     nn.Embedding: "embedding",
     LookupConv2d: "lookup_conv",
     LookupLinear: "lookup_linear",
+    PackedLookupConv2d: "lookup_conv",
+    PackedLookupLinear: "lookup_linear",
 }
 """Modules that are described as a whole, by exact type: a subclass may do more, so its operations are read instead."""
 
@@ -201,7 +210,7 @@ def _module_spec(name: str, module: nn.Module, x: Tensor, y: Tensor, parameters:
     if kind in ("conv", "lookup_conv"):
         values |= _conv_values(module, x, y)
     weight = getattr(module, "weight", None)
-    if isinstance(module, LookupLayer):
+    if isinstance(module, LookupLayer | PackedLookupLayer):
         values |= {"weight_size": math.prod(module.dense_shape), "lookup": _lookup_spec(module)}
     elif isinstance(weight, Tensor):
         values |= {"weight_size": weight.numel(), "weight_nnz": _nonzeros(weight)}
@@ -211,7 +220,7 @@ def _module_spec(name: str, module: nn.Module, x: Tensor, y: Tensor, parameters:
 def _conv_values(module: Any, x: Tensor, y: Tensor) -> dict[str, Any]:
     space = len(module.kernel_size)
     padding: tuple[int, ...]
-    if isinstance(module, LookupConv2d):
+    if isinstance(module, LookupConv2d | PackedLookupConv2d):
         padding = module.padding_total()
     elif module.padding == "same":
         padding = tuple(d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True))
@@ -231,9 +240,13 @@ def _conv_values(module: Any, x: Tensor, y: Tensor) -> dict[str, Any]:
     }
 
 
-def _lookup_spec(layer: LookupLayer) -> LookupSpec:
-    coefficients = layer.effective_coefficients()
-    nonzeros = _nonzeros(coefficients)
+def _lookup_spec(layer: LookupLayer | PackedLookupLayer) -> LookupSpec:
+    if isinstance(layer, PackedLookupLayer):
+        size, nonzeros = math.prod(layer.shape), len(layer.values)
+    else:
+        coefficients = layer.effective_coefficients()
+        size, known = coefficients.numel(), _nonzeros(coefficients)
+        nonzeros = size if known is None else known
     stored = 0
     if layer.dictionary is not None:
         known = _nonzeros(layer.dictionary)
@@ -241,8 +254,8 @@ def _lookup_spec(layer: LookupLayer) -> LookupSpec:
     return LookupSpec(
         dictionary_size=layer.dictionary_size,
         dictionary_nnz=stored,
-        coefficients_size=coefficients.numel(),
-        coefficients_nnz=coefficients.numel() if nonzeros is None else nonzeros,
+        coefficients_size=size,
+        coefficients_nnz=nonzeros,
         threshold=layer.threshold,
         l1_weight=layer.l1_weight,
         identity=layer.dictionary is None,

@@ -39,6 +39,7 @@ ORDER = {
         report crosscheck
         render inputs
         analysis bench
+        documents
         cli __main__
     """,
 }
