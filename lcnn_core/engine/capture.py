@@ -69,7 +69,7 @@ def lower(module: fx.GraphModule, batch: int) -> Lowering:
             low.operations.append(node)
             shape = node.meta.get("val_shape")
             if node.op == "placeholder" and shape and shape[0] == batch and len(shape) in (2, 4):
-                low.values[node] = Value(shape[1:])
+                low.values[node] = low.made[node] = Value(shape[1:])
             continue
         child = low.modules.get(str(node.target)) if node.op == "call_module" else None
         handler = _handler(node, child)
@@ -82,7 +82,7 @@ def lower(module: fx.GraphModule, batch: int) -> Lowering:
                 low.values[node] = Value(shape[1:])
             value = low.values.get(node)
         if value is not None:
-            low.values[node] = value
+            low.values[node] = low.made[node] = value
             source = node.args[0] if node.args else None
             if _in_place(node, child) and source in low.values:
                 old = low.values[source]
