@@ -19,10 +19,10 @@ FIELDS = (
     "op", "input", "second", "output", "groups", "rows", "width", "filters", "activation", "act_a", "act_b",
     "bias", "weights", "weights_count", "table", "table_count", "values", "starts",
     "kh", "kw", "sy", "sx", "py", "px", "dy", "dx", "mode", "count_pad", "divisor", "phases", "phase_list",
-    "pooled", "conv_height", "conv_width", "port", "channel",
+    "pooled", "conv_height", "conv_width", "port", "channel", "storage", "scales",
 )  # fmt: skip
 STEP_WORDS, HEADER_WORDS, CHECKSUM_WORD = 40, 16, 15
-DATA = ("bias", "weights", "table", "values", "starts", "phase_list")
+DATA = ("bias", "weights", "table", "values", "starts", "phase_list", "scales")
 
 
 def pack(layout: Layout, inputs: list[Value], outputs: list[Value]) -> bytes:

@@ -48,7 +48,8 @@ struct Step {
     int64_t phases, phase_list;                        // relayout and lookup on a strided input: int32 (y, x) pairs
     int64_t pooled, conv_height, conv_width;           // lookup, gemm with a fused max-pool: the size before pooling
     int64_t port, channel;                             // import, export: which array; concat: first output channel
-    int64_t unused[4];
+    int64_t storage, scales;                           // linear: 0 float32, 1 bfloat16, 2 int8 with a scale per row
+    int64_t unused[2];
 };
 static_assert(sizeof(Step) == STEP_WORDS * 8 && sizeof(Tensor) == TENSOR_WORDS * 8 && sizeof(Port) == PORT_WORDS * 8,
               "plan records");
