@@ -107,19 +107,21 @@ class CompiledModel(nn.Module):
         self._module = [module]  # hidden from nn.Module: its parameters are not ours to train
         steps: list[PlanStep] = []
         self._keep_alive = low
-        arena, chosen = 0, None
+        memory, liveness, chosen = 0, 0, None
         for number, part in enumerate(self._parts):
             if isinstance(part, Segment):
                 part.layout = Layout(part.operations, part.inputs, part.outputs)
                 part.packed = pack(part.layout, part.inputs, part.outputs)
                 part.native = NativePlan(part.packed, isa)
                 steps += [plan_step(record, number) for record in part.layout.records]
-                arena, chosen = max(arena, 4 * part.layout.arena), part.native.isa
+                held = part.native.memory()
+                memory += held["activations"] + held["scratch"]
+                liveness, chosen = max(liveness, part.layout.liveness_bytes()), part.native.isa
             elif part.op not in ("placeholder", "output", "get_attr"):
                 shape = self._shape_of.get(part, ())
                 name = str(part.target) if part.op == "call_module" else part.name
                 steps.append(PlanStep("torch", name, (), shape, 0, 0, number, native=False))
-        self.plan = Plan(tuple(steps), chosen, arena)
+        self.plan = Plan(tuple(steps), chosen, memory, liveness)
 
     @torch.no_grad()
     def forward(self, *inputs: Tensor) -> Any:

@@ -44,6 +44,10 @@ class Tensor:
     def floats(self) -> int:
         return self.channels if self.vector else self.lead + self.channels * self.plane
 
+    @property
+    def pixels(self) -> int:
+        return self.height * self.width
+
     def settle(self) -> None:
         """Choose plane and lead from the stride. A plane of a multiple of 4 KB would map to one cache set."""
         if self.vector:
@@ -67,6 +71,13 @@ class Record:
     fields: dict[str, int] = field(default_factory=dict)
     data: dict[str, Array] = field(default_factory=dict)
     operation: Operation | None = None
+
+    @property
+    def response(self) -> int:
+        """Floats of S = D x of one image, where this step looks up in it."""
+        if self.source is None or self.op not in ("lookup", "lookup_linear"):
+            return 0
+        return self.fields["rows"] * self.fields["groups"] * self.fields.get("phases", 1) * self.source.pixels
 
 
 def _round(n: int) -> int:
@@ -338,13 +349,29 @@ class Layout:
                 t.batched = True
         return split
 
-    def _place(self) -> tuple[int, int]:
-        """Offsets by liveness: largest first, each at the lowest place free for as long as it lives."""
-        life: dict[int, list[int]] = {}
+    def _lives(self) -> dict[int, tuple[int, int]]:
+        """First and last step that touches each tensor, by its id."""
+        lives: dict[int, tuple[int, int]] = {}
         for step, record in enumerate(self.records):
             for t in (record.source, record.output, record.second):
                 if t is not None:
-                    life.setdefault(id(t), []).append(step)
+                    lives[id(t)] = (lives.get(id(t), (step, step))[0], step)
+        return lives
+
+    def liveness_bytes(self) -> int:
+        """What no order of buffers can avoid: the largest sum over the steps of the tensors alive, without any padding,
+        and of the response S of the step."""
+        lives = self._lives()
+        sums = [4 * record.response for record in self.records]
+        for t in self.tensors:
+            first, last = lives[id(t)]
+            for step in range(first, last + 1):
+                sums[step] += 4 * t.channels * t.pixels
+        return max(sums)
+
+    def _place(self) -> tuple[int, int]:
+        """Offsets by liveness: largest first, each at the lowest place free for as long as it lives."""
+        lives = self._lives()
         placed: list[Tensor] = []
         arena = batch = 0
         for t in sorted(self.tensors, key=lambda t: -t.floats):
@@ -352,11 +379,10 @@ class Layout:
             if t.batched:
                 t.offset, batch = batch, batch + size
                 continue
-            steps = life.get(id(t), [0])
+            first, last = lives[id(t)]
             start = 0
             for other in sorted(placed, key=lambda o: o.offset - o.lead):
-                others = life.get(id(other), [0])
-                apart = others[-1] < steps[0] or steps[-1] < others[0]
+                apart = lives[id(other)][1] < first or last < lives[id(other)][0]
                 begin = other.offset - other.lead
                 if not apart and start < begin + _round(other.floats) and begin < start + size:
                     start = begin + _round(other.floats)

@@ -103,7 +103,8 @@ class NativePlan:
     def memory(self) -> dict[str, int]:
         """Bytes of packed weights, of one image's activations, of one thread's scratch."""
         return {
-            name: self._library.lcnn_memory(self._handle, i) for i, name in enumerate(("weights", "arena", "scratch"))
+            name: self._library.lcnn_memory(self._handle, i)
+            for i, name in enumerate(("weights", "activations", "scratch"))
         }
 
     def run(self, inputs: list[int], outputs: list[int], images: int, threads: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import torch
@@ -127,23 +128,35 @@ def test_a_dead_dictionary_row_is_not_computed() -> None:
     assert error(layer.eval(), compile(layer, x), x) <= 1e-5
 
 
-def test_eight_threads_give_identical_outputs() -> None:
+@pytest.mark.parametrize("seconds", [2, pytest.param(60, marks=pytest.mark.slow)])
+def test_eight_threads_give_identical_outputs(seconds: int) -> None:
     torch.manual_seed(0)
     compiled = compile(sparsify(Branches(), 0.2, 4), torch.randn(1, 3, 32, 32), threads=2)
-    x = torch.randn(3, 3, 32, 32)
-    expected, wrong = compiled(x), []
+    batches = [torch.randn(n, 3, 32, 32) for n in (1, 3, 8)]
+    expected, wrong, calls = [compiled(x) for x in batches], [], []
+    end = time.monotonic() + seconds
 
     def call() -> None:
-        for _ in range(20):
-            if not torch.equal(compiled(x), expected):
-                wrong.append(1)
+        while time.monotonic() < end:
+            for x, y in zip(batches, expected, strict=True):
+                calls.append(1)
+                if not torch.equal(compiled(x), y):
+                    wrong.append(len(x))
 
     callers = [threading.Thread(target=call) for _ in range(8)]
     for caller in callers:
         caller.start()
     for caller in callers:
         caller.join()
+    assert len(calls) >= 24 * seconds
     assert not wrong
+
+
+def test_the_liveness_bound_by_hand() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), LookupConv2d(8, 4, 1, dictionary_size=2))
+    plan = compile(model.eval(), torch.randn(1, 3, 40, 40)).plan
+    assert plan.liveness_bytes == 4 * (8 + 2 + 4) * 40 * 40  # the second layer's input, its S, its output
+    assert "liveness bound 0.090 MB" in str(plan)
 
 
 def test_wrong_inputs_are_refused() -> None:

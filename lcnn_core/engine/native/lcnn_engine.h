@@ -41,7 +41,7 @@ int lcnn_run(lcnn_plan* plan, const float* const* inputs, float* const* outputs,
 /* The same on one thread, adding to seconds[step] the processor time of every step. */
 int lcnn_profile(lcnn_plan* plan, const float* const* inputs, float* const* outputs, int64_t images, double* seconds);
 
-/* Bytes of weights held (which = 0), of one image's arena (1), of scratch per thread (2). */
+/* Bytes of weights held (which = 0), of one image's activations (1), of one thread's scratch (2). */
 int64_t lcnn_memory(const lcnn_plan* plan, int which);
 
 /* The instruction set in use ("avx512", "avx2", "baseline", "neon"), and whether this processor has it. */

@@ -215,7 +215,7 @@ void run_chunk(lcnn_plan* handle, const float* const* inputs, float* const* outp
                double* seconds) {
     const Plan& plan = *handle->plan;
     auto work = handle->take();
-    int64_t lanes = (images + VL - 1) / VL * VL;
+    int64_t lanes = images == 1 ? 1 : (images + VL - 1) / VL * VL, own = images == 1 ? 0 : plan.shared_rows + GUARD;
     if (images > 1) threads = int(std::min<int64_t>(threads, images));
     Run r{plan, {}, {}, {}, seconds, {}, {}};
     r.base.inputs = inputs;
@@ -226,7 +226,7 @@ void run_chunk(lcnn_plan* handle, const float* const* inputs, float* const* outp
     r.base.shared = work->need(1, plan.shared_rows * lanes + GUARD);
     for (int t = 0; t < threads; ++t) {
         r.arenas.push_back(t == 0 || images > 1 ? work->need(2 + 2 * t, plan.arena) : nullptr);
-        r.scratches.push_back(work->need(3 + 2 * t, plan.scratch + plan.shared_rows + GUARD));
+        r.scratches.push_back(work->need(3 + 2 * t, plan.scratch + own));
     }
     pool().run(threads, [&](int part, int parts) { r.thread(part, parts); });
     handle->give(std::move(work));
@@ -308,7 +308,8 @@ int64_t lcnn_memory(const lcnn_plan* p, int which) {
         for (const PackedMatrix& m : s.matrices) weights += int64_t(m.data.size()) * 4;
         weights += int64_t(s.sparse.lookups.size()) * 8 + int64_t(s.sparse.starts.size()) * 4;
     }
-    return which == 0 ? weights : which == 1 ? p->plan->arena * 4 : p->plan->scratch * 4;
+    const Plan& plan = *p->plan;
+    return which == 0 ? weights : which == 1 ? (plan.arena + plan.batch) * 4 : (plan.scratch + plan.shared_rows) * 4;
 }
 
 const char* lcnn_isa(void) {
