@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from lcnn_core.engine.capture import capture, lower
+from lcnn_core.engine.capture import capture, find_opaque, lower
 from lcnn_core.engine.fuse import Fuser, prune_dead
 from lcnn_core.engine.ir import Operation, Value
 from lcnn_core.engine.layout import Layout
 from lcnn_core.engine.library import NativePlan, choose
 from lcnn_core.engine.lower import Lowering
+from lcnn_core.engine.nested import join, make_native
 from lcnn_core.engine.pack import pack
 from lcnn_core.engine.plan import Plan, PlanStep, plan_step
 from lcnn_core.errors import ConfigError, ShapeError
@@ -116,7 +117,7 @@ class CompiledModel(nn.Module):
                 steps += [plan_step(record, number) for record in part.layout.records]
                 held = part.native.memory()
                 memory += held["activations"] + held["scratch"]
-                liveness, chosen = max(liveness, part.layout.liveness_bytes()), part.native.isa
+                liveness, chosen = max(liveness, part.layout.liveness_bytes), part.native.isa
             elif part.op not in ("placeholder", "output", "get_attr"):
                 shape = self._shape_of.get(part, ())
                 name = str(part.target) if part.op == "call_module" else part.name
@@ -207,12 +208,12 @@ class CompiledModel(nn.Module):
 
 
 class PlainModel(nn.Module):
-    """The model itself, run by PyTorch: where there is no native library, or the model cannot be captured."""
+    """The model itself, run by PyTorch: where there is no native library, or its own Python cannot be captured."""
 
-    def __init__(self, model: nn.Module, reason: str):
+    def __init__(self, model: nn.Module, plan: Plan):
         super().__init__()
         self.model = model
-        self.plan = Plan((PlanStep("torch", reason, (), (), 0, 0, 0, native=False),), None)
+        self.plan = plan
 
     @torch.no_grad()
     def forward(self, *inputs: Tensor) -> Any:
@@ -227,21 +228,46 @@ def compile(
     example_input: one input, or a tuple of them, float32, batch first; any batch size may follow, other sizes not.
     threads: None follows ``torch.get_num_threads()``. isa: an instruction set, for tests; None picks the best.
     The weights are copied; later changes of ``model`` have no effect. Returns a module with a ``plan``.
-    Without a native library, or for a model that cannot be captured, PyTorch runs the model, after one warning.
+    Modules whose Python cannot be captured (it branches on values, say) run in PyTorch, and natively what they call.
+    Without a native library, or where nothing can be captured, PyTorch runs the model, after one warning.
     """
     example = example_input if isinstance(example_input, tuple) else (example_input,)
     if any(x.dtype != torch.float32 for x in example):
         raise ConfigError(f"example_input is {example[0].dtype}; the engine runs torch.float32")
+    model = copy.deepcopy(model).eval()
     if choose(isa) is None:
         advice = "install lcnn where a C++ compiler is present; PyTorch's own layers are 2 to 20 times slower"
         return _plain(model, "no native library", advice)
     module = capture(model, example)
-    if module is None:
-        return _plain(model, "not captured", "torch.fx cannot trace this model, PyTorch runs it as it is")
-    return CompiledModel(module, example, threads, isa)
+    if module is not None:
+        return CompiledModel(module, example, threads, isa)
+    inside = _compile_inside(model, example, threads, isa)
+    return inside or _plain(model, "not captured", "torch.fx cannot trace this model, PyTorch runs it as it is")
+
+
+def _compile_inside(
+    model: nn.Module, example: tuple[Tensor, ...], threads: int | None, isa: str | None
+) -> nn.Module | None:
+    """Native parts inside a model that is not captured as a whole; None where there are none."""
+    opaque = find_opaque(model)
+
+    def compiler(part: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module | None:
+        module = capture(part, inputs, opaque)
+        return None if module is None else CompiledModel(module, inputs, threads, isa)
+
+    parts = make_native(model, example, opaque or {model}, compiler)
+    outer = capture(model, example, opaque) if model not in opaque else None
+    if outer is not None:
+        compiled = CompiledModel(outer, example, threads, isa)
+        compiled.plan = join(compiled.plan, parts)
+        return compiled
+    return PlainModel(model, join(_plain_plan(type(model).__name__), parts)) if parts else None
+
+
+def _plain_plan(name: str) -> Plan:
+    return Plan((PlanStep("torch", name, (), (), 0, 0, 0, native=False),), None)
 
 
 def _plain(model: nn.Module, reason: str, advice: str) -> nn.Module:
     warnings.warn(f"lcnn: {reason}: {advice}", stacklevel=3)
-
-    return PlainModel(copy.deepcopy(model).eval(), reason)
+    return PlainModel(model, _plain_plan(reason))

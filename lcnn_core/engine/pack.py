@@ -6,8 +6,9 @@ import zlib
 
 import numpy as np
 
+from lcnn_core.engine.buffers import Tensor
 from lcnn_core.engine.ir import Value
-from lcnn_core.engine.layout import Layout, Tensor
+from lcnn_core.engine.layout import Layout
 
 MAGIC = int.from_bytes(b"LCNNPLAN", "little")
 VERSION = 2

@@ -87,7 +87,7 @@ def plan_step(record: Record, segment: int) -> PlanStep:
         return (t.channels,) if t.vector else (t.channels, t.height, t.width)  # type: ignore[attr-defined]
 
     data = sum(4 * array.size for array in record.data.values())
-    moved = sum(4 * t.channels * t.pixels for t in (record.source, record.output, record.second) if t is not None)
+    moved = sum(4 * t.channels * t.pixels for t in record.tensors)
     return PlanStep(
         record.op.rstrip("_"), record.name, shape(record.source), shape(record.output), executed_macs(record),
         data + moved, segment,
