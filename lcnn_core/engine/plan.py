@@ -39,8 +39,10 @@ class Plan:
 
     steps: tuple[PlanStep, ...]
     isa: str | None
-    arena_bytes: int = 0
-    """Activations of one image, on buffers reused by liveness."""
+    memory_bytes: int = 0
+    """What one image on one thread needs beyond the packed weights: buffers reused by liveness, scratch of kernels."""
+    liveness_bytes: int = 0
+    """The least that any plan with these steps needs: tensors alive at once without padding, and the response S."""
 
     @property
     def macs(self) -> int:
@@ -56,7 +58,9 @@ class Plan:
         total = f"total {self.macs / 1e6:.3f} MMAC per image in native steps ({self.isa or 'no native library'})"
         if self.fallbacks:
             total += f"; {len(self.fallbacks)} steps run in PyTorch"
-        return "\n".join([*map(str, self.steps), total])
+        memory = f"memory {self.memory_bytes / 1e6:.3f} MB per image and thread beyond the weights, "
+        memory += f"liveness bound {self.liveness_bytes / 1e6:.3f} MB"
+        return "\n".join([*map(str, self.steps), total, memory])
 
 
 def executed_macs(record: Record) -> tuple[int, int]:
@@ -86,9 +90,7 @@ def plan_step(record: Record, segment: int) -> PlanStep:
         return (t.channels,) if t.vector else (t.channels, t.height, t.width)  # type: ignore[attr-defined]
 
     data = sum(4 * array.size for array in record.data.values())
-    moved = sum(
-        4 * t.channels * t.height * t.width for t in (record.source, record.output, record.second) if t is not None
-    )
+    moved = sum(4 * t.channels * t.pixels for t in record.tensors)
     dictionary, other = executed_macs(record)
     return PlanStep(
         record.op.rstrip("_"), record.name, shape(record.source), shape(record.output), dictionary + other,
