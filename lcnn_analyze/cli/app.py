@@ -24,6 +24,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Train a dense and two lookup networks on scanned digits and analyze them, in two minutes.",
     ),
     "train": ("lcnn_analyze.cli.train:train", "Train a network and save checkpoints."),
+    "convert": ("lcnn_analyze.cli.convert:convert", "Make a trained dense network cheaper, without training."),
+    "spectrum": ("lcnn_analyze.cli.spectrum:spectrum", "Train a grid of networks and draw accuracy against speedup."),
     "evaluate": ("lcnn_analyze.cli.evaluate:evaluate", "Measure a checkpoint's accuracy on a data set."),
     "analyze": ("lcnn_analyze.cli.analyze:analyze", "Count what models cost, layer by layer."),
     "bench": ("lcnn_analyze.cli.bench:bench", "Measure the engine against dense runtimes."),

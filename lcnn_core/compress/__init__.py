@@ -8,6 +8,13 @@ from dataclasses import dataclass
 from torch import nn
 
 from lcnn_core.compress.from_dense import FromDenseConfig, compress_from_dense
+from lcnn_core.compress.post_training import (
+    FINE_TUNING,
+    LayerChoice,
+    PostTrainingConfig,
+    PostTrainingReport,
+    convert_to_budget,
+)
 from lcnn_core.train import TrainResult
 
 
@@ -29,4 +36,14 @@ METHODS: dict[str, Method] = {
     ),
 }
 
-__all__ = ["METHODS", "FromDenseConfig", "Method", "compress_from_dense"]
+__all__ = [
+    "FINE_TUNING",
+    "METHODS",
+    "FromDenseConfig",
+    "LayerChoice",
+    "Method",
+    "PostTrainingConfig",
+    "PostTrainingReport",
+    "compress_from_dense",
+    "convert_to_budget",
+]
