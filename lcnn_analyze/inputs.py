@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,16 +67,25 @@ def _looks_like_a_path(text: str) -> bool:
 
 
 def _from_file(path: Path, input_shape: Sequence[int] | None, name: str | None) -> Subject:
-    checkpoint = lcnn_core.load(path)
-    content = path.read_bytes()
-    source = Source(path.name, hashlib.sha256(content).hexdigest(), len(content))
-    return _from_checkpoint(checkpoint, input_shape, name or path.stem, source)
+    with ThreadPoolExecutor(1) as beside:
+        # Hashing lets other threads run: it is done by the time that torch is imported.
+        source = beside.submit(_source, path)
+        return replace(_from_checkpoint(lcnn_core.load(path), input_shape, name or path.stem), source=source.result())
+
+
+def _source(path: Path) -> Source:
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            size += len(block)
+    return Source(path.name, digest.hexdigest(), size)
 
 
 def _from_checkpoint(
     checkpoint: Checkpoint, input_shape: Sequence[int] | None, name: str | None, source: Source | None = None
 ) -> Subject:
-    module = checkpoint.build()
+    module = checkpoint.build(shared=True)
     label = architecture_label(checkpoint.architecture, checkpoint.arguments)
     spec = lcnn_core.describe(module, input_shape or checkpoint.input_shape, architecture=label)
     known = [metric for metric in checkpoint.metrics if str(metric.get("name")) in _TOP]
@@ -93,10 +103,7 @@ def _from_architecture(architecture: str, input_shape: Sequence[int] | None, nam
 
 
 def _build_without_weights(architecture: str, **options: Any) -> nn.Module:
-    import torch
-
-    with torch.device("meta"):
-        return lcnn_core.models.build(architecture, **options)
+    return lcnn_core.build_named(architecture, **options).model
 
 
 def architecture_label(architecture: str, arguments: Mapping[str, Any]) -> str:

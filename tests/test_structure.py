@@ -27,7 +27,7 @@ ORDER = {
     "lcnn_core": """
         errors files
         spec
-        functional counting factors
+        functional counting factors meta
         layers
         models
         convert describe checkpoint plain onnx engine
