@@ -43,6 +43,7 @@ def scripts(model: str) -> tuple[Script, ...]:
     """The programs for ``model``, a checkpoint or an architecture of ours. Raises ConfigError for an unknown name."""
     # The sizes are read in the process that is timed: this one must stay small, since children start with its peak.
     start = "import torch, lcnn_core; "
+    read: tuple[Script, ...] = ()
     if Path(model).suffix:
         if not Path(model).is_file():
             raise CheckpointError(f"{model} does not exist; give a checkpoint or the name of an architecture")
@@ -51,7 +52,6 @@ def scripts(model: str) -> tuple[Script, ...]:
     else:
         models.resolve(model)
         start += f"model, shape = lcnn_core.build({model!r}).eval(), lcnn_core.input_shape_of({model!r}); "
-        read = ()
     analyze = f"import sys; sys.argv = ['analyze', {model!r}]; from lcnn_analyze.cli.app import analyze_main as main; "
     fvcore = "from fvcore.nn import FlopCountAnalysis as F; print(F(model, torch.zeros(1, *shape)).total())"
     ptflops = "from ptflops import get_model_complexity_info as f; print(f(model, shape))"
