@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lcnn_core import meta
+from lcnn_core.activations import ActivationMeter
 from lcnn_core.errors import ConfigError, ShapeError, UnsupportedLayerError
 from lcnn_core.layers import (
     LookupConv2d,
@@ -84,7 +85,9 @@ def describe(model: nn.Module, input_shape: Sequence[int], architecture: str = "
     recorder = _Recorder(model)
     with _as_found(model), recorder.attached(), torch.no_grad(), recorder:
         try:
-            model(torch.zeros(1, *shape, device=like.device, dtype=like.dtype))
+            x = torch.zeros(1, *shape, device=like.device, dtype=like.dtype)
+            recorder.activations.start(x)
+            model(x)
         except (OverflowError, RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ShapeError(f"an input of shape {shape} does not run through the model: {reason}") from error
@@ -98,6 +101,7 @@ def describe(model: nn.Module, input_shape: Sequence[int], architecture: str = "
         ),
         parameters=sum(p.numel() for p in model.parameters()),
         weights_known=not any(p.is_meta for p in model.parameters()),
+        activation_bytes=recorder.activations.peak,
     )
 
 
@@ -114,6 +118,7 @@ class _Recorder(TorchDispatchMode):
         self.names = {module: name for name, module in model.named_modules()}
         self.layers: list[LayerSpec] = []
         self.unknown: Counter[tuple[str, str]] = Counter()
+        self.activations = ActivationMeter()
         self._path: list[str] = []
         self._inside = 0
         self._calls: Counter[str] = Counter()
@@ -151,6 +156,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = meta.run(func, args, kwargs or {})
+        self.activations.saw((args, kwargs), out)
         if not self._inside:
             name = self._path[-1] if self._path else ""
             operation = func._schema.name.split("::")[-1]

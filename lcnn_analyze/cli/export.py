@@ -23,13 +23,20 @@ TOLERANCE = 1e-4
 
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint (.pt, .safetensors) or architecture.")],
-    output: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write: FILE.onnx.")],
+    output: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write: FILE.onnx or FILE.lcnn.")],
     input_shape: Annotated[
         str | None, typer.Option(metavar="CxHxW", help="Input without the batch. [default: the model's own]")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No messages on stderr.")] = False,
 ) -> int:
-    """Write a model as an ONNX file that gives the same outputs at any batch size, and check that it does."""
+    """Write a model as a file that gives the same outputs at any batch size, and check that it does.
+
+    FILE.onnx is for ONNX Runtime and others. FILE.lcnn is a plan of this project's engine, which runs it as fast as it
+    counts: in Python by lcnn_core.engine.load, and in C without Python or PyTorch. The C header and library lie in
+    lcnn_core/engine; native/example.c there is a whole program, native/FORMAT.md describes the file. To build it:
+
+    cc example.c $(python -c "import lcnn_core.engine as e; print(e.c_flags())") -o example
+    """
     if output.suffix.lower() not in WRITERS:
         raise ConfigError(f"output file is {str(output)!r}; expected a name that ends in {' or '.join(WRITERS)}")
     import torch
@@ -77,5 +84,21 @@ def _onnx_check(module: nn.Module, x: Tensor, path: Path) -> tuple[str, str | No
     return f"checked in ONNX Runtime: outputs within {error:.0e} of float64 PyTorch, of the largest", None
 
 
-WRITERS: dict[str, Callable[[nn.Module, Tensor, Path], tuple[list[str], str | None]]] = {".onnx": _onnx}
+def _lcnn(module: nn.Module, x: Tensor, path: Path) -> tuple[list[str], str | None]:
+    from lcnn_analyze.bench.trial import error_of, float64_outputs
+    from lcnn_core.engine import compile, load, save
+
+    compiled = compile(module, x)
+    save(compiled, path)
+    error = error_of(load(path)(x), float64_outputs(module, x)[0])
+    if error is None or error > TOLERANCE:
+        found = "are not finite" if error is None else f"are off by {error:.1e}"
+        return [], f"{path}: outputs when loaded again {found}; allowed is {TOLERANCE:g} of the largest"
+    return [
+        f"{compiled.plan.macs / 1e6:.1f} MMAC in {len(compiled.plan.steps)} steps, for any processor",
+        f"checked when loaded again: outputs within {error:.0e} of float64 PyTorch, of the largest",
+    ], None
+
+
+WRITERS: dict[str, Callable[[nn.Module, Tensor, Path], tuple[list[str], str | None]]] = {".onnx": _onnx, ".lcnn": _lcnn}
 """By suffix. To add a format: a function and a line here."""

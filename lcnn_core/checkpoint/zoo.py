@@ -88,7 +88,7 @@ def find(architecture: str) -> tuple[str, str]:
     close = get_close_matches(name, dict.fromkeys(known), n=3)
     hint = [f"did you mean {' or '.join(close)}?"] if close else []
     hint = hint or ([f"expected a name such as {', '.join(known[:3])}"] if known else [])
-    raise ConfigError("; ".join([f"unknown architecture {architecture!r}", *missing, *hint]))
+    raise ConfigError("; ".join([f"unknown architecture {architecture!r}", *hint, *missing]))
 
 
 def channels_option(architecture: str) -> str | None:

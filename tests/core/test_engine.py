@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import torch
+from engine_cases import error, layers, sparsify
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -16,49 +18,6 @@ from lcnn_core.layers import LookupConv2d, LookupLinear
 
 ISAS = list(libraries())
 pytestmark = pytest.mark.skipif(not ISAS, reason="no native library was built")
-
-
-def sparsify(model: nn.Module, density: float, seed: int) -> nn.Module:
-    generator = torch.Generator().manual_seed(seed)
-    for layer in model.modules():
-        if isinstance(layer, (LookupConv2d, LookupLinear)):
-            with torch.no_grad():
-                keep = torch.rand(layer.coefficients.shape, generator=generator) < density
-                layer.coefficients.mul_(keep)
-    return model.eval()
-
-
-def error(model: nn.Module, compiled: nn.Module, x: Tensor) -> float:
-    """Largest error of ``compiled`` over the largest magnitude of the float64 output of ``model``."""
-    with torch.no_grad():
-        expected = model.double()(x.double())
-        model.float()
-    assert compiled(x).shape == expected.shape
-    return float((compiled(x) - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
-
-
-@st.composite
-def layers(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, int, int]]:
-    kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
-    stride = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
-    padding = draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
-    dilation = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
-    groups = draw(st.sampled_from([1, 1, 2, 3]))
-    width, filters = draw(st.integers(1, 9)) * groups, draw(st.integers(1, 9)) * groups
-    reach = [d * (k - 1) + 1 - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True)]
-    size = tuple(max(1, r) + draw(st.integers(0, 14)) for r in reach)
-    bias = draw(st.booleans())
-    rows = draw(st.sampled_from([0, None, 1, 3, 8]))
-    torch.manual_seed(draw(st.integers(0, 1000)))
-    if rows == 0:
-        conv: nn.Module = nn.Conv2d(width, filters, kernel, stride, padding, dilation, groups, bias)
-    else:
-        conv = LookupConv2d(
-            width, filters, kernel, stride, padding, dilation, groups, bias, dictionary_size=rows, threshold=0.0
-        )
-    density = draw(st.sampled_from([0.0, 0.05, 0.3, 1.0]))
-    tail = draw(st.sampled_from([nn.Identity, nn.ReLU, nn.Hardswish, nn.LeakyReLU]))
-    return sparsify(nn.Sequential(conv, nn.BatchNorm2d(filters), tail()), density, 1), (width, *size)
 
 
 @settings(max_examples=150, deadline=None)
@@ -169,23 +128,35 @@ def test_a_dead_dictionary_row_is_not_computed() -> None:
     assert error(layer.eval(), compile(layer, x), x) <= 1e-5
 
 
-def test_eight_threads_give_identical_outputs() -> None:
+@pytest.mark.parametrize("seconds", [2, pytest.param(60, marks=pytest.mark.slow)])
+def test_eight_threads_give_identical_outputs(seconds: int) -> None:
     torch.manual_seed(0)
     compiled = compile(sparsify(Branches(), 0.2, 4), torch.randn(1, 3, 32, 32), threads=2)
-    x = torch.randn(3, 3, 32, 32)
-    expected, wrong = compiled(x), []
+    batches = [torch.randn(n, 3, 32, 32) for n in (1, 3, 8)]
+    expected, wrong, calls = [compiled(x) for x in batches], [], []
+    end = time.monotonic() + seconds
 
     def call() -> None:
-        for _ in range(20):
-            if not torch.equal(compiled(x), expected):
-                wrong.append(1)
+        while time.monotonic() < end:
+            for x, y in zip(batches, expected, strict=True):
+                calls.append(1)
+                if not torch.equal(compiled(x), y):
+                    wrong.append(len(x))
 
     callers = [threading.Thread(target=call) for _ in range(8)]
     for caller in callers:
         caller.start()
     for caller in callers:
         caller.join()
+    assert len(calls) >= 24 * seconds
     assert not wrong
+
+
+def test_the_liveness_bound_by_hand() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), LookupConv2d(8, 4, 1, dictionary_size=2))
+    plan = compile(model.eval(), torch.randn(1, 3, 40, 40)).plan
+    assert plan.liveness_bytes == 4 * (8 + 2 + 4) * 40 * 40  # the second layer's input, its S, its output
+    assert "liveness bound 0.090 MB" in str(plan)
 
 
 def test_wrong_inputs_are_refused() -> None:

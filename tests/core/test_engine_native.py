@@ -15,6 +15,7 @@ from torch import nn
 from lcnn_core.engine import compile, compiled, libraries, peaks
 from lcnn_core.engine.compiled import Segment
 from lcnn_core.engine.library import NativePlan
+from lcnn_core.engine.pack import seal
 from lcnn_core.errors import CheckpointError
 from lcnn_core.layers import LookupConv2d, LookupLinear
 
@@ -39,12 +40,8 @@ SEGMENT = packed() if libraries() else None
 
 def run(blob: bytes) -> None:
     """Load, and where it loads, run: neither may touch memory that is not the plan's (checked under ASan)."""
-    assert SEGMENT is not None
-    assert SEGMENT.layout is not None
-    plan = NativePlan(blob, len(SEGMENT.layout.records))
-    sizes = plan.sizes()
-    x = [torch.zeros(2 * max(1, n)) for n in sizes[0]]
-    y = [torch.zeros(2 * max(1, n)) for n in sizes[1]]
+    plan = NativePlan(blob)
+    x, y = ([torch.zeros(2, *shape) for shape in shapes] for shapes in plan.shapes())
     plan.run([t.data_ptr() for t in x], [t.data_ptr() for t in y], 2, 1)
 
 
@@ -61,7 +58,7 @@ def test_damaged_plans_are_refused_or_harmless(data: st.DataObject) -> None:
         far = [-1, 0, 1, 2, 7, 16, 1 << 12, 1 << 20, 1 << 31, 1 << 40, (1 << 63) - 1, -(1 << 63)]
         struct.pack_into("<q", blob, 8 * word, data.draw(st.sampled_from(near + far)))
     with contextlib.suppress(CheckpointError):
-        run(bytes(blob))
+        run(seal(bytes(blob)))
 
 
 @pytest.mark.parametrize("size", [0, 8, 100, 127, 128, 500])
