@@ -30,6 +30,7 @@ class Opened:
     """A model as it was found: ready to run or, from a graph format, already described."""
 
     model: nn.Module | ModelSpec
+    """A module shares its weights with ``checkpoint``, where there is one."""
     architecture: str
     """A name that ``build_named`` knows, or that of the graph or file."""
     input_shape: tuple[int, ...] | None
@@ -97,7 +98,7 @@ def _checkpoint(request: Request, document: Any, weights: Any) -> Opened:
     shape = request.input_shape or checkpoint.input_shape
     name = checkpoint.architecture
     if name != CUSTOM:
-        model = checkpoint.build()
+        model = checkpoint.build(shared=True)
     elif request.architecture is None:
         raise CheckpointError(f"{request.path} holds a custom model; name its architecture with --arch")
     else:
