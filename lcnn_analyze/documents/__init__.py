@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 
 DOCUMENTS: dict[str, str] = {
+    "api": "lcnn_analyze.documents.api",
     "audit": "lcnn_analyze.documents.audit",
     "zoo": "lcnn_analyze.documents.zoo",
 }
