@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lcnn_core.engine import compile, libraries
+from lcnn_core.engine import Plan, compile, libraries
+from lcnn_core.engine.storage import STORAGES
 from lcnn_core.errors import ConfigError, ShapeError
 from lcnn_core.layers import LookupConv2d, LookupLinear
 
@@ -157,6 +159,53 @@ def test_the_liveness_bound_by_hand() -> None:
     plan = compile(model.eval(), torch.randn(1, 3, 40, 40)).plan
     assert plan.liveness_bytes == 4 * (8 + 2 + 4) * 40 * 40  # the second layer's input, its S, its output
     assert "liveness bound 0.090 MB" in str(plan)
+
+
+def halves(weights: Tensor) -> Tensor:
+    return weights.to(torch.bfloat16).float()
+
+
+def bytes_of_rows(weights: Tensor) -> Tensor:
+    scale = weights.double().abs().amax(1, keepdim=True) / 127
+    return (torch.round(weights / scale) * scale).float()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("storage", "rounded", "most"), [
+    ("bfloat16", halves, 1e-2), ("int8", bytes_of_rows, 3e-2)
+])  # fmt: skip
+def test_stored_weights(isa: str, storage: str, rounded: Callable[[Tensor], Tensor], most: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(515, 131), nn.ReLU(), LookupLinear(131, 517, dictionary_size=90, threshold=0.0), nn.ReLU(),
+        LookupLinear(517, 1200, dictionary_size=129, threshold=0.0), nn.Linear(1200, 57),
+    ).eval()  # fmt: skip
+    sparsify(model, 0.05, 1)
+    compiled = compile(model, torch.randn(4, 515), isa=isa, storage=storage)
+    plan: Plan = compiled.plan  # type: ignore[assignment]
+    small = "float32"  # 131 x 90
+    assert [s.storage for s in plan.steps if s.macs] == [storage, small, storage, storage]
+    batches = [torch.randn(n, 515) for n in (1, 3, 8, 33)]
+    for x in batches:  # against float64: as far as the plan says
+        found = error(model, compiled, x)
+        assert 1e-5 < found <= most
+        assert found <= 3 * plan.storage_error  # type: ignore[operator]
+    with torch.no_grad():
+        for layer, name in ((0, "weight"), (4, "dictionary"), (5, "weight")):
+            weights = getattr(model[layer], name)
+            weights.copy_(rounded(weights.flatten(1)).reshape(weights.shape))
+    for x in batches:  # against float64 with weights rounded in the same way: float32 arithmetic
+        assert error(model, compiled, x) <= 1e-5
+    assert f"stored weights change the example's outputs by {plan.storage_error:.1e} of the largest" in str(plan)
+
+
+def test_storage_is_checked_and_saves_bytes() -> None:
+    model, x = nn.Sequential(nn.Linear(600, 400)), torch.randn(1, 600)
+    sizes = {s: compile(model, x, storage=s)._only_segment().native.memory()["weights"] for s in STORAGES}
+    assert sizes == {"float32": 600 * 400 * 4, "bfloat16": 600 * 400 * 2, "int8": 600 * 400 + 4 * 400}
+    assert compile(model, x).plan.storage_error is None
+    with pytest.raises(ConfigError, match="storage is 'int4'; expected one of float32, bfloat16, int8"):
+        compile(model, x, storage="int4")
 
 
 def test_wrong_inputs_are_refused() -> None:

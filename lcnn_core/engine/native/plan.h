@@ -58,6 +58,7 @@ static_assert(sizeof(Step) == STEP_WORDS * 8 && sizeof(Tensor) == TENSOR_WORDS *
 struct Prepared {
     Step s;
     std::vector<PackedMatrix> matrices;   // one a group
+    StoredMatrix stored;                  // linear: instead of matrices, where it has rows
     std::vector<int32_t> offsets;         // gemm: per depth entry, of group 0
     SparseMatrix sparse;
     std::vector<float> bias, scale;
