@@ -24,6 +24,8 @@ class PlanStep:
     """Weights, input and output, each once."""
     segment: int
     native: bool = True
+    dictionary_macs: int = 0
+    """Of ``macs``, those with the dictionary D."""
     storage: str = "float32"
     """Of the weights of fully connected layers; the arithmetic is float32."""
 
@@ -71,22 +73,23 @@ class Plan:
         return "\n".join(lines)
 
 
-def executed_macs(record: Record) -> int:
-    """Multiply-accumulates that a native step executes for one image, computed padding columns included."""
+def executed_macs(record: Record) -> tuple[int, int]:
+    """What a native step multiplies for one image, computed padding columns included: with D, and otherwise."""
     x, y = record.source, record.output
     op, fields = record.op, record.fields
     if x is None or y is None:
-        return 0
+        return 0, 0
     if op in ("linear", "lookup_linear"):
-        return fields.get("weights_count", 0) + (fields.get("table_count", 0) if op == "lookup_linear" else 0)
+        weights = fields.get("weights_count", 0)
+        return (0, weights) if op == "linear" else (weights, fields.get("table_count", 0))
     if op not in ("gemm", "lookup"):
-        return 0
+        return 0, 0
     height = fields["conv_height"] if fields.get("pooled") else y.height
     positions = height * x.stride if height * y.width > 1 else 1
     if op == "gemm":
-        return fields["weights_count"] * positions
+        return 0, fields["weights_count"] * positions
     dictionary = fields.get("weights_count", 0) * fields["phases"] * x.height * x.stride
-    return dictionary + fields["table_count"] * positions
+    return dictionary, fields["table_count"] * positions
 
 
 def plan_step(record: Record, segment: int) -> PlanStep:
@@ -98,7 +101,8 @@ def plan_step(record: Record, segment: int) -> PlanStep:
 
     data = sum(array.nbytes for array in record.data.values())
     moved = sum(4 * t.channels * t.pixels for t in record.tensors)
+    dictionary, other = executed_macs(record)
     return PlanStep(
-        record.op.rstrip("_"), record.name, shape(record.source), shape(record.output), executed_macs(record),
-        data + moved, segment, storage=STORAGES[record.fields.get("storage", 0)],
+        record.op.rstrip("_"), record.name, shape(record.source), shape(record.output), dictionary + other,
+        data + moved, segment, dictionary_macs=dictionary, storage=STORAGES[record.fields.get("storage", 0)],
     )  # fmt: skip
