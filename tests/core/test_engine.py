@@ -173,6 +173,14 @@ def test_eight_threads_give_identical_outputs(seconds: int) -> None:
     assert not wrong
 
 
+@pytest.mark.slow
+def test_a_batch_larger_than_one_chunk() -> None:
+    """Batch-wide steps take 2^26 floats at a time (run.cpp): here 16,768 images, then 232."""
+    model = nn.Sequential(nn.Linear(4000, 2)).eval()
+    x = torch.randn(17_000, 4000)
+    assert error(model, compile(model, x[:1], threads=2), x) <= 1e-5
+
+
 def test_the_liveness_bound_by_hand() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), LookupConv2d(8, 4, 1, dictionary_size=2))
     plan = compile(model.eval(), torch.randn(1, 3, 40, 40)).plan
