@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,11 @@ def open_subject(
     if isinstance(model, ModelSpec):
         return Subject(name or model.architecture, model)
     if isinstance(model, str | Path):
-        return _opened(lcnn_core.open_model(model, architecture, input_shape), name)
+        with ThreadPoolExecutor(1) as beside:
+            # Reading and hashing let other threads run: it is done by the time that torch is imported.
+            source = beside.submit(_source, Path(model))
+            opened = lcnn_core.open_model(model, architecture, input_shape)
+        return _opened(opened, name, source.result() if opened.path else None)
     if isinstance(model, lcnn_core.Checkpoint):
         return _from_checkpoint(model, model.build(), input_shape or model.input_shape, name)
     if not callable(getattr(model, "named_modules", None)):
@@ -63,7 +68,7 @@ def open_subject(
     return Subject(name or spec.architecture, spec, make_module=lambda: model)
 
 
-def _opened(opened: Opened, name: str | None) -> Subject:
+def _opened(opened: Opened, name: str | None, source: Source | None) -> Subject:
     """What ``open_model`` found, described, with the file that it was in."""
     label = name or (opened.path.stem if opened.path else None)
     if isinstance(opened.model, ModelSpec):
@@ -74,7 +79,6 @@ def _opened(opened: Opened, name: str | None) -> Subject:
         subject = _from_checkpoint(opened.checkpoint, opened.model, opened.input_shape, label, opened.architecture)
     else:
         subject = _from_module(opened, label)
-    source = _source(opened.path) if opened.path else None
     return replace(subject, source=source, notes=opened.notes)
 
 

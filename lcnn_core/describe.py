@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lcnn_core import meta
 from lcnn_core.activations import ActivationMeter
 from lcnn_core.errors import ConfigError, ShapeError, UnsupportedLayerError
 from lcnn_core.layers import (
@@ -107,6 +108,11 @@ def describe(model: nn.Module, input_shape: Sequence[int], architecture: str = "
 class _Recorder(TorchDispatchMode):
     """Collects LayerSpecs from module hooks, and from dispatched operations outside modules in KINDS."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """To keep torch._dynamo out of this class, PyTorch would import all of it, for a second or more."""
+        return False
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.names = {module: name for name, module in model.named_modules()}
@@ -149,7 +155,7 @@ class _Recorder(TorchDispatchMode):
             self._add(_module_spec(name, module, x, output, self._new_parameters(module)))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        out = meta.run(func, args, kwargs or {})
         self.activations.saw((args, kwargs), out)
         if not self._inside:
             name = self._path[-1] if self._path else ""
@@ -244,9 +250,9 @@ def _lookup_spec(layer: LookupLayer | PackedLookupLayer) -> LookupSpec:
     if isinstance(layer, PackedLookupLayer):
         size, nonzeros = math.prod(layer.shape), len(layer.values)
     else:
-        coefficients = layer.effective_coefficients()
-        size, known = coefficients.numel(), _nonzeros(coefficients)
-        nonzeros = size if known is None else known
+        size = nonzeros = layer.coefficients.numel()
+        if not layer.coefficients.is_meta:
+            nonzeros = int(torch.count_nonzero(layer.effective_coefficients()))
     stored = 0
     if layer.dictionary is not None:
         known = _nonzeros(layer.dictionary)

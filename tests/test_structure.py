@@ -27,7 +27,7 @@ ORDER = {
     "lcnn_core": """
         errors files activations
         spec
-        functional counting factors
+        functional counting factors meta
         layers
         models
         convert describe health checkpoint plain onnx engine

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from lcnn_core.checkpoint.torchvision_shim import import_torchvision
 from lcnn_core.errors import ConfigError
+from lcnn_core.meta import NothingToFill
 from lcnn_core.models import ALIASES, MODELS, build, input_shape_of
 
 
@@ -54,7 +55,7 @@ def build_named(architecture: str, *, to: str = "meta", **arguments: Any) -> Nam
     """
     source, name = find(architecture)
     try:
-        with nullcontext() if to == "cpu" else _WeightsOnMeta():
+        with nullcontext() if to == "cpu" else _WeightsOnMeta(), NothingToFill():
             model = SOURCES[source].make(name, **arguments)
     except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
         if isinstance(error, ConfigError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,17 @@ from lcnn_core.engine.lower import Lowering
 from lcnn_core.engine.nested import join, make_native
 from lcnn_core.engine.pack import pack
 from lcnn_core.engine.plan import Plan, PlanStep, plan_step
+from lcnn_core.engine.storage import check_storage
 from lcnn_core.errors import ConfigError, ShapeError
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compile; see :func:`compile`."""
+
+    threads: int | None = None
+    isa: str | None = None
+    storage: str = "float32"
 
 
 @dataclass
@@ -96,9 +106,9 @@ class CompiledModel(nn.Module):
 
     plan: Plan
 
-    def __init__(self, module: fx.GraphModule, example: tuple[Tensor, ...], threads: int | None, isa: str | None):
+    def __init__(self, module: fx.GraphModule, example: tuple[Tensor, ...], options: Options):
         super().__init__()
-        self._threads = threads
+        self._threads = options.threads
         self._shapes = [tuple(x.shape[1:]) for x in example]
         low = lower(module, example[0].shape[0])
         self._values = {node: id(value) for node, value in low.values.items()}
@@ -111,9 +121,9 @@ class CompiledModel(nn.Module):
         memory, liveness, chosen = 0, 0, None
         for number, part in enumerate(self._parts):
             if isinstance(part, Segment):
-                part.layout = Layout(part.operations, part.inputs, part.outputs)
+                part.layout = Layout(part.operations, part.inputs, part.outputs, options.storage)
                 part.packed = pack(part.layout, part.inputs, part.outputs)
-                part.native = NativePlan(part.packed, isa)
+                part.native = NativePlan(part.packed, options.isa)
                 steps += [plan_step(record, number) for record in part.layout.records]
                 held = part.native.memory()
                 memory += held["activations"] + held["scratch"]
@@ -221,12 +231,16 @@ class PlainModel(nn.Module):
 
 
 def compile(
-    model: nn.Module, example_input: Tensor | tuple[Tensor, ...], *, threads: int | None = None, isa: str | None = None
-) -> nn.Module:
+    model: nn.Module, example_input: Tensor | tuple[Tensor, ...], *, threads: int | None = None, isa: str | None = None,
+    storage: str = "float32",
+) -> CompiledModel | PlainModel:  # fmt: skip
     """Compile ``model`` for inference on the CPU: same outputs, lookups executed as lookups.
 
     example_input: one input, or a tuple of them, float32, batch first; any batch size may follow, other sizes not.
     threads: None follows ``torch.get_num_threads()``. isa: an instruction set, for tests; None picks the best.
+    storage: of the weights and dictionaries of fully connected layers, which are bound by memory at batch 1: "float32",
+    or "bfloat16" or "int8" (a scale for each row) for a half or a quarter of the bytes; arithmetic stays float32, and
+    the plan tells the error on the example.
     The weights are copied; later changes of ``model`` have no effect. Returns a module with a ``plan``.
     Modules whose Python cannot be captured (it branches on values, say) run in PyTorch, and natively what they call.
     Without a native library, or where nothing can be captured, PyTorch runs the model, after one warning.
@@ -234,31 +248,47 @@ def compile(
     example = example_input if isinstance(example_input, tuple) else (example_input,)
     if any(x.dtype != torch.float32 for x in example):
         raise ConfigError(f"example_input is {example[0].dtype}; the engine runs torch.float32")
+    options = Options(threads, isa, check_storage(storage))
     model = copy.deepcopy(model).eval()
     if choose(isa) is None:
         advice = "install lcnn where a C++ compiler is present; PyTorch's own layers are 2 to 20 times slower"
         return _plain(model, "no native library", advice)
+    with torch.no_grad():
+        exact = model(*(x.clone() for x in example)) if storage != "float32" else None
     module = capture(model, example)
-    if module is not None:
-        return CompiledModel(module, example, threads, isa)
-    inside = _compile_inside(model, example, threads, isa)
-    return inside or _plain(model, "not captured", "torch.fx cannot trace this model, PyTorch runs it as it is")
+    compiled = _compile_inside(model, example, options) if module is None else CompiledModel(module, example, options)
+    if compiled is None:
+        return _plain(model, "not captured", "torch.fx cannot trace this model, PyTorch runs it as it is")
+    if exact is not None:
+        error = _largest_error(compiled(*(x.clone() for x in example)), exact)
+        compiled.plan = replace(compiled.plan, storage_error=error)
+    return compiled
+
+
+def _largest_error(found: Any, exact: Any) -> float:
+    """Of any tensor that a model returns: the largest difference over the largest magnitude."""
+    if isinstance(exact, Tensor):
+        return float((found - exact).abs().max() / exact.abs().max().clamp_min(1e-30)) if exact.numel() else 0.0
+    pairs = (
+        zip(found.values(), exact.values(), strict=True) if isinstance(exact, dict) else zip(found, exact, strict=True)
+    )
+    return max((_largest_error(*pair) for pair in pairs), default=0.0)
 
 
 def _compile_inside(
-    model: nn.Module, example: tuple[Tensor, ...], threads: int | None, isa: str | None
-) -> nn.Module | None:
+    model: nn.Module, example: tuple[Tensor, ...], options: Options
+) -> CompiledModel | PlainModel | None:
     """Native parts inside a model that is not captured as a whole; None where there are none."""
     opaque = find_opaque(model)
 
     def compiler(part: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module | None:
         module = capture(part, inputs, opaque)
-        return None if module is None else CompiledModel(module, inputs, threads, isa)
+        return None if module is None else CompiledModel(module, inputs, options)
 
     parts = make_native(model, example, opaque or {model}, compiler)
     outer = capture(model, example, opaque) if model not in opaque else None
     if outer is not None:
-        compiled = CompiledModel(outer, example, threads, isa)
+        compiled = CompiledModel(outer, example, options)
         compiled.plan = join(compiled.plan, parts)
         return compiled
     return PlainModel(model, join(_plain_plan(type(model).__name__), parts)) if parts else None
@@ -268,6 +298,6 @@ def _plain_plan(name: str) -> Plan:
     return Plan((PlanStep("torch", name, (), (), 0, 0, 0, native=False),), None)
 
 
-def _plain(model: nn.Module, reason: str, advice: str) -> nn.Module:
+def _plain(model: nn.Module, reason: str, advice: str) -> PlainModel:
     warnings.warn(f"lcnn: {reason}: {advice}", stacklevel=3)
     return PlainModel(model, _plain_plan(reason))

@@ -15,6 +15,7 @@ import numpy as np
 
 from lcnn_core.engine.buffers import Tensor, liveness, place
 from lcnn_core.engine.ir import Array, Operation, Value
+from lcnn_core.engine.storage import store
 
 Form = tuple[Any, ...]
 VECTOR: Form = ("vector",)
@@ -87,7 +88,10 @@ def used_phases(op: Operation) -> list[tuple[int, int]]:
 class Layout:
     """Turns the operations of one segment into records and tensors."""
 
-    def __init__(self, operations: list[Operation], inputs: list[Value], outputs: list[Value]):
+    def __init__(
+        self, operations: list[Operation], inputs: list[Value], outputs: list[Value], storage: str = "float32"
+    ):
+        self.storage = storage
         self.records: list[Record] = []
         self.tensors: list[Tensor] = []
         self.forms: dict[tuple[int, Form], Tensor] = {}
@@ -233,7 +237,8 @@ class Layout:
             _lookup_data(record, op.coefficients, f)
         if weights is not None:
             fields["weights_count"] = weights.size
-            record.data["weights"] = weights.reshape(len(weights), -1).astype(np.float32)
+            fields["storage"], arrays = store(weights.reshape(len(weights), -1), self.storage)
+            record.data |= arrays
         if op.bias is not None:
             record.data["bias"] = op.bias.astype(np.float32)
         self._emit(record)

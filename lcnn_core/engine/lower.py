@@ -26,8 +26,10 @@ DENSE_DENSITY = 0.4
 
 @dataclass
 class Lowering:
-    """The state of one lowering: operations so far, which value each node made, and which it stands for at the end: after
-    a step in place, all names of its input stand for its output."""
+    """The state of one lowering: operations so far, the value that each node made, and the one that it stands for.
+
+    After a step in place, all names of its input stand for its output.
+    """
 
     modules: dict[str, nn.Module]
     batch: int

@@ -27,7 +27,7 @@ DATA = ("bias", "weights", "table", "values", "starts", "phase_list", "scales")
 
 
 def pack(layout: Layout, inputs: list[Value], outputs: list[Value]) -> bytes:
-    """The plan as bytes: header, ports, tensors, steps (int64), then data (float32 and int32)."""
+    """The plan as bytes: header, ports, tensors, steps (int64), then data (in units of 4 bytes)."""
     index = {id(t): i for i, t in enumerate(layout.tensors)}
     data: list[bytes] = []
     units = 0
@@ -42,8 +42,9 @@ def pack(layout: Layout, inputs: list[Value], outputs: list[Value]) -> bytes:
                   "output": where(record.output), **record.fields, **dict.fromkeys(DATA, -1)}  # fmt: skip
         for name, array in record.data.items():
             values[name] = units
-            data.append(array.astype(array.dtype.newbyteorder("<")).tobytes())
-            units += array.size
+            block = array.astype(array.dtype.newbyteorder("<")).tobytes()
+            data.append(block + b"\0" * (-len(block) % 4))
+            units += len(data[-1]) // 4
         for name, value in values.items():
             row[column[name]] = value
     ports = np.array([[len(v.shape), *(*v.shape, 1, 1)[:3]] for v in (*inputs, *outputs)], "<i8")

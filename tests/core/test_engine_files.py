@@ -153,11 +153,11 @@ def test_what_a_file_cannot_hold_is_refused(tmp_path: Path) -> None:
 def test_damaged_files_are_refused(plan: Path, tmp_path: Path) -> None:
     blob, path = plan.read_bytes(), tmp_path / "damaged.lcnn"
     for size in range(len(blob)):
-        with pytest.raises(CheckpointError, match="not an LCNN plan|plan of .* bytes; its header says"):
+        with pytest.raises(CheckpointError, match=r"not an LCNN plan|plan of .* bytes; its header says"):
             NativePlan(blob[:size])
     for at in range(0, len(blob), 61):
         path.write_bytes(blob[:at] + bytes([blob[at] ^ 1 << at % 8]) + blob[at + 1 :])
-        with pytest.raises(CheckpointError, match=f"{path}: packed plan refused: .*; export it again"):
+        with pytest.raises(CheckpointError, match=rf"{path}: packed plan refused: .*; export it again"):
             load(path)
     path.write_bytes(blob + b"\0")
     with pytest.raises(CheckpointError, match=f"plan of {len(blob) + 1} bytes; its header says {len(blob)}"):
