@@ -35,7 +35,7 @@ ORDER = {
         train compress
     """,
     "lcnn_analyze": """
-        codec spectrum cost latency
+        codec spectrum cost latency study
         report crosscheck
         render inputs
         analysis bench

@@ -13,7 +13,6 @@ import typer
 from lcnn_core import ConfigError
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from lcnn_core import Dataset, LayerChoice, Opened, PostTrainingReport
@@ -55,7 +54,7 @@ def convert(
     Each layer becomes dense, sparse or lookup, with the k and density that cost the network's answers least. With
     --finetune it is then trained, taught by the dense network; what is zero stays zero.
     """
-    from lcnn_core import PostTrainingConfig, checkpoint, convert_to_budget
+    from lcnn_core import PostTrainingConfig, calibration_images, checkpoint, convert_to_budget
 
     if dense is not None and weights is not None:
         raise ConfigError(f"--weights cannot go with {dense}: the weights come from one file; leave one out")
@@ -92,14 +91,6 @@ def _open(path: Path, arch: str | None, data: str) -> tuple[Opened, nn.Module, D
     if own is not None:
         check_fit(own, dataset, path)
     return opened, opened.model.eval(), dataset
-
-
-def calibration_images(dataset: Dataset, count: int) -> torch.Tensor:
-    """``count`` training images, or all, drawn with a fixed seed; their labels are not looked at."""
-    import torch
-
-    order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(0))[:count]
-    return torch.cat([images for images, _ in dataset.train.read(list(order.sort().values.split(64)))])
 
 
 @contextmanager

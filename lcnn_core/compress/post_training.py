@@ -26,8 +26,8 @@ from lcnn_core.train import SCHEDULES, TrainConfig
 
 FORMS = ("dense", "sparse", "lookup")
 LEAST_IMAGES = 16
-LEAST_SHARE = 0.004
-"""The least cost that is tried for a layer, over its dense cost."""
+LEAST_SHARE = 0.125
+"""The least cost that is tried for a layer, over what it would cost if all layers were made cheaper alike."""
 PROBED = 64
 """Images on which it is measured how much an error of one layer matters for the answers."""
 PROBE_ERROR = 0.03
@@ -116,7 +116,7 @@ def convert_to_budget(
     config: PostTrainingConfig | None = None,
     tell: Telling = lambda what, done, total: None,
 ) -> tuple[nn.Module, PostTrainingReport]:
-    """A copy of ``dense`` with lookup, sparse and dense layers as fits ``config.speedup`` best; no labels, no gradients.
+    """A copy of ``dense`` with lookup, sparse and dense layers as ``config.speedup`` allows; no labels, no gradients.
 
     images: (N, channels, height, width), normalised as the network was trained on. For every layer, D and P are fitted
     at many costs to its filters, weighted by its inputs on ``images``; how much its error matters is measured on the
@@ -166,6 +166,8 @@ def _problems(dense: nn.Module, images: Tensor, tell: Telling) -> tuple[list[_La
     _, report = convert(dense, LookupConfig(None, threshold=0.0, l1_weight=0.0))
     modules = dict(dense.named_modules())
     names = [layer.names[0] for layer in report.converted if layer.names[0] in specs]
+    if not names:
+        raise ConfigError("a speedup cannot be met: the model has no layer that can be converted")
     tell("measuring inputs", 0, 1)
     moments = calibration.input_moments(dense, {name: modules[name] for name in names}, images)
     normed = calibration.has_batch_norm(dense)
@@ -200,7 +202,7 @@ def _options(layer: _Layer, config: PostTrainingConfig) -> tuple[list[Option], T
     options = [Option(DENSE, layer.dense_cost, 0.0)] if "dense" in config.forms else []
     probe, distance = layer.problem.weight, math.inf
     for size in _sizes(layer, config):
-        for fit in fitting.fits(layer.problem, size, math.ceil(LEAST_SHARE * layer.dense_cost)):
+        for fit in fitting.fits(layer.problem, size, math.ceil(LEAST_SHARE / config.speedup * layer.dense_cost)):
             if fit.cost and fit.error < 1:
                 options.append(Option(size, fit.cost, fit.error))
             if fit.error > 0 and abs(math.log(fit.error / PROBE_ERROR)) < distance:
@@ -211,8 +213,6 @@ def _options(layer: _Layer, config: PostTrainingConfig) -> tuple[list[Option], T
 def _budget(speedup: float, menus: Sequence[Sequence[Option]], fixed: Mapping[str, int], dense_cost: int) -> int:
     """MACs that the layers may cost together; ConfigError where their cheapest fits cost more."""
     budget = int(dense_cost / speedup) - sum(fixed.values())
-    if not menus:
-        raise ConfigError(f"a speedup of {speedup:g} cannot be met: the model has no layer that can be converted")
     least = sum(min(option.cost for option in menu) for menu in menus)
     if least > budget:
         reach = math.floor(100 * dense_cost / (least + sum(fixed.values()))) / 100
