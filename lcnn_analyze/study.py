@@ -63,21 +63,26 @@ class Journal:
         self.path, self.lease, self.clock = path, lease, clock
         self.worker = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
 
-    def begin(self, settings: Mapping[str, Any]) -> None:
-        """Start the study, or join it. Raises ConfigError, naming what differs, where it has other settings."""
+    def begin(self, settings: Mapping[str, Any], trials: Sequence[Trial]) -> list[Trial]:
+        """Start the study, or join it, and ask for these trials; returns all that were ever asked for, in that order.
+
+        Raises ConfigError, naming what differs, where the study has other settings.
+        """
         plain = json.loads(json.dumps(settings))
         with self._locked() as (file, lines):
             if not lines:
                 self._append(file, {"event": "study", "settings": plain})
-                return
-        old = lines[0].get("settings", {})
-        changed = [
-            f"{k} was {old.get(k)}, is now {plain.get(k)}" for k in {**old, **plain} if old.get(k) != plain.get(k)
-        ]
-        if changed:
-            raise ConfigError(
-                f"the study in {self.path.parent} has other settings: {'; '.join(changed)}; choose another -o"
-            )
+            old = lines[0].get("settings", {}) if lines else plain
+            differ = [key for key in {**old, **plain} if old.get(key) != plain.get(key)]
+            if differ:
+                changed = "; ".join(f"{key} was {old.get(key)}, is now {plain.get(key)}" for key in differ)
+                raise ConfigError(f"the study in {self.path.parent} has other settings: {changed}; choose another -o")
+            known = {line["trial"]: line["settings"] for line in lines if line["event"] == "asked"}
+            for trial in trials:
+                if trial.name not in known:
+                    known[trial.name] = dict(trial.settings)
+                    self._append(file, {"event": "asked", "trial": trial.name, "settings": known[trial.name]})
+        return [Trial(name, found) for name, found in known.items()]
 
     def states(self, trials: Sequence[Trial]) -> dict[str, State]:
         """How each trial stands."""

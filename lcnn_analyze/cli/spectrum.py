@@ -38,35 +38,39 @@ def spectrum(
 ) -> None:
     """Compress a dense network by every method to every speedup with every seed; draw accuracy against speedup.
 
-    Run again, the same command goes on where it was stopped; run elsewhere on the same folder, it joins in. Accuracies
-    are those on test images, each network's looked at once, when it is finished.
+    Run again, the same command goes on where it was stopped; run elsewhere on the same folder, it joins in; with other
+    methods, speedups or seeds it adds to the study. Accuracies are those on test images, each network's looked at once,
+    when it is finished.
     """
     from lcnn_analyze.cli.trials import trials_of, work
 
     if workers < 1:
         raise ConfigError(f"workers is {workers}; expected 1 or more")
     settings = {
-        **{"dense": str(dense), "data": data, "methods": [part.strip() for part in methods.split(",")]},
-        **{"speedups": _numbers("speedups", speedups, float), "seeds": _numbers("seeds", seeds, int)},
-        **{"epochs": epochs, "batch_size": batch_size, "lr": lr, "measure": measure},
+        **{"dense": str(dense), "data": data, "epochs": epochs, "batch_size": batch_size, "lr": lr},
+        **{"measure": measure},
     }
-    trials = trials_of(settings)
+    trials = trials_of(
+        [part.strip() for part in methods.split(",")],
+        _numbers("speedups", speedups, float),
+        _numbers("seeds", seeds, int),
+    )
     _check(settings, trials)
     journal = Journal(output / "journal.jsonl")
-    journal.begin(settings)
+    asked = journal.begin(settings, trials)
     if retry_failed:
         journal.reopen_failed(trials)
     if not report_only:
-        others = [_spawn(output, settings) for _ in range(workers - 1)]
+        others = [_spawn(output, settings, trials) for _ in range(workers - 1)]
         try:
-            work(output, settings, quiet)
+            work(output, settings, trials, quiet)
         finally:
             for process in others:
                 process.join() if sys.exc_info()[0] is None else process.terminate()
-    states = journal.states(trials)
-    write_report(output, settings, [(trial, states[trial.name]) for trial in trials])
+    states = journal.states(asked)
+    write_report(output, settings, [(trial, states[trial.name]) for trial in asked])
     ended = [state.status for state in states.values()]
-    typer.echo(f"{output / 'spectrum.md'}: {ended.count('done')} of {len(trials)} done, {ended.count('failed')} failed")
+    typer.echo(f"{output / 'spectrum.md'}: {ended.count('done')} of {len(asked)} done, {ended.count('failed')} failed")
 
 
 def _numbers(name: str, text: str, kind: type) -> list[Any]:
@@ -88,12 +92,12 @@ def _check(settings: Mapping[str, Any], trials: Sequence[Trial]) -> None:
     check_fit(loaded, load_dataset(settings["data"], loaded.normalization), Path(settings["dense"]))
 
 
-def _spawn(output: Path, settings: Mapping[str, Any]) -> Any:
+def _spawn(output: Path, settings: Mapping[str, Any], trials: Sequence[Trial]) -> Any:
     import multiprocessing
 
     from lcnn_analyze.cli.trials import work
 
-    process = multiprocessing.get_context("spawn").Process(target=work, args=(output, settings))
+    process = multiprocessing.get_context("spawn").Process(target=work, args=(output, settings, trials))
     process.start()
     return process
 

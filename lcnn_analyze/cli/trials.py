@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,24 +25,24 @@ class Lost(Exception):
     """The trial went to another worker; what this one has of it is dropped."""
 
 
-def trials_of(settings: Mapping[str, Any]) -> list[Trial]:
-    """The study's grid. Raises ConfigError for a method that there is not, and for axes without values."""
-    for method in settings["methods"]:
+def trials_of(methods: Sequence[str], speedups: Sequence[float], seeds: Sequence[int]) -> list[Trial]:
+    """The grid, seeds outermost. Raises ConfigError for a method that there is not, and for axes without values."""
+    for method in methods:
         if method not in METHODS:
             raise ConfigError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
-    for axis in ("methods", "speedups", "seeds"):
-        values = settings[axis]
+    axes = {"seed": seeds, "speedup": speedups, "method": methods}
+    for axis, values in axes.items():
         if not values or len(set(values)) < len(values):
-            raise ConfigError(f"{axis} are {values}; expected one or more, each once")
-    return grid({"method": settings["methods"], "speedup": settings["speedups"], "seed": settings["seeds"]})
+            raise ConfigError(f"{axis}s are {list(values)}; expected one or more, each once")
+    return grid(axes)
 
 
-def work(folder: Path, settings: Mapping[str, Any], quiet: bool = True) -> None:
+def work(folder: Path, settings: Mapping[str, Any], trials: Sequence[Trial], quiet: bool = True) -> None:
     """Take trials until all have ended, waiting for those of other workers, whose leases may run out."""
     import torch
 
     torch.set_num_threads(1)  # workers are the parallelism, and one thread gives the same bits on every machine
-    trials, journal = trials_of(settings), Journal(folder / "journal.jsonl")
+    journal = Journal(folder / "journal.jsonl")
     subject: tuple[nn.Module, Dataset] | None = None
     while True:
         trial = journal.claim(trials)

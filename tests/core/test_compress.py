@@ -345,7 +345,7 @@ def test_forms_decide_which_layers_have_dictionaries() -> None:
 
 def test_the_published_recipe_starts_afresh_with_threshold_and_penalty() -> None:
     data, dense = small_data(), build("digits-resnet")
-    published = METHODS["published"].config(speedup=8, train=TrainConfig(1, 64, lr=1e-9))
+    published = METHODS["published"].config(speedup=8, cuts=1, train=TrainConfig(1, 64, lr=1e-9))
     starts: list[nn.Module] = []
 
     def listen(event: Any) -> None:
@@ -373,7 +373,7 @@ def test_a_narrow_network_is_trained_within_the_budget_and_lands_by_whole_channe
         whole = sum(count_layer(layer).total for layer in describe(dense, data.input_shape).layers)
         model, result = train_narrow(dense, data, NarrowConfig(4, train=TrainConfig(1, 16, lr=0.01)))
         cost = sum(count_layer(layer).total for layer in describe(model, data.input_shape).layers)
-        assert 0.8 * whole / 4 <= cost <= whole / 4
+        assert 0.7 * whole / 4 <= cost <= whole / 4
         assert model(data.test.images).shape == (20, 10)
         assert result.best_epoch == 1
     widths = [
