@@ -25,12 +25,12 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 # A room may import its own line and the lines above, at run time.
 ORDER = {
     "lcnn_core": """
-        errors files
+        errors files activations
         spec
-        functional counting factors
+        functional counting factors meta
         layers
         models
-        convert describe checkpoint plain onnx engine
+        convert describe health checkpoint plain onnx engine
         data
         train compress
     """,
@@ -39,6 +39,7 @@ ORDER = {
         report crosscheck
         render inputs
         analysis bench
+        documents
         cli __main__
     """,
 }
@@ -66,7 +67,7 @@ LONG = {"lcnn_analyze/render/plots.py:_draw": "one panel, one call of matplotlib
 """``path:function`` or ``path`` -> the reason why it may be longer."""
 
 REGISTRIES = {
-    "lcnn_core": "DATASETS FORMATS FORMULAS LAYERS METHODS MODELS OPTIMIZERS SCHEDULES",
+    "lcnn_core": "DATASETS FORMATS FORMULAS INPUTS LAYERS METHODS MODELS OPTIMIZERS SCHEDULES",
     "lcnn_analyze": "CONVENTIONS METRICS RENDERERS TOOLS",
 }
 

@@ -39,6 +39,19 @@ void gemm(const PackedMatrix& a, const float* input, const int32_t* offsets, flo
 void gemv(const PackedMatrix& a, const float* x, float* out, const Epilogue& epilogue, float* expanded, int64_t row0,
           int64_t row1);
 
+/// A matrix (rows x depth) in bfloat16, or in int8 with a scale for each row; one of the two is empty.
+struct StoredMatrix {
+    int64_t rows = 0, depth = 0;
+    std::vector<uint16_t> halves;
+    std::vector<int8_t> bytes;
+    std::vector<float> scales;
+};
+
+/// As gemv and gemm above, without residual in gemm.
+void gemv(const StoredMatrix& a, const float* x, float* out, const Epilogue& epilogue, int64_t row0, int64_t row1);
+void gemm(const StoredMatrix& a, const float* input, const int32_t* offsets, float* out, int64_t out_stride,
+          int64_t pixels, const Epilogue& epilogue, float* panel, int64_t row0, int64_t row1);
+
 /// One nonzero of P: which float of the response to read, relative to the output pixel, and its coefficient.
 struct Lookup {
     int32_t offset;

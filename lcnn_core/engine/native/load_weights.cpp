@@ -203,6 +203,32 @@ void prepare_gemm(Plan& plan, Prepared& p, const Reader& in) {
         p.matrices[g].pack(w + g * per_group * s.table_count, per_group, s.table_count, s.table_count);
 }
 
+namespace {
+
+/// The weights of a linear layer, or the dictionary of one with lookups: rows x width, in the storage of the step.
+void prepare_rows(Prepared& p, const Reader& in, int64_t rows) {
+    const Step& s = p.s;
+    between("storage", s.storage, 0, 2);
+    if (s.weights_count != rows * s.width) fail("weights do not have %lld x %lld entries", (long long)rows, (long long)s.width);
+    if (s.storage == 0) {
+        p.matrices.resize(1);
+        return p.matrices[0].pack(in.floats("weights", s.weights, s.weights_count), rows, s.width, s.width);
+    }
+    p.stored.rows = rows;
+    p.stored.depth = s.width;
+    if (s.storage == 1) {
+        auto* halves = reinterpret_cast<const uint16_t*>(in.floats("weights", s.weights, (s.weights_count + 1) / 2));
+        p.stored.halves.assign(halves, halves + s.weights_count);
+        return;
+    }
+    auto* bytes = reinterpret_cast<const int8_t*>(in.floats("weights", s.weights, (s.weights_count + 3) / 4));
+    p.stored.bytes.assign(bytes, bytes + s.weights_count);
+    const float* scales = in.floats("scales", s.scales, rows);
+    p.stored.scales.assign(scales, scales + rows);
+}
+
+}  // namespace
+
 void prepare_linear(Plan& plan, Prepared& p, const Reader& in) {
     const Step& s = p.s;
     const Tensor &x = tensor(plan, "input", s.input), &y = tensor(plan, "output", s.output);
@@ -213,12 +239,8 @@ void prepare_linear(Plan& plan, Prepared& p, const Reader& in) {
     between("lookups", s.table_count, 0, int64_t(1) << 28);
     bool lookups = Op(s.op) == Op::lookup_linear;
     int64_t rows = lookups ? s.rows : s.filters;
-    if (!lookups) {
-        if (s.weights_count != s.filters * s.width) fail("weights do not have n * m entries");
-        p.matrices.resize(1);
-        p.matrices[0].pack(in.floats("weights", s.weights, s.weights_count), s.filters, s.width, s.width);
-    } else {
-        if (s.rows) prepare_dictionary(p, in);
+    if (rows) prepare_rows(p, in, rows);
+    if (lookups) {
         const int32_t* table = in.ints("lookups", s.table, 3 * s.table_count);
         std::vector<int64_t> flat(s.table_count);
         for (int64_t i = 0; i < s.table_count; ++i) {

@@ -7,6 +7,8 @@
 #include <cstring>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #if defined(LCNN_VL)  // given, with LCNN_ROWS: tests of other widths, lowered by the compiler
@@ -50,6 +52,8 @@ static LCNN_INLINE vf vmax(vf bound, vf x) {
     return _mm256_max_ps(bound, x);
 #elif LCNN_VL == 4 && defined(__SSE2__)
     return _mm_max_ps(bound, x);
+#elif LCNN_VL == 4 && defined(__aarch64__)
+    return (vf)vmaxq_f32((float32x4_t)bound, (float32x4_t)x);
 #else
     return bound > x ? bound : x;
 #endif
@@ -61,6 +65,8 @@ static LCNN_INLINE vf vmin(vf bound, vf x) {
     return _mm256_min_ps(bound, x);
 #elif LCNN_VL == 4 && defined(__SSE2__)
     return _mm_min_ps(bound, x);
+#elif LCNN_VL == 4 && defined(__aarch64__)
+    return (vf)vminq_f32((float32x4_t)bound, (float32x4_t)x);
 #else
     return bound < x ? bound : x;
 #endif
