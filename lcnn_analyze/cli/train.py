@@ -110,6 +110,8 @@ def _write_run(
     from lcnn_core import Recorder, open_log
 
     provenance = job.provenance(command)
+    if state and not differences(state["settings"], settings):
+        provenance |= {"command": state["header"]["command"]}
 
     def snapshot(model: nn.Module, metrics: Sequence[Mapping[str, Any]], epoch: int) -> Any:
         return job.checkpoint(model, metrics, {**provenance, "epoch": epoch})

@@ -140,6 +140,8 @@ class ImageFiles:
         for samples in _alive(loader):
             self._note([failure for *_, failed in samples for failure in failed])
             images = [image for image, _, _ in samples if image is not None]
+            if seed is not None and len(images) < len(samples):
+                raise DataError(f"none of {len(self)} images can be read; the first: {next(iter(self.unreadable))}")
             if images:
                 yield torch.stack(images), torch.tensor([label for image, label, _ in samples if image is not None])
 

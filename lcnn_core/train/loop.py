@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections import deque
@@ -115,6 +116,8 @@ def _own_random_state(seed: int) -> Iterator[None]:
 @contextmanager
 def _deterministic(config: TrainConfig) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled()
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS asks for
     torch.use_deterministic_algorithms(before or config.deterministic)
     try:
         yield
@@ -298,8 +301,13 @@ class _Run:
             time.perf_counter() - started,
             self.is_best(at.epoch, validation),
             {name: count.dense / count.total if count.total else 0.0 for name, count in counts.items()},
-            len(self.dataset.train.unreadable) + len(self.dataset.validation.unreadable),
+            self.unreadable(),
         )
+
+    def unreadable(self) -> int:
+        """Images of training and validation that no process could read so far."""
+        own = len(self.dataset.train.unreadable) + len(self.dataset.validation.unreadable)
+        return int(self.processes.sums([own], self.step.device)[0])
 
     def was_alive(self, name: str) -> bool:
         return not self.history or bool(self.history[-1].densities.get(name, 1.0))

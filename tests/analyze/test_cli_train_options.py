@@ -320,3 +320,25 @@ def test_crops_on_image_files(tmp_path: Path, capsys: Any) -> None:
     assert len(set(losses.values())) == 3
     assert call("evaluate", tmp_path / "m.pt", *data, "--crops", 3) == 2
     assert "crops is 3; expected one of 1, 5, 10" in capsys.readouterr().err
+
+
+# --- the published networks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["alexnet", "alexnet-lcnn", "resnet18", "resnet18-lcnn"])
+def test_every_family_at_full_size_from_jpegs(model: str, tmp_path: Path, capsys: Any) -> None:
+    """224 pixels, 1,000 classes, the published sizes: 20 steps, evaluation, count."""
+    data = ("--data", "fake:80x1000")
+    options = ("--epochs", 1, "--batches-per-epoch", 20, "--batch-size", 4, "--lr", "1e-3", "--log-every", 1, "-q")
+    assert lcnn("--model", model, *data, *options, "-o", tmp_path / "run") == 0
+    losses = losses_of(tmp_path / "run")
+    assert len(losses) == 20
+    assert all(np.isfinite(losses))
+    saved = checkpoint.load(tmp_path / "run" / "best.pt")
+    assert saved.input_shape == (3, 224, 224)
+    capsys.readouterr()
+    assert call("evaluate", tmp_path / "run" / "best.pt", *data, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["count"] == 8
+    assert call("analyze", tmp_path / "run" / "best.pt", "--format", "json") == 0
+    assert '"architecture"' in capsys.readouterr().out

@@ -56,6 +56,7 @@ def test_killed_at_random_moments_the_end_is_the_same(
         assert lcnn("--resume", folder, "-q") == 0
         assert_same_run(folder, whole)
         assert not list(folder.glob(".*"))
+        assert "--resume" not in checkpoint.load(folder / "last.pt").provenance["command"]
     assert resumed
 
 
@@ -80,8 +81,11 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_a_way_on(
     assert "Traceback" not in err
     assert (folder / "last.pt").read_bytes() == before
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
-    checkpoint.load(folder / "best.pt").build()
+    started = checkpoint.load(folder / "best.pt").provenance["command"]
+    assert lcnn("--resume", folder, "-q") == 0  # it is finished
+    assert checkpoint.load(folder / "last.pt").provenance["command"] == started
     assert lcnn("--resume", folder, "--epochs", 4, "--allow-change", "-q") == 0
+    assert "--resume" in checkpoint.load(folder / "last.pt").provenance["command"]
     assert [line["epoch"] for line in epochs_of(folder)] == [1, 2, 3, 4]
 
 

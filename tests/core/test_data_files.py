@@ -178,6 +178,17 @@ def test_unreadable_images_are_counted_skipped_and_too_many_end_the_run(folder: 
         all_of(strict.train, seed=1)
 
 
+def test_nothing_readable_is_said(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        for name in ("x", "y"):
+            write(tmp_path / part / name / "i.png", b"nothing")
+    data = load_dataset(f"imagefolder:{tmp_path}", None, SMALL)
+    with pytest.raises(DataError, match=r"none of 2 images can be read; the first: .*train/x/i.png"):
+        all_of(data.train, seed=0)
+    with pytest.raises(DataError, match=r"none of the images to evaluate on could be read"):
+        evaluate(build("digits-resnet", num_classes=2, in_channels=3), data.validation)
+
+
 def test_training_end_to_end_on_files(folder: Path) -> None:
     write(folder / "train/cat/broken.jpg", b"\xff\xd8\xff")
     data = load_dataset(f"imagefolder:{folder}", None, DataOptions(image_size=16, workers=0, augment="crop"))
