@@ -94,9 +94,12 @@ class _Display:
         if not seconds:
             return ""
         share = waited / seconds
-        return f"{images / seconds:,.0f} images/s" + (
-            f", {share:.0%} waiting for data" if share >= WORTH_SAYING else ""
-        )
+        speed, alone = (_rate(images / time) for time in (seconds, seconds - waited))
+        return speed + (f", {share:.0%} waiting for data, {alone} without" if share >= WORTH_SAYING else "")
+
+
+def _rate(speed: float) -> str:
+    return f"{speed:,.0f} images/s" if speed >= 10 else f"{speed:.2g} images/s"
 
 
 def epoch_line(event: EpochFinished) -> str:
