@@ -95,11 +95,12 @@ class _Display:
             return ""
         share = waited / seconds
         speed, alone = (_rate(images / time) for time in (seconds, seconds - waited))
-        return speed + (f", {share:.0%} waiting for data, {alone} without" if share >= WORTH_SAYING else "")
+        waiting = f", {alone} without {share:.0%} waiting" if share >= WORTH_SAYING else ""
+        return f"{speed} images/s{waiting}"
 
 
 def _rate(speed: float) -> str:
-    return f"{speed:,.0f} images/s" if speed >= 10 else f"{speed:.2g} images/s"
+    return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
 
 
 def epoch_line(event: EpochFinished) -> str:

@@ -326,7 +326,7 @@ def shown(epochs: bool, terminal: bool, quiet: bool = False) -> str:
 def test_progress_is_a_bar_on_a_terminal_and_plain_lines_elsewhere() -> None:
     line = (
         "epoch 1/1  loss 2.0000  train 25.00%  validation top-1 50.00% top-5 90.00%  counted 10.04x"
-        "  P 10% to 30%  1.5 s  best  80 images/s, 20% waiting for data, 100 images/s without\n"
+        "  P 10% to 30%  1.5 s  best  80 images/s, 100 without 20% waiting\n"
     )
     warning = (
         "warning: after epoch 1 no entry of P is left in layer 'b', which answers the same for every image; lower its "
