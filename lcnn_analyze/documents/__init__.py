@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 
 DOCUMENTS: dict[str, str] = {
+    "api": "lcnn_analyze.documents.api",
+    "audit": "lcnn_analyze.documents.audit",
     "zoo": "lcnn_analyze.documents.zoo",
 }
 """name -> the module whose ``files()`` makes it. To add a document: its file and one line here."""

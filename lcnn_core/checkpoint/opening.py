@@ -6,6 +6,7 @@ file was vetted, and no failure falls back to anything less strict.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +22,12 @@ from lcnn_core.checkpoint.pickles import load_plain
 from lcnn_core.checkpoint.record import CUSTOM, Checkpoint, load_into
 from lcnn_core.checkpoint.state_dicts import find_weights, restore
 from lcnn_core.checkpoint.zoo import build_named
+from lcnn_core.describe import describe
 from lcnn_core.errors import CheckpointError
 from lcnn_core.spec import ModelSpec
+
+MAX_ACTIVATIONS = 4 << 30
+"""Bytes that the values of one image may take at once in a network whose layers the file itself chose."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +140,19 @@ def _described(request: Request, spec: ModelSpec, odd: tuple[str, ...]) -> Opene
 def _torch7(request: Request) -> Opened:
     """A Torch7 network, its layers mapped to ours."""
     model = torch7_layers.to_module(torch7.read(request.path), str(request.path))
+    if request.input_shape is not None:
+        _check_activations(request.path, model, request.input_shape)
     return Opened(model, request.path.stem, request.input_shape, request.path, None, _odd(model))
+
+
+def _check_activations(path: Path, model: nn.Module, shape: tuple[int, ...]) -> None:
+    """Refuse, before anything is computed, a network of the file's own making whose values would fill the memory."""
+    spec = describe(copy.deepcopy(model).to("meta"), shape)
+    if (spec.activation_bytes or 0) > MAX_ACTIVATIONS:
+        raise CheckpointError(
+            f"{path} would take {spec.activation_bytes} bytes for the values of one image of shape {shape}; "
+            f"expected at most {MAX_ACTIVATIONS}; give a smaller input shape"
+        )
 
 
 def _odd(model: nn.Module) -> tuple[str, ...]:

@@ -64,9 +64,10 @@ class Plan:
         total = f"total {self.macs / 1e6:.3f} MMAC per image in native steps ({self.isa or 'no native library'})"
         if self.fallbacks:
             total += f"; {len(self.fallbacks)} steps run in PyTorch"
-        memory = f"memory {self.memory_bytes / 1e6:.3f} MB per image and thread beyond the weights, "
-        memory += f"liveness bound {self.liveness_bytes / 1e6:.3f} MB"
-        lines = [*map(str, self.steps), total, memory]
+        lines = [*map(str, self.steps), total]
+        if self.isa:
+            memory = f"memory {self.memory_bytes / 1e6:.3f} MB per image and thread beyond the weights"
+            lines.append(f"{memory}, liveness bound {self.liveness_bytes / 1e6:.3f} MB")
         if self.storage_error is not None:
             lines.append(f"stored weights change the example's outputs by {self.storage_error:.1e} of the largest")
         return "\n".join(lines)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ def sparsify(model: nn.Module, density: float, seed: int) -> nn.Module:
     return model.eval()
 
 
-def error(model: nn.Module, compiled: nn.Module, x: Tensor) -> float:
+def error(model: nn.Module, compiled: Callable[[Tensor], Tensor], x: Tensor) -> float:
     """Largest error of ``compiled`` over the largest magnitude of the float64 output of ``model``."""
     with torch.no_grad():
         expected = model.double()(x.double())

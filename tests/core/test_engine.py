@@ -68,6 +68,25 @@ def test_any_pooling(
     assert error(model, compile(model, x, isa=isa), x) <= 1e-5
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    st.sampled_from([(2, 0), (2, 1), (3, 0), (3, 1)]), st.booleans(), st.sampled_from([None, 2, 5]),
+    st.sampled_from([(3, 1, 1), (5, 2, 2), (7, 2, 3), (11, 4, 2)]), st.integers(13, 70), st.integers(13, 70),
+    st.sampled_from([1, 2]), st.sampled_from([1, 3]), st.sampled_from(ISAS or ["none"]),
+)  # fmt: skip
+def test_any_stem_with_its_pooling_fused(
+    window: tuple[int, int], ceil: bool, rows: int | None, conv: tuple[int, int, int], h: int, w: int, threads: int,
+    batch: int, isa: str,
+) -> None:  # fmt: skip
+    """Rows joined two by two, windows over the edges, rows shared between threads; no ReLU, so that signs matter."""
+    torch.manual_seed(h * w)
+    kernel, stride, padding = conv
+    layer = LookupConv2d(3, 9, kernel, stride, padding, dictionary_size=rows, threshold=0.0)
+    model = sparsify(nn.Sequential(layer, nn.MaxPool2d(window[0], 2, window[1], ceil_mode=ceil)), 0.2, 5)
+    x = torch.randn(batch, 3, h, w)
+    assert error(model, compile(model, x, threads=threads, isa=isa), x) <= 1e-5
+
+
 class Branches(nn.Module):
     """Residual additions, concatenation, a gate, in-place ReLU, strides that share phases, an uncovered operation."""
 
@@ -152,6 +171,14 @@ def test_eight_threads_give_identical_outputs(seconds: int) -> None:
         caller.join()
     assert len(calls) >= 24 * seconds
     assert not wrong
+
+
+@pytest.mark.slow
+def test_a_batch_larger_than_one_chunk() -> None:
+    """Batch-wide steps take 2^26 floats at a time (run.cpp): here 16,768 images, then 232."""
+    model = nn.Sequential(nn.Linear(4000, 2)).eval()
+    x = torch.randn(17_000, 4000)
+    assert error(model, compile(model, x[:1], threads=2), x) <= 1e-5
 
 
 def test_the_liveness_bound_by_hand() -> None:

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from engine_cases import layers
+from engine_cases import error, layers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lcnn_core.engine import compile, libraries, save
+from lcnn_core.engine.storage import STORAGES
 from lcnn_core.models import build, input_shape_of
 
 ROOT = Path(__file__).parent.parent.parent
@@ -43,18 +44,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def error_under_qemu(folder: Path, model: nn.Module, x: Tensor, threads: int) -> float:
-    with torch.no_grad():
-        expected = model.double()(x.double()).numpy()
-        model.float()
-    save(compile(model, x[:1]), folder / "model.lcnn")
+def outputs_under_qemu(folder: Path, compiled: nn.Module, x: Tensor, threads: int) -> Tensor:
+    save(compiled, folder / "model.lcnn")
     (folder / "x.f32").write_bytes(x.numpy().tobytes())
     command = ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", folder / "example"]
     files = [folder / name for name in ("model.lcnn", "x.f32", "y.f32")]
     ran = subprocess.run([*command, *files, str(threads)], check=True, capture_output=True, text=True)
     assert ran.stdout.startswith("neon\n")
-    found = np.fromfile(folder / "y.f32", "<f4").reshape(expected.shape)
-    return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-30))
+    return torch.from_numpy(np.fromfile(folder / "y.f32", "<f4")).reshape(compiled(x).shape)
+
+
+def error_under_qemu(folder: Path, model: nn.Module, x: Tensor, threads: int) -> float:
+    found = outputs_under_qemu(folder, compile(model, x[:1]), x, threads)
+    return error(model, lambda _: found, x)
 
 
 @settings(max_examples=150, deadline=None)
@@ -68,3 +70,12 @@ def test_any_convolution(folder: Path, case: tuple[nn.Module, tuple[int, int, in
 def test_whole_networks(folder: Path, name: str) -> None:
     x = torch.randn(3, *input_shape_of(name))
     assert error_under_qemu(folder, build(name).eval(), x, 2) <= 1e-5
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("storage", STORAGES)
+def test_stored_weights_as_on_this_machine(folder: Path, storage: str, batch: int) -> None:
+    compiled = compile(nn.Sequential(nn.Linear(517, 259), nn.ReLU()).eval(), torch.randn(1, 517), storage=storage)
+    x = torch.randn(batch, 517)
+    expected = compiled(x)
+    assert (outputs_under_qemu(folder, compiled, x, 2) - expected).abs().max() <= 1e-5 * expected.abs().max()

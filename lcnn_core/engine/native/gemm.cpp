@@ -161,12 +161,13 @@ void gemv_panel(const float* a, const float* expanded, int64_t depth, float* sum
 #pragma GCC unroll 8
         for (int j = 0; j < UNROLL; ++j) acc[j] += load(a + i + j * VL) * load(expanded + i + j * VL);
     }
-    float lanes[VL];
-    for (int half = UNROLL / 2; half; half /= 2)
+    constexpr int KEEP = MR > VL ? MR / VL : 1;  // NEON: one step of k takes two vectors, of different rows
+    float lanes[KEEP * VL];
+    for (int half = UNROLL / 2; half >= KEEP; half /= 2)
 #pragma GCC unroll 4
         for (int j = 0; j < half; ++j) acc[j] += acc[j + half];
-    store(lanes, acc[0]);
-    for (int j = 0; j < VL; ++j) sums[j % MR] += lanes[j];
+    for (int j = 0; j < KEEP; ++j) store(lanes + j * VL, acc[j]);
+    for (int j = 0; j < KEEP * VL; ++j) sums[j % MR] += lanes[j];
     for (; i < total; ++i) sums[i % MR] += a[i] * expanded[i];
 }
 

@@ -162,6 +162,7 @@ void check_batch_wide(const Plan& plan, const Step& s) {
 
 void prepare(Plan& plan, Prepared& p, const Reader& in) {
     between("operation", p.s.op, 0, int64_t(Op::count) - 1);
+    for (int64_t t : {p.s.input, p.s.second, p.s.output}) between("tensor", t, -1, int64_t(plan.tensors.size()) - 1);
     set_epilogue(p, in);
     switch (Op(p.s.op)) {
         case Op::lookup: prepare_lookup(plan, p, in); break;

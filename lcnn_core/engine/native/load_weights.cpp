@@ -118,6 +118,16 @@ int64_t choose_blocks(const Prepared& p, const Tensor& x, int64_t channels) {
     return std::max<int64_t>(1, std::min(blocks, p.s.table_count / p.s.filters / least));
 }
 
+/// Whether the pooled rows of this step can be made of pairs of rows, and how.
+bool choose_pairing(Prepared& p, const Tensor& y) {
+    const Step& s = p.s;
+    int64_t pairs = (s.conv_height + 1) / 2;  // with padding 0, a window of 3 also sees the first row of the next pair
+    bool two = s.kh == 2 && s.py == 0, before = s.kh == 3 && s.py == 1, after = s.kh == 3 && s.py == 0;
+    p.paired = s.sy == 2 && s.dy == 1 && (two || before || after) && y.height + after <= pairs;
+    p.pairing = s.kh == 2 ? Pairing::two : s.py == 1 ? Pairing::before : Pairing::after;
+    return p.paired;
+}
+
 }  // namespace
 
 void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
@@ -166,7 +176,10 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
         if (s.width * x.plane > INT32_MAX) fail("tensor too large for 32-bit offsets");
         scratch = channels * p.window_plane + GUARD;
     }
-    if (s.pooled) {
+    if (s.pooled && choose_pairing(p, y)) {
+        p.line = (std::max((y.width + VL) * s.sx + VL + s.kw * s.dx, s.px + s.conv_width + VL) + 15) / 16 * 16;
+        scratch += 2 * s.filters * p.line + 2 * GUARD;
+    } else if (s.pooled) {
         scratch += (p.tile_rows + 2 * s.kh * s.dy + s.sy) * x.stride + s.filters * s.kh * s.dy * x.stride +
                    pool_line(x, y, s) + 2 * GUARD;
         p.line = pool_line(x, y, s);

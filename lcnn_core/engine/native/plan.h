@@ -66,6 +66,8 @@ struct Prepared {
     int64_t up = 0, down = 0, reach = 0;  // lookups: rows above and below, columns aside
     int64_t tile_rows = 1, window_rows = 0, window_plane = 0, window_lead = 0;  // lookup: the sliding window of S
     int64_t line = 0;                     // fused pooling: floats of its line
+    bool paired = false;                  // fused pooling with stride 2: rows are joined two by two
+    Pairing pairing = Pairing::two;
     std::vector<std::pair<int32_t, int32_t>> phases;
     bool direct = false;                  // lookup: reads its input itself (identity dictionary)
     bool extra_activation = false;        // not a clamp: applied after the epilogue

@@ -12,9 +12,6 @@
 namespace lcnn {
 namespace {
 
-typedef uint16_t vh __attribute__((vector_size(LCNN_VL * 2)));
-typedef int8_t vb __attribute__((vector_size(LCNN_VL)));
-
 float widen(uint16_t half) {
     uint32_t bits = uint32_t(half) << 16;
     float value;
@@ -23,16 +20,8 @@ float widen(uint16_t half) {
 }
 float widen(int8_t byte) { return byte; }
 
-LCNN_INLINE vf widen_vector(const uint16_t* p) {
-    vh halves;
-    memcpy(&halves, p, sizeof halves);
-    return (vf)(__builtin_convertvector(halves, vi) << 16);
-}
-LCNN_INLINE vf widen_vector(const int8_t* p) {
-    vb bytes;
-    memcpy(&bytes, p, sizeof bytes);
-    return __builtin_convertvector(__builtin_convertvector(bytes, vi), vf);
-}
+LCNN_INLINE vf widen_vector(const uint16_t* p) { return load_halves(p); }
+LCNN_INLINE vf widen_vector(const int8_t* p) { return load_bytes(p); }
 
 /// Dot products of ROWS rows with x, two accumulators each to hide the latency of the FMA.
 template <int ROWS, class T>
