@@ -17,7 +17,7 @@ from lcnn_core.data import DataOptions, load_dataset
 from lcnn_core.data.files import IMAGENET, decode
 from lcnn_core.errors import ConfigError, DataError
 from lcnn_core.models import build
-from lcnn_core.train import TrainConfig, evaluate, train
+from lcnn_core.train import StateReached, TrainConfig, evaluate, train
 
 SMALL = DataOptions(image_size=16, workers=0)
 COLOURS = {"cat": (200, 40, 40), "dog": (40, 200, 40), "owl": (40, 40, 200)}
@@ -197,6 +197,34 @@ def test_training_end_to_end_on_files(folder: Path) -> None:
     result = train(model, data, TrainConfig(20, 6, lr=0.1))
     assert result.last.validation.top1 == 1.0
     assert result.last.unreadable == 1
+
+
+def test_a_run_on_files_resumes_to_the_same_bits() -> None:
+    states: list[bytes] = []
+
+    def listen(event: Any) -> None:
+        if isinstance(event, StateReached):
+            stream = io.BytesIO()
+            torch.save(dict(event.state), stream)
+            states.append(stream.getvalue())
+
+    def run(resume: Any = None) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = build("digits-resnet-lcnn", num_classes=3, in_channels=3)
+        data = load_dataset("fake:24x3", None, SMALL)
+        train(
+            model,
+            data,
+            TrainConfig(2, 8, save_every=1, shift=1),
+            listen if resume is None else lambda e: None,
+            resume=resume,
+        )
+        return model.state_dict()
+
+    whole = run()
+    for number in (2, 4):
+        resumed = run(torch.load(io.BytesIO(states[number]), weights_only=True))
+        assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
 def test_classes_must_agree_and_none_may_be_empty(folder: Path) -> None:
