@@ -35,9 +35,9 @@ _ROOMS = {
     "plain": "PlainLayer cheaper_forms plain_layers",
     "spec": "Finding LayerSpec LookupConfig LookupSpec ModelSpec Uncounted",
     "train": """OPTIMIZERS SCHEDULES Accuracy BatchFinished CrossEntropy Distillation EpochFinished Evaluation Event
-        LayerDied Listener Matched Processes Recorder RunFiles StateReached TrainConfig TrainResult TrainingFinished
-        TrainingStarted evaluate evaluate_classes find_schedule join_processes keep_zeros load_matching_ load_state
-        open_log redraw_coefficients_ save_state sparsify_ train""",
+        LayerDied Listener Matched Processes Recorder RunFiles RunLog StateReached TrainConfig TrainResult
+        TrainingFinished TrainingStarted evaluate evaluate_classes find_schedule join_processes keep_zeros
+        load_matching_ load_state open_log redraw_coefficients_ save_state sparsify_ train""",
 }
 """The public names by room. To add one: a word here and a line in the imports for type checkers below."""
 
@@ -173,6 +173,7 @@ if TYPE_CHECKING:
     from lcnn_core.train import Processes as Processes
     from lcnn_core.train import Recorder as Recorder
     from lcnn_core.train import RunFiles as RunFiles
+    from lcnn_core.train import RunLog as RunLog
     from lcnn_core.train import StateReached as StateReached
     from lcnn_core.train import TrainConfig as TrainConfig
     from lcnn_core.train import TrainingFinished as TrainingFinished
