@@ -19,7 +19,7 @@ _ROOMS = {
     "convert": "ConversionReport ConvertedLayer LeftLayer convert convert_",
     "counting": """FORMULAS LayerCount conv_macs count_layer counted_speedup dictionary_macs linear_macs lookup_macs
         matmul_macs output_positions padded_positions""",
-    "data": "DATASETS Dataset Split load_dataset",
+    "data": "DATASETS DataOptions Dataset Images Split load_dataset",
     "describe": "describe",
     "engine": "CompiledModel Plan PlanStep compile",
     "errors": "CheckpointError ConfigError DataError LcnnError ShapeError TrainingError UnsupportedLayerError",
@@ -34,8 +34,10 @@ _ROOMS = {
     "onnx": "export_onnx",
     "plain": "PlainLayer cheaper_forms plain_layers",
     "spec": "Finding LayerSpec LookupConfig LookupSpec ModelSpec Uncounted",
-    "train": """OPTIMIZERS SCHEDULES Accuracy BatchFinished CrossEntropy Distillation EpochFinished Event Listener
-        TrainConfig TrainResult TrainingFinished TrainingStarted evaluate keep_zeros train""",
+    "train": """OPTIMIZERS SCHEDULES Accuracy BatchFinished CrossEntropy Distillation EpochFinished Evaluation Event
+        LayerDied Listener Matched Processes Recorder RunFiles RunLog StateReached TrainConfig TrainResult
+        TrainingFinished TrainingStarted evaluate evaluate_classes find_schedule join_processes keep_zeros
+        load_matching_ load_state open_log redraw_coefficients_ save_state sparsify_ train""",
 }
 """The public names by room. To add one: a word here and a line in the imports for type checkers below."""
 
@@ -110,7 +112,9 @@ if TYPE_CHECKING:
     from lcnn_core.counting import output_positions as output_positions
     from lcnn_core.counting import padded_positions as padded_positions
     from lcnn_core.data import DATASETS as DATASETS
+    from lcnn_core.data import DataOptions as DataOptions
     from lcnn_core.data import Dataset as Dataset
+    from lcnn_core.data import Images as Images
     from lcnn_core.data import Split as Split
     from lcnn_core.data import load_dataset as load_dataset
     from lcnn_core.describe import describe as describe
@@ -161,12 +165,29 @@ if TYPE_CHECKING:
     from lcnn_core.train import CrossEntropy as CrossEntropy
     from lcnn_core.train import Distillation as Distillation
     from lcnn_core.train import EpochFinished as EpochFinished
+    from lcnn_core.train import Evaluation as Evaluation
     from lcnn_core.train import Event as Event
+    from lcnn_core.train import LayerDied as LayerDied
     from lcnn_core.train import Listener as Listener
+    from lcnn_core.train import Matched as Matched
+    from lcnn_core.train import Processes as Processes
+    from lcnn_core.train import Recorder as Recorder
+    from lcnn_core.train import RunFiles as RunFiles
+    from lcnn_core.train import RunLog as RunLog
+    from lcnn_core.train import StateReached as StateReached
     from lcnn_core.train import TrainConfig as TrainConfig
     from lcnn_core.train import TrainingFinished as TrainingFinished
     from lcnn_core.train import TrainingStarted as TrainingStarted
     from lcnn_core.train import TrainResult as TrainResult
     from lcnn_core.train import evaluate as evaluate
+    from lcnn_core.train import evaluate_classes as evaluate_classes
+    from lcnn_core.train import find_schedule as find_schedule
+    from lcnn_core.train import join_processes as join_processes
     from lcnn_core.train import keep_zeros as keep_zeros
+    from lcnn_core.train import load_matching_ as load_matching_
+    from lcnn_core.train import load_state as load_state
+    from lcnn_core.train import open_log as open_log
+    from lcnn_core.train import redraw_coefficients_ as redraw_coefficients_
+    from lcnn_core.train import save_state as save_state
+    from lcnn_core.train import sparsify_ as sparsify_
     from lcnn_core.train import train as train

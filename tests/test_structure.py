@@ -56,6 +56,7 @@ ONLY_IN = {
     "fvcore": ["lcnn_analyze.crosscheck"],
     "sklearn": ["lcnn_core.data"],
     "safetensors": ["lcnn_core.checkpoint"],
+    "yaml": ["lcnn_analyze.cli"],
 }
 # Up to describe the analyzer holds modules; after it there is no torch.
 TORCH_IN_ANALYZER = ["inputs", "crosscheck", "latency", "bench", "cli"]

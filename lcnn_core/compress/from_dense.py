@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -97,12 +99,16 @@ def balance_(layer: LookupLayer) -> None:
 
 
 def compress_from_dense(
-    dense: nn.Module, dataset: Dataset, config: FromDenseConfig | None = None, on_event: Listener = ignore
+    dense: nn.Module,
+    dataset: Dataset,
+    config: FromDenseConfig | None = None,
+    on_event: Listener = ignore,
+    resume: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, TrainResult]:
     """Make a lookup network of ``dense`` that meets ``config.speedup``; ``dense`` itself is left as it is.
 
-    Returns the network with the last epoch's weights, and what the run did. Raises ConfigError, with the reachable
-    maximum and what bounds it, when the budget cannot be met.
+    Returns the network with the last epoch's weights, and what the run did. resume: as in ``train``. Raises
+    ConfigError, with the reachable maximum and what bounds it, when the budget cannot be met.
     """
     config = config or FromDenseConfig()
     for name, module in dense.named_modules():
@@ -115,4 +121,4 @@ def compress_from_dense(
     teacher = copy.deepcopy(dense).eval().requires_grad_(False)
     budget = Budget(model, dataset.input_shape, config.speedup, config.phase, config.cuts, config.floor)
     objective = Distillation(teacher, config.temperature, config.weight)
-    return model, train(model, dataset, config.train, on_event, objective, budget)
+    return model, train(model, dataset, config.train, on_event, objective, budget, resume)
