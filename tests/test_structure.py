@@ -33,6 +33,7 @@ ORDER = {
         convert describe checkpoint plain onnx engine
         data
         train compress
+        transfer
     """,
     "lcnn_analyze": """
         codec spectrum cost latency
