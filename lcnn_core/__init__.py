@@ -31,8 +31,8 @@ _ROOMS = {
     "spec": "LayerSpec LookupConfig LookupSpec ModelSpec Uncounted",
     "train": """OPTIMIZERS SCHEDULES Accuracy BatchFinished CrossEntropy Distillation EpochFinished Evaluation Event
         LayerDied Listener Matched Processes Recorder RunFiles StateReached TrainConfig TrainResult TrainingFinished
-        TrainingStarted evaluate evaluate_classes find_schedule join_processes keep_zeros load_matching_ load_state
-        open_log redraw_coefficients_ save_state sparsify_ train""",
+        TrainingStarted evaluate evaluate_classes find_schedule join_processes keep_zeros l1_penalty load_matching_
+        load_state open_log redraw_coefficients_ save_state sparsify_ train""",
     "transfer": """Estimate Family FewIterationConfig FewIterationResult FewIterationSummary FewShotConfig FewShotResult
         FewShotSummary carry_dictionaries_ estimate few_iteration few_shot freeze_dictionaries_
         summarize_few_iteration summarize_few_shot""",
@@ -169,6 +169,7 @@ if TYPE_CHECKING:
     from lcnn_core.train import find_schedule as find_schedule
     from lcnn_core.train import join_processes as join_processes
     from lcnn_core.train import keep_zeros as keep_zeros
+    from lcnn_core.train import l1_penalty as l1_penalty
     from lcnn_core.train import load_matching_ as load_matching_
     from lcnn_core.train import load_state as load_state
     from lcnn_core.train import open_log as open_log

@@ -39,9 +39,10 @@ def few_iteration(
     Beside it the deeper lookup network and its dense twin, from scratch, on the same batches. The learning rate of
     each is chosen on validation images. A study that was stopped goes on when the same command is given again.
     """
-    from lcnn_analyze.cli.study import Shelf, counting, make_family, numbers, open_journal
-    from lcnn_core import FewIterationConfig, FewIterationResult, TrainConfig, load_dataset
-    from lcnn_core import few_iteration as study
+    from lcnn_analyze.cli.study import Shelf, counting, facts, make_family, numbers, open_journal, write_study
+    from lcnn_analyze.render.transfer import few_iteration_study
+    from lcnn_core import FewIterationConfig, FewIterationResult, TrainConfig, load_dataset, summarize_few_iteration
+    from lcnn_core import few_iteration as run
 
     if model not in DEPTHS:
         raise ConfigError(f"model is {model!r}; expected one of {', '.join(DEPTHS)}: lookup networks of two depths")
@@ -57,6 +58,7 @@ def few_iteration(
         "model": model,
         "preset": preset,
         **asdict(config),
+        "depths": [f"{option} {shallow}", f"{option} {deep}"],
         **{"epochs": epochs, "batches_per_epoch": batches_per_epoch},
     }
 
@@ -67,16 +69,9 @@ def few_iteration(
     with open_journal(output, settings, FewIterationResult) as (results, add):
         done = {result.key for result in results}
         with counting("training", 3 * seeds * len(config.rates), quiet) as show:
-            for result in study(dataset, family, {option: deep}, trained, config, done):
+            for result in run(dataset, family, {option: deep}, trained, config, done):
                 add(result)
                 results.append(result)
                 show(len(results))
-    _report(output, settings, results, ctx.obj["command"], quiet)
-
-
-def _report(folder: Path, settings: dict[str, Any], results: list[Any], command: str, quiet: bool) -> None:
-    from lcnn_analyze.cli.output import write_study
-    from lcnn_analyze.render.transfer import few_iteration_study
-    from lcnn_core import summarize_few_iteration
-
-    write_study(folder, few_iteration_study(settings, summarize_few_iteration(results), command), quiet)
+    study = few_iteration_study(settings, summarize_few_iteration(results), facts(ctx.obj["command"]))
+    write_study(output, study, quiet)

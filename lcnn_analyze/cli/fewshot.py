@@ -33,8 +33,9 @@ def fewshot(
     The share of eta at which pre-trained layers learn is chosen on validation images, for both. Writes a report with
     curves. A study that was stopped goes on where it was when the same command is given again.
     """
-    from lcnn_analyze.cli.study import Shelf, counting, make_family, numbers, open_journal
-    from lcnn_core import Dataset, FewShotConfig, FewShotResult, TrainConfig, few_shot, load_dataset
+    from lcnn_analyze.cli.study import Shelf, counting, facts, make_family, numbers, open_journal, write_study
+    from lcnn_analyze.render.transfer import few_shot_study
+    from lcnn_core import Dataset, FewShotConfig, FewShotResult, TrainConfig, few_shot, load_dataset, summarize_few_shot
 
     dataset = load_dataset(data)
     config = FewShotConfig(
@@ -63,12 +64,5 @@ def fewshot(
                 add(result)
                 results.append(result)
                 show(len(results))
-    _report(output, settings, results, ctx.obj["command"], quiet)
-
-
-def _report(folder: Path, settings: dict[str, Any], results: list[Any], command: str, quiet: bool) -> None:
-    from lcnn_analyze.cli.output import write_study
-    from lcnn_analyze.render.transfer import few_shot_study
-    from lcnn_core import summarize_few_shot
-
-    write_study(folder, few_shot_study(settings, summarize_few_shot(results), command), quiet)
+    study = few_shot_study(settings, summarize_few_shot(results), facts(ctx.obj["command"]))
+    write_study(output, study, quiet)

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from lcnn_analyze.cli.output import write_file
 from lcnn_analyze.codec import decode, encode
 from lcnn_core import ConfigError, DataError
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from lcnn_analyze.render.study import Study
     from lcnn_core import Dataset, Family, TrainConfig
 
 JOURNAL = "results.jsonl"
@@ -133,3 +135,23 @@ def counting(title: str, total: int, quiet: bool) -> Iterator[Callable[[int], No
 
     with Console(stderr=True).status(title) as status:
         yield lambda done: status.update(f"{title}: {done:,} of {total:,}")
+
+
+def facts(command: str) -> tuple[tuple[str, str], ...]:
+    """The command, and what ran it."""
+    from lcnn_analyze.bench.machine import this_machine
+    from lcnn_analyze.cli.train_job import versions
+
+    machine = this_machine()
+    made_with = ", ".join(f"{name} {version}" for name, version in versions().items())
+    where = f"{machine.processor}, {machine.cores} cores, {machine.system}"
+    return ("command", command), ("versions", made_with), ("machine", where)
+
+
+def write_study(folder: Path, study: Study, quiet: bool) -> None:
+    """Write the report's files into ``folder`` and print its findings."""
+    from lcnn_analyze.render.study import files
+
+    for name, content in files(study).items():
+        write_file(folder / name, content, quiet)
+    print(*study.findings, sep="\n")
