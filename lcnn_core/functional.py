@@ -179,7 +179,12 @@ def lookup_conv(
     Cost: nnz(D) * padded positions + nnz(P) * output positions.
     """
     response = _checked_response(x, dictionary, coefficients.shape, groups)
-    if groups == 1 and response.shape[2:] == coefficients.shape[2:] and _is_plain(padding, 0) and _is_plain(dilation, 1):
+    if (
+        groups == 1
+        and response.shape[2:] == coefficients.shape[2:]
+        and _is_plain(padding, 0)
+        and _is_plain(dilation, 1)
+    ):
         # One output position: a matrix product, several times faster than the same convolution, backwards above all.
         y = F.linear(response.flatten(1), coefficients.flatten(1), bias)
         return y.reshape(*y.shape, *(1,) * (coefficients.ndim - 2))

@@ -48,9 +48,7 @@ def few_iteration(
         raise ConfigError(f"model is {model!r}; expected one of {', '.join(DEPTHS)}: lookup networks of two depths")
     option, shallow, deep = DEPTHS[model]
     dataset = load_dataset(data)
-    config = FewIterationConfig(
-        iterations, every, seeds, numbers("--rates", rates, float), images=images, seed=seed
-    )
+    config = FewIterationConfig(iterations, every, seeds, numbers("--rates", rates, float), images=images, seed=seed)
     family = make_family(dataset, model, preset, None)
     shelf = Shelf(output, family, ctx.obj["command"], quiet)
     settings: dict[str, Any] = {

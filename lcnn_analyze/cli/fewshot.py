@@ -12,7 +12,9 @@ import typer
 def fewshot(
     ctx: typer.Context,
     data: Annotated[str, typer.Option(help="digits, idx:FOLDER or another data source.")] = "digits",
-    model: Annotated[str, typer.Option(help="A lookup architecture; its dense twin is beside it.")] = "digits-resnet-lcnn",
+    model: Annotated[
+        str, typer.Option(help="A lookup architecture; its dense twin is beside it.")
+    ] = "digits-resnet-lcnn",
     preset: Annotated[str | None, typer.Option(help="Dictionary sizes by name: fast or accurate.")] = None,
     classifier: Annotated[int, typer.Option(help="k of the lookup classifier, whose D is carried over.", min=1)] = 16,
     novel: Annotated[int, typer.Option(help="Novel classes; the others are base classes.")] = 3,
@@ -38,9 +40,7 @@ def fewshot(
     from lcnn_core import Dataset, FewShotConfig, FewShotResult, TrainConfig, few_shot, load_dataset, summarize_few_shot
 
     dataset = load_dataset(data)
-    config = FewShotConfig(
-        novel, splits, resamplings, numbers("--shots", shots, int), rate, steps=steps, seed=seed
-    )
+    config = FewShotConfig(novel, splits, resamplings, numbers("--shots", shots, int), rate, steps=steps, seed=seed)
     base = TrainConfig(epochs=epochs, batches_per_epoch=batches_per_epoch, lr=lr, seed=seed)
     family = make_family(dataset, model, preset, classifier)
     shelf = Shelf(output, family, ctx.obj["command"], quiet)

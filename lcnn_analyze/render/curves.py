@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -42,13 +43,17 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """Up to three curves on one pair of axes. Places on x are even steps for ``even``, else to scale."""
+    """Up to three curves on one pair of axes. Places on x are even steps for ``even``, else to scale.
+
+    ends: of what y can be, such as 0 and 100; an interval that goes on is cut there.
+    """
 
     title: str
     x_label: str
     y_label: str
     curves: tuple[Curve, ...]
     even: bool = False
+    ends: tuple[float, float] = (-math.inf, math.inf)
 
     @property
     def xs(self) -> list[float]:
@@ -58,9 +63,14 @@ class Chart:
     @property
     def y_bounds(self) -> tuple[float, float]:
         """Ends of the y axis, with room for what is drawn."""
-        values = [v for c in self.curves for m in c.marks for v in (m.y, m.low, m.high) if v is not None]
+        values = [v for c in self.curves for m in c.marks for v in (m.y, *self.spread(m))]
         room = max((max(values) - min(values)) * 0.08, 0.5)
         return min(values) - room, max(values) + room
+
+    def spread(self, mark: Mark) -> tuple[float, float]:
+        """The interval as it is drawn; the mark itself where it has none."""
+        low, high = (mark.y if end is None else end for end in (mark.low, mark.high))
+        return max(low, self.ends[0]), min(high, self.ends[1])
 
     @property
     def description(self) -> str:
@@ -92,10 +102,12 @@ def inline(chart: Chart, name: str) -> Markup:
         f'<text class="tick" y="{y(tick) - 3}">{tick:g}</text>'
         for tick in linear_ticks(bottom, top)
     ]
-    drawn += [f'<text class="tick middle" x="{x(tick)}" y="{HEIGHT - FLOOR + 18}">{tick:g}</text>' for tick in _ticks(chart)]
+    drawn += [
+        f'<text class="tick middle" x="{x(tick)}" y="{HEIGHT - FLOOR + 18}">{tick:g}</text>' for tick in _ticks(chart)
+    ]
     for place, (curve, (style, _, _)) in enumerate(zip(chart.curves, LOOKS, strict=False)):
         shift = _beside(chart, place) * 100
-        drawn += _inline_curve(curve, style, lambda value, shift=shift: x(value, shift), y)  # type: ignore[misc]
+        drawn += _inline_curve(chart, curve, style, lambda value, shift=shift: x(value, shift), y)  # type: ignore[misc]
     drawn.append(
         f'<text class="axis" y="12">{escape(chart.y_label)}</text>'
         f'<text class="axis value" x="100%" y="{HEIGHT - 4}">{escape(chart.x_label)}</text>'
@@ -103,7 +115,9 @@ def inline(chart: Chart, name: str) -> Markup:
     return picture(drawn, chart.title, chart.description, name, HEIGHT)
 
 
-def _inline_curve(curve: Curve, style: str, x: Callable[[float], str], y: Callable[[float], float]) -> list[str]:
+def _inline_curve(
+    chart: Chart, curve: Curve, style: str, x: Callable[[float], str], y: Callable[[float], float]
+) -> list[str]:
     drawn = [
         f'<line class="curve {style}" x1="{x(a.x)}" y1="{y(a.y)}" x2="{x(b.x)}" y2="{y(b.y)}"/>'
         for a, b in zip(curve.marks, curve.marks[1:], strict=False)
@@ -112,9 +126,9 @@ def _inline_curve(curve: Curve, style: str, x: Callable[[float], str], y: Callab
         text = f"{curve.label}, {mark.x:g}: {mark.y:.1f}"
         if mark.low is not None and mark.high is not None:
             text += f" ({mark.low:.1f} to {mark.high:.1f})"
+            low, high = chart.spread(mark)
             drawn.append(
-                f'<line class="spread {style}" x1="{x(mark.x)}" x2="{x(mark.x)}" y1="{y(mark.low)}" '
-                f'y2="{y(mark.high)}"/>'
+                f'<line class="spread {style}" x1="{x(mark.x)}" x2="{x(mark.x)}" y1="{y(low)}" y2="{y(high)}"/>'
             )
         drawn.append(
             f'<circle class="mark {style}" cx="{x(mark.x)}" cy="{y(mark.y)}" r="4.5">'
@@ -142,9 +156,10 @@ def png(charts: Sequence[Chart]) -> bytes:
             for place, (curve, (_, color, stroke)) in enumerate(zip(chart.curves, LOOKS, strict=False)):
                 at = [chart.place(mark.x) + _beside(chart, place) for mark in curve.marks]
                 ys = [mark.y for mark in curve.marks]
-                spread = [[m.y - (m.y if m.low is None else m.low) for m in curve.marks],
-                          [(m.y if m.high is None else m.high) - m.y for m in curve.marks]]  # fmt: skip
-                axis.errorbar(at, ys, spread, color=color, linestyle=stroke, marker="o", capsize=3, label=safe(curve.label))
+                spread = [[abs(m.y - chart.spread(m)[end]) for m in curve.marks] for end in (0, 1)]
+                axis.errorbar(
+                    at, ys, spread, color=color, linestyle=stroke, marker="o", capsize=3, label=safe(curve.label)
+                )
             axis.set_xticks([chart.place(x) for x in _ticks(chart)], [f"{x:g}" for x in _ticks(chart)])
             axis.set_ylim(chart.y_bounds)
             axis.grid(True, color=MUTED, alpha=0.18, linewidth=0.8)

@@ -52,7 +52,9 @@ def files(study: Study) -> dict[str, bytes]:
 
 def html(study: Study) -> bytes:
     """One self-contained page, light or dark as the reader's system is."""
-    rules = [labels(f"t{place}", [(header, "") for header in table.headers]) for place, table in enumerate(study.tables)]
+    rules = [
+        labels(f"t{place}", [(header, "") for header in table.headers]) for place, table in enumerate(study.tables)
+    ]
     page = environment().get_template("study.html.j2")
     return page.render(
         study=study,

@@ -13,13 +13,13 @@ from lcnn_core import Estimate, FewIterationSummary, FewShotSummary
 
 Facts = Sequence[tuple[str, str]]
 NAMES = {"lcnn": "LCNN, dictionaries frozen", "cnn": "CNN"}
-WAYS = {"carried": "LCNN, dictionaries carried over", "scratch": "LCNN from scratch", "cnn": "CNN from scratch"}
+WAYS = {"carried": "LCNN, dictionaries carried over", "cnn": "CNN from scratch", "scratch": "LCNN from scratch"}
 INTERVAL = "95 % interval"
 
 
 def few_shot_study(settings: Mapping[str, Any], summaries: Sequence[FewShotSummary], facts: Facts) -> Study:
     """The report of ``lcnn fewshot``; ``settings`` are its options, as the journal holds them."""
-    novel, resamplings = settings["novel"], settings["resamplings"]
+    novel = settings["novel"]
     chance = f"chance is {100 / novel:.1f} %"
     accuracy = Chart(
         f"Accuracy on {novel} novel classes",
@@ -29,6 +29,7 @@ def few_shot_study(settings: Mapping[str, Any], summaries: Sequence[FewShotSumma
             Curve(NAMES[kind], tuple(_mark(s.shots, s.accuracy[kind]) for s in summaries)) for kind in ("lcnn", "cnn")
         ),
         even=True,
+        ends=(0, 100),
     )
     gain = Chart(
         "Gain of the LCNN over the CNN",
@@ -42,26 +43,31 @@ def few_shot_study(settings: Mapping[str, Any], summaries: Sequence[FewShotSumma
         tuple(map(_few_shot_finding, summaries)),
         (accuracy, gain),
         (_few_shot_results(summaries), _few_shot_rates(summaries, settings["rate"]), _few_shot_splits(summaries)),
-        (
-            f"{settings['splits']} random choices of {novel} novel classes, the others base classes; {resamplings} draws "
-            "of the few images for each. Both networks and all rates see the same draws.",
-            "The base networks are trained on the base classes with the same options. For the novel classes the "
-            "classifier is new; of the lookup classifier D is carried over and P is drawn.",
-            "Tuned: P and the weights of dense layers (P over the identity dictionary), the classifier's and its bias at "
-            f"eta = {settings['rate']:g}, the others at a share of it. Frozen: every dictionary and, since a few images "
-            f"have no statistics, batch norm; dropout is off. {settings['steps']} steps of SGD with momentum on all few "
-            "images at once.",
-            "The share is chosen for each network and number of images by the mean accuracy over all draws on validation "
-            f"images, {settings['validation_images']} of each novel class for each draw; test images, "
-            f"{settings['test_images']} of each, have no say. That is more labelled images of the novel classes than are "
-            "learned from: a choice that is known beforehand would need none.",
-            "Means are over all draws. Draws within a split share its base network, so intervals are Student's t over "
-            f"the {settings['splits']} means of the splits ({settings['splits'] - 1} degrees of freedom); those of the "
-            "gain are over paired differences.",
-            "Pixels are normalised by mean and standard deviation of all training images, novel classes included.",
-        ),
+        _few_shot_method(settings),
         tuple(facts),
         {"kind": "few-shot", "settings": dict(settings), "summaries": [asdict(summary) for summary in summaries]},
+    )
+
+
+def _few_shot_method(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    novel, resamplings = settings["novel"], settings["resamplings"]
+    return (
+        f"{settings['splits']} random choices of {novel} novel classes, the others base classes; {resamplings} draws "
+        "of the few images for each. Both networks and all rates see the same draws.",
+        "The base networks are trained on the base classes with the same options. For the novel classes the "
+        "classifier is new; of the lookup classifier D is carried over and P is drawn.",
+        "Tuned: P and the weights of dense layers (P over the identity dictionary), the classifier's and its bias at "
+        f"eta = {settings['rate']:g}, the others at a share of it. Frozen: every dictionary and, since a few images "
+        f"have no statistics, batch norm; dropout is off. {settings['steps']} steps of SGD with momentum on all few "
+        "images at once.",
+        "The share is chosen for each network and number of images by the mean accuracy over all draws on validation "
+        f"images, {settings['validation_images']} of each novel class for each draw; test images, "
+        f"{settings['test_images']} of each, have no say. That is more labelled images of the novel classes than are "
+        "learned from: a choice that is known beforehand would need none.",
+        "Means are over all draws. Draws within a split share its base network, so intervals are Student's t over "
+        f"the {settings['splits']} means of the splits, {settings['splits'] - 1} degrees of freedom, and can reach past "
+        "what is possible; those of the gain are over paired differences.",
+        "Pixels are normalised by mean and standard deviation of all training images, novel classes included.",
     )
 
 
@@ -127,6 +133,7 @@ def _few_shot_splits(summaries: Sequence[FewShotSummary]) -> Table:
 
 def few_iteration_study(settings: Mapping[str, Any], summaries: Sequence[FewIterationSummary], facts: Facts) -> Study:
     """The report of ``lcnn few-iteration``; ``settings`` are its options, as the journal holds them."""
+    summaries = sorted(summaries, key=lambda summary: list(WAYS).index(summary.way))
     chart = Chart(
         "Accuracy of the deeper network as it trains",
         "iterations",
@@ -135,6 +142,7 @@ def few_iteration_study(settings: Mapping[str, Any], summaries: Sequence[FewIter
             Curve(WAYS[s.way], tuple(_mark(x, y) for x, y in zip(s.iterations, s.accuracy, strict=True)))
             for s in summaries
         ),
+        ends=(0, 100),
     )
     points = summaries[0].iterations
     rows = tuple(
@@ -146,7 +154,6 @@ def few_iteration_study(settings: Mapping[str, Any], summaries: Sequence[FewIter
         for s in summaries
         for rate, (validation, test) in s.by_rate.items()
     )
-    shallow, deep = settings["depths"]
     return Study(
         f"Few-iteration learning: {settings['model']} on {settings['data']}",
         (_few_iteration_finding(points[0], summaries, 0), _few_iteration_finding(points[-1], summaries, -1)),
@@ -155,19 +162,24 @@ def few_iteration_study(settings: Mapping[str, Any], summaries: Sequence[FewIter
             Table("Test accuracy, %, after so many iterations", ("way", "rate", *map(str, points)), rows),
             Table("Every rate, after the last iteration", ("way", "rate", "validation, %", "test, %", ""), rates),
         ),
-        (
-            f"The shallow lookup network ({shallow}) is trained on the whole training set. The deeper one ({deep}) takes "
-            "its dictionaries: each layer that of the layer of its own name, one that is new that of the last layer of "
-            "its stage. They are frozen; P, dense shortcuts and batch norm start afresh and are trained.",
-            "Beside it the deeper lookup network, all of it from scratch, and its dense twin from scratch: the same "
-            f"batches of {settings['batch_size']}, a constant rate. The shallow network's training is not counted among "
-            "the iterations.",
-            f"The rate is chosen for each way by the mean accuracy on {settings['images']:,} validation images after the "
-            f"last iteration; shown is the accuracy on {settings['images']:,} test images, or as many as there are.",
-            f"Means over {settings['seeds']} seeds, shallow network included; intervals are Student's t over the seeds.",
-        ),
+        _few_iteration_method(settings),
         tuple(facts),
         {"kind": "few-iteration", "settings": dict(settings), "summaries": [asdict(summary) for summary in summaries]},
+    )
+
+
+def _few_iteration_method(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    shallow, deep = settings["depths"]
+    return (
+        f"The shallow lookup network ({shallow}) is trained on the whole training set. The deeper one ({deep}) takes "
+        "its dictionaries: each layer that of the layer of its own name, one that is new that of the last layer of "
+        "its stage. They are frozen; P, dense shortcuts and batch norm start afresh and are trained.",
+        "Beside it the deeper lookup network, all of it from scratch, and its dense twin from scratch: the same "
+        f"batches of {settings['batch_size']}, a constant rate. The shallow network's training is not counted among "
+        "the iterations.",
+        f"The rate is chosen for each way by the mean accuracy on {settings['images']:,} validation images after the "
+        f"last iteration; shown is the accuracy on {settings['images']:,} test images, or as many as there are.",
+        f"Means over {settings['seeds']} seeds, shallow network included; intervals are Student's t over the seeds.",
     )
 
 

@@ -196,7 +196,9 @@ def small_resnet(
     as dictionary size; the published sizes are too small for layers this narrow.
     """
     widths = check_counts("widths", widths)
-    blocks = (check_count("blocks", blocks),) * len(widths) if isinstance(blocks, int) else check_counts("blocks", blocks)
+    blocks = (
+        (check_count("blocks", blocks),) * len(widths) if isinstance(blocks, int) else check_counts("blocks", blocks)
+    )
     if len(widths) != len(blocks):
         raise ConfigError(f"widths {widths} and blocks {blocks} differ in length; expected one number each a stage")
     presets = {

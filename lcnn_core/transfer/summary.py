@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from lcnn_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lcnn_core.transfer.few_iteration import FewIterationResult
-    from lcnn_core.transfer.few_shot import FewShotResult
+    from lcnn_core.transfer.iterations import FewIterationResult
+    from lcnn_core.transfer.shots import FewShotResult
 
 
 @dataclass(frozen=True)

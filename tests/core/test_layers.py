@@ -250,7 +250,7 @@ def test_form_is_obeyed_and_the_identity_never_rebuilds():
 
 
 def test_auto_spreads_the_rebuilding_over_the_positions():
-    """fc6 of the published AlexNet, 32 images: 38.7 G MACs to rebuild W for 32 positions, which two steps do in 5.1 G."""
+    """fc6 of the published AlexNet, 32 images: 38.7 G MACs to rebuild W, while two steps need 5.1 G for all of them."""
     with torch.device("meta"):
         fc6 = LookupConv2d(256, 4096, 6, dictionary_size=1024)
     two_convs, dense = 256 * 1024 + 4096 * 1024 * 36, 4096 * 256 * 36

@@ -87,7 +87,7 @@ class FewShotResult:
 
 
 BaseNetwork = Callable[[int, Kind, Dataset], nn.Module]
-"""(split, kind, data of the base classes) -> the network trained on them, made by ``Family.build`` with their number."""
+"""(split, kind, data of the base classes) -> the network trained on them, which ``Family.build`` made for them."""
 
 
 def few_shot(
