@@ -9,21 +9,41 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from lcnn_analyze.cost import cost_table, dense_twin, find_convention, named_reference
+import lcnn_core
+from lcnn_analyze.cost import (
+    Baseline,
+    cost_table,
+    dense_twin,
+    find_convention,
+    named_reference,
+    other_checkpoint,
+)
+from lcnn_analyze.cost.changes import changes
 from lcnn_analyze.cost.checks import CrossCheck
+from lcnn_analyze.cost.health import unprofitable
+from lcnn_analyze.cost.memory import memory
 from lcnn_analyze.cost.table import CostTable
-from lcnn_analyze.inputs import Subject, default_reference, is_imagenet, open_subject, reference_spec
+from lcnn_analyze.inputs import (
+    Subject,
+    default_reference,
+    is_file,
+    is_imagenet,
+    open_subject,
+    plan_steps,
+    reference_spec,
+)
 from lcnn_analyze.report import (
     SCHEMA_VERSION,
     UNITS,
     ConventionInfo,
+    Measurement,
     ModelReport,
     Report,
     metric_infos,
     published_facts,
 )
 from lcnn_analyze.spectrum import Point, published_points
-from lcnn_core import ConfigError, UnsupportedLayerError
+from lcnn_core import ConfigError, Finding, UnsupportedLayerError
 
 _FAMILIES = {"alexnet": "AlexNet", "resnet": "ResNet-18"}
 
@@ -36,6 +56,8 @@ def analyze(
     baseline: str | None = None,
     check: bool = False,
     strict: bool = False,
+    latency: bool = False,
+    architecture: str | None = None,
     name: str | None = None,
     command: str = "lcnn_analyze.analyze(...)",
 ) -> Report:
@@ -43,20 +65,18 @@ def analyze(
 
     model: an nn.Module (``input_shape`` needed), a Checkpoint, a ModelSpec, a path or an architecture's name.
     input_shape: without the batch, for example (3, 224, 224).
-    convention: a name in ``CONVENTIONS``. baseline: a reference architecture by name; by default the dense one of
-        the same family. check: recount the dense twin with fvcore and torch's flop counter.
-    strict: UnsupportedLayerError where an operation has no formula. name: how the model is called in the report.
+    convention: a name in ``CONVENTIONS``. baseline: beside the dense twin, an architecture by name or the path of
+        another model; "twin" is the twin alone, None the dense architecture of the same family where there is one.
+    check: recount the dense twin with fvcore and torch's flop counter. strict: UnsupportedLayerError where an
+        operation has no formula. latency: time the engine against the fastest dense runtime, one image, one thread;
+        takes a minute. architecture: what a bare state dict holds, by name. name: how the model is called.
     Returns a Report with one model. Raises ConfigError, ShapeError, and for files CheckpointError.
     """
     rule = find_convention(convention)
-    subject = open_subject(model, input_shape, name)
-    costs = cost_table(subject.spec, convention)
+    subject = open_subject(model, input_shape, name, architecture)
+    costs = cost_table(subject.spec, convention, plan_steps(subject) if rule.needs_plan else None)
     if strict:
         _require_complete(subject, costs)
-    reference = baseline or default_reference(subject)
-    baselines = [dense_twin(costs)]
-    if reference is not None:
-        baselines.append(named_reference(costs, reference_spec(reference, subject)))
     points = _published_for(subject)
     return Report(
         schema_version=SCHEMA_VERSION,
@@ -73,9 +93,13 @@ def analyze(
                 architecture=subject.spec.architecture,
                 source=subject.source,
                 costs=costs,
-                baselines=tuple(baselines),
+                baselines=_baselines(subject, costs, baseline),
                 cross_check=_cross_check(subject, costs) if check else None,
                 accuracy=subject.accuracy,
+                memory=memory(subject.spec, costs),
+                health=_health(subject, costs),
+                latency=_latency(subject, baseline) if latency else (),
+                notes=subject.notes,
             ),
         ),
         published=points,
@@ -83,10 +107,11 @@ def analyze(
     )
 
 
-def compare(reports: Sequence[Report], title: str | None = None) -> Report:
+def compare(reports: Sequence[Report], title: str | None = None, diff: bool = False) -> Report:
     """One report of all the models of ``reports``, in order, which must have counted under one convention.
 
-    Models of equal name are numbered. Raises ConfigError when there is nothing to compare or conventions differ.
+    Models of equal name are numbered. diff: say layer by layer what changed, of exactly two models.
+    Raises ConfigError when there is nothing to compare or conventions differ.
     """
     if not reports:
         raise ConfigError("nothing to compare; give one report or more")
@@ -97,7 +122,42 @@ def compare(reports: Sequence[Report], title: str | None = None) -> Report:
     points = tuple(dict.fromkeys(point for report in reports for point in report.published))
     if title is None:
         title = reports[0].title if len(models) == 1 else f"{len(models)} models compared"
-    return replace(reports[0], title=title, models=models, published=points, facts=published_facts(points))
+    if diff and len(models) != 2:
+        raise ConfigError(f"a difference is between two models, and there are {len(models)}; give two")
+    changed = changes(models[0].costs, models[1].costs) if diff else ()
+    return replace(
+        reports[0], title=title, models=models, published=points, facts=published_facts(points), changes=changed
+    )
+
+
+def _baselines(subject: Subject, costs: CostTable, baseline: str | None) -> tuple[Baseline, ...]:
+    twin, name = dense_twin(costs), baseline or default_reference(subject)
+    if name is None or name == "twin":
+        return (twin,)
+    if not is_file(name):
+        return (twin, named_reference(costs, reference_spec(name, subject)))
+    other = open_subject(name)
+    return (twin, other_checkpoint(costs, other.spec, other.name))
+
+
+def _latency(subject: Subject, baseline: str | None) -> tuple[Measurement, ...]:
+    if subject.make_module is None:
+        raise ConfigError(f"{subject.name} is a description without a model; only a model can be timed")
+    # Imported here: nothing else needs the runtimes.
+    from lcnn_analyze.bench.measured import measure_model
+
+    named = None if baseline and is_file(baseline) else baseline or default_reference(subject)
+    return measure_model(
+        subject.make_module(), subject.spec.input_shape, subject.name, named if named != "twin" else None,
+        subject.arguments,
+    )  # fmt: skip
+
+
+def _health(subject: Subject, costs: CostTable) -> tuple[Finding, ...]:
+    """From the weights where there are some, and from the counts."""
+    known = subject.make_module is not None and subject.spec.weights_known
+    found = lcnn_core.check_health(subject.make_module()) if known and subject.make_module else ()
+    return (*found, *unprofitable(costs))
 
 
 def _require_complete(subject: Subject, costs: CostTable) -> None:

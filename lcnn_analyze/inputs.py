@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from lcnn_core import CheckpointError, ConfigError, ModelSpec, ShapeError
 if TYPE_CHECKING:
     from torch import nn
 
-    from lcnn_core import Checkpoint
+    from lcnn_core import Checkpoint, Opened, Plan, PlanStep
 
 
 _TOP = {"top1": "top-1", "top5": "top-5"}
@@ -31,25 +32,31 @@ class Subject:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """The options that its architecture was built with, where they are known."""
     make_module: Callable[[], nn.Module] | None = None
-    """Gives the model with real weights, for a cross-check; None for a bare description."""
+    """Gives the model with memory for its weights, to run it; None for a bare description."""
     source: Source | None = None
     accuracy: tuple[Accuracy, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What the reader of the file wants said."""
 
 
-def open_subject(model: Any, input_shape: Sequence[int] | None = None, name: str | None = None) -> Subject:
+def open_subject(
+    model: Any, input_shape: Sequence[int] | None = None, name: str | None = None, architecture: str | None = None
+) -> Subject:
     """A Subject from an nn.Module, a Checkpoint, a ModelSpec, a path, or the name of an architecture.
 
-    input_shape: without the batch; a module needs it, the others bring their own unless it is given.
-    Raises ConfigError for anything else, and what reading the file raises.
+    input_shape: without the batch; a module needs it, the others bring their own unless it is given. architecture:
+    the name of what a bare state dict holds. Raises ConfigError for anything else, and what reading the file raises.
     """
     if isinstance(model, ModelSpec):
         return Subject(name or model.architecture, model)
-    if isinstance(model, Path) or (isinstance(model, str) and (Path(model).exists() or _looks_like_a_path(model))):
-        return _from_file(Path(model), input_shape, name)
-    if isinstance(model, str):
-        return _from_architecture(model, input_shape, name)
+    if isinstance(model, str | Path):
+        with ThreadPoolExecutor(1) as beside:
+            # Reading and hashing let other threads run: it is done by the time that torch is imported.
+            source = beside.submit(_source, Path(model))
+            opened = lcnn_core.open_model(model, architecture, input_shape)
+        return _opened(opened, name, source.result() if opened.path else None)
     if isinstance(model, lcnn_core.Checkpoint):
-        return _from_checkpoint(model, input_shape, name)
+        return _from_checkpoint(model, model.build(), input_shape or model.input_shape, name)
     if not callable(getattr(model, "named_modules", None)):
         raise ConfigError(
             f"cannot analyze a {type(model).__name__}; expected an nn.Module, a Checkpoint, a ModelSpec, "
@@ -61,42 +68,50 @@ def open_subject(model: Any, input_shape: Sequence[int] | None = None, name: str
     return Subject(name or spec.architecture, spec, make_module=lambda: model)
 
 
-def _looks_like_a_path(text: str) -> bool:
-    return "/" in text or Path(text).suffix != ""
+def _opened(opened: Opened, name: str | None, source: Source | None) -> Subject:
+    """What ``open_model`` found, described, with the file that it was in."""
+    label = name or (opened.path.stem if opened.path else None)
+    if isinstance(opened.model, ModelSpec):
+        subject = Subject(label or opened.architecture, opened.model)
+    elif opened.input_shape is None:
+        raise ConfigError(f"{opened.path} does not say what its model takes; give --input-shape, for example 3x224x224")
+    elif opened.checkpoint is not None:
+        subject = _from_checkpoint(opened.checkpoint, opened.model, opened.input_shape, label, opened.architecture)
+    else:
+        subject = _from_module(opened, label)
+    return replace(subject, source=source, notes=opened.notes)
 
 
-def _from_file(path: Path, input_shape: Sequence[int] | None, name: str | None) -> Subject:
-    checkpoint = lcnn_core.load(path)
-    content = path.read_bytes()
-    source = Source(path.name, hashlib.sha256(content).hexdigest(), len(content))
-    return _from_checkpoint(checkpoint, input_shape, name or path.stem, source)
+def _from_module(opened: Opened, name: str | None) -> Subject:
+    module, architecture = opened.model, opened.architecture
+    assert not isinstance(module, ModelSpec)
+    assert opened.input_shape is not None
+    spec = lcnn_core.describe(module, opened.input_shape, architecture=architecture)
+    _, arguments = lcnn_core.models.resolve(architecture) if _is_ours(architecture) else (None, {})
+
+    def make() -> nn.Module:
+        return module if spec.weights_known else lcnn_core.build_named(architecture, to="cpu").model
+
+    return Subject(name or architecture, spec, arguments, make)
+
+
+def _source(path: Path) -> Source:
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            size += len(block)
+    return Source(path.name, digest.hexdigest(), size)
 
 
 def _from_checkpoint(
-    checkpoint: Checkpoint, input_shape: Sequence[int] | None, name: str | None, source: Source | None = None
+    checkpoint: Checkpoint, module: nn.Module, input_shape: Sequence[int], name: str | None, built: str = ""
 ) -> Subject:
-    module = checkpoint.build()
-    label = architecture_label(checkpoint.architecture, checkpoint.arguments)
-    spec = lcnn_core.describe(module, input_shape or checkpoint.input_shape, architecture=label)
+    label = architecture_label(built or checkpoint.architecture, checkpoint.arguments)
+    spec = lcnn_core.describe(module, input_shape, architecture=label)
     known = [metric for metric in checkpoint.metrics if str(metric.get("name")) in _TOP]
     accuracy = tuple(_accuracy(metric) for metric in sorted(known, key=lambda metric: metric["name"]))
-    return Subject(name or label, spec, checkpoint.arguments, lambda: module, source, accuracy)
-
-
-def _from_architecture(architecture: str, input_shape: Sequence[int] | None, name: str | None) -> Subject:
-    _, arguments = lcnn_core.models.resolve(architecture)
-    module = _build_without_weights(architecture)
-    spec = lcnn_core.describe(
-        module, input_shape or lcnn_core.models.input_shape_of(architecture), architecture=architecture
-    )
-    return Subject(name or architecture, spec, arguments, lambda: lcnn_core.models.build(architecture))
-
-
-def _build_without_weights(architecture: str, **options: Any) -> nn.Module:
-    import torch
-
-    with torch.device("meta"):
-        return lcnn_core.models.build(architecture, **options)
+    return Subject(name or label, spec, checkpoint.arguments, lambda: module, None, accuracy)
 
 
 def architecture_label(architecture: str, arguments: Mapping[str, Any]) -> str:
@@ -107,28 +122,56 @@ def architecture_label(architecture: str, arguments: Mapping[str, Any]) -> str:
     return architecture
 
 
+def plan_steps(subject: Subject) -> tuple[PlanStep, ...]:
+    """The steps of the engine's plan for the model. Raises ConfigError where there can be none, with the reason."""
+    if subject.make_module is None:
+        raise ConfigError(f"{subject.name} is a description without a model; convention 'executed' needs a model")
+    if not subject.spec.weights_known and any(layer.lookup for layer in subject.spec.layers):
+        raise ConfigError(f"{subject.name} has no weights, and a plan depends on them; give a trained checkpoint")
+    import torch
+
+    compiled: Any = lcnn_core.compile(subject.make_module(), torch.zeros(1, *subject.spec.input_shape))
+    plan: Plan = compiled.plan
+    if plan.isa is None:
+        raise ConfigError("convention 'executed' counts the engine's plan, and there is no native library here")
+    return plan.steps
+
+
 def default_reference(subject: Subject) -> str | None:
     """The dense architecture of the same family: alexnet for alexnet-lcnn; None for an unknown architecture."""
     name = subject.spec.architecture.removesuffix("-lcnn")
-    return name if name in lcnn_core.models.MODELS or name in lcnn_core.models.ALIASES else None
+    return name if _is_ours(name) else None
+
+
+def _is_ours(name: str) -> bool:
+    return name in lcnn_core.models.MODELS or name in lcnn_core.models.ALIASES
+
+
+def is_file(name: str) -> bool:
+    """Whether a baseline is a file rather than the name of an architecture."""
+    return Path(name).suffix in lcnn_core.INPUTS or Path(name).exists()
 
 
 def reference_spec(name: str, subject: Subject) -> ModelSpec:
     """The architecture ``name`` for the same image and classes as ``subject``, without allocating its weights."""
-    builder, _ = lcnn_core.models.resolve(name)
-    _, pinned = lcnn_core.models.ALIASES.get(name, (name, {}))
-    family = name == default_reference(subject)
-    wanted = {**subject.arguments, "in_channels": subject.spec.input_shape[0]}
-    options = {
-        key: value
-        for key, value in wanted.items()
-        if key in builder.defaults and key not in pinned and (family or key in ("num_classes", "in_channels"))
-    }
-    module = _build_without_weights(name, **options)
+    module = lcnn_core.build_named(name, **(_reference_options(name, subject) if _is_ours(name) else {})).model
     try:
         return lcnn_core.describe(module, subject.spec.input_shape, architecture=name)
     except ShapeError as error:
         raise ConfigError(f"reference {name!r} does not fit {subject.name}, choose another: {error}") from None
+
+
+def _reference_options(name: str, subject: Subject) -> dict[str, Any]:
+    """Classes and channels of ``subject``; of the same family, all its options that the dense architecture has."""
+    builder, _ = lcnn_core.models.resolve(name)
+    _, pinned = lcnn_core.models.ALIASES.get(name, (name, {}))
+    family = name == default_reference(subject)
+    wanted = {**subject.arguments, "in_channels": subject.spec.input_shape[0]}
+    return {
+        key: value
+        for key, value in wanted.items()
+        if key in builder.defaults and key not in pinned and (family or key in ("num_classes", "in_channels"))
+    }
 
 
 def is_imagenet(subject: Subject) -> bool:
@@ -137,7 +180,9 @@ def is_imagenet(subject: Subject) -> bool:
         return any(accuracy.dataset.lower().startswith("imagenet") for accuracy in subject.accuracy)
     shape = subject.spec.input_shape
     weighted = [layer for layer in subject.spec.layers if layer.weight_size]
-    return len(shape) == 3 and shape[0] == 3 and shape[1] >= 160 and math.prod(weighted[-1].output_shape) == 1000
+    if not weighted or len(shape) != 3:
+        return False
+    return shape[0] == 3 and shape[1] >= 160 and math.prod(weighted[-1].output_shape) == 1000
 
 
 def _accuracy(metric: Mapping[str, Any]) -> Accuracy:

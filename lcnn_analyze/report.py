@@ -10,16 +10,19 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from lcnn_analyze.codec import decode, encode
-from lcnn_analyze.cost import METRICS, Baseline, CostTable
+from lcnn_analyze.cost import METRICS, TWIN, Baseline, CostTable
+from lcnn_analyze.cost.changes import LayerChange
 from lcnn_analyze.cost.checks import CrossCheck
+from lcnn_analyze.cost.memory import Memory
+from lcnn_analyze.latency import Latency
 from lcnn_analyze.render import RENDERERS
 from lcnn_analyze.spectrum import PUBLISHED_FACTS, Panel, Point, panels
-from lcnn_core import ConfigError, DataError
+from lcnn_core import ConfigError, DataError, Finding
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 """Raised in the second place when something is added, in the first when a reader of the old form would break."""
 
 UNITS = "1 MAC = one multiplication and one addition = 2 FLOPs; every figure is for one image"
@@ -64,6 +67,34 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class Measurement:
+    """The engine against the fastest float32 way to run a baseline, seconds of one call, from interleaved rounds."""
+
+    baseline: str
+    fastest: str
+    """What ran the baseline fastest."""
+    engine: Latency
+    dense: Latency
+    counted: float
+    """The counted speedup over the same baseline, under ``published``."""
+    batch: int
+    threads: int
+    processor: str
+
+    @property
+    def over_twin(self) -> bool:
+        return self.baseline == TWIN
+
+    @property
+    def speedup(self) -> float:
+        return self.dense.median / self.engine.median
+
+    @property
+    def efficiency(self) -> float:
+        return self.speedup / self.counted
+
+
+@dataclass(frozen=True)
 class ModelReport:
     """One model: where it comes from, what it costs, against what, and how accurate it is."""
 
@@ -75,6 +106,13 @@ class ModelReport:
     cross_check: CrossCheck | None
     """None where no second count was asked for."""
     accuracy: tuple[Accuracy, ...]
+    memory: Memory | None = None
+    health: tuple[Finding, ...] = ()
+    """What is wasted; of a description without weights, what its counts alone can tell."""
+    latency: tuple[Measurement, ...] = ()
+    """Empty where nothing was measured."""
+    notes: tuple[str, ...] = ()
+    """What the reader of the file wants said."""
 
     @property
     def twin(self) -> Baseline:
@@ -82,8 +120,8 @@ class ModelReport:
 
     @property
     def reference(self) -> Baseline | None:
-        """The named reference, where there is one."""
-        return next((baseline for baseline in self.baselines if baseline.kind == "reference"), None)
+        """The named reference or the other checkpoint, where there is one."""
+        return next((baseline for baseline in self.baselines if baseline.kind != "twin"), None)
 
     @property
     def headline(self) -> tuple[Accuracy, ...]:
@@ -115,6 +153,8 @@ class Report:
     """Published points that the spectrum shows beside the models'."""
     facts: tuple[str, ...]
     """Stated wherever published points are shown."""
+    changes: tuple[LayerChange, ...] = ()
+    """From the first model to the second, where that was asked for."""
 
     @property
     def model(self) -> ModelReport:
@@ -231,10 +271,14 @@ def spectrum_points(models: tuple[ModelReport, ...]) -> list[Point]:
         baseline = model.reference if shared and model.reference else model.twin
         if baseline.speedup is None:
             continue
-        points += [
-            Point(model.name, baseline.speedup, a.percent, a.metric, a.dataset, baseline.name, "this report")
-            for a in model.headline
-        ]
+        for a in model.headline:
+            about = (a.percent, a.metric, a.dataset, baseline.name, "this report")
+            points.append(Point(model.name, baseline.speedup, *about))
+            points += [
+                Point(model.name, measured.speedup, *about, kind="measured")
+                for measured in model.latency
+                if measured.baseline == baseline.name or (baseline.same_network(model.twin) and measured.over_twin)
+            ]
     return points
 
 

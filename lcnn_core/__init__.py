@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 _ROOMS = {
     "checkpoint": "FORMATS Checkpoint Normalization load save",
+    "checkpoint.opening": "INPUTS Opened open_model",
+    "checkpoint.zoo": "build_named channels_option",
     "compress": "METHODS FromDenseConfig compress_from_dense",
     "convert": "ConversionReport ConvertedLayer LeftLayer convert convert_",
     "counting": """FORMULAS LayerCount conv_macs count_layer counted_speedup dictionary_macs linear_macs lookup_macs
@@ -23,16 +25,19 @@ _ROOMS = {
     "errors": "CheckpointError ConfigError DataError LcnnError ShapeError TrainingError UnsupportedLayerError",
     "factors": "svd_factors",
     "files": "atomic_write",
-    "layers": "LAYERS LookupConv2d LookupLayer LookupLinear",
-    "layers.structure": "set_lookup_layers_",
+    "health": "check_health",
+    "layers": """LAYERS LookupConv2d LookupLayer LookupLinear PackedLookupConv2d PackedLookupLayer
+        PackedLookupLinear""",
+    "layers.operators": "handles",
+    "layers.structure": "pack set_lookup_layers_",
     "models": "ALIASES MODELS ModelBuilder build dense_twin input_shape_of",
     "onnx": "export_onnx",
     "plain": "PlainLayer cheaper_forms plain_layers",
-    "spec": "LayerSpec LookupConfig LookupSpec ModelSpec Uncounted",
+    "spec": "Finding LayerSpec LookupConfig LookupSpec ModelSpec Uncounted",
     "train": """OPTIMIZERS SCHEDULES Accuracy BatchFinished CrossEntropy Distillation EpochFinished Evaluation Event
-        LayerDied Listener Matched Processes Recorder RunFiles StateReached TrainConfig TrainResult TrainingFinished
-        TrainingStarted evaluate evaluate_classes find_schedule join_processes keep_zeros l1_penalty load_matching_
-        load_state open_log redraw_coefficients_ save_state sparsify_ train""",
+        LayerDied Listener Matched Processes Recorder RunFiles RunLog StateReached TrainConfig TrainResult
+        TrainingFinished TrainingStarted evaluate evaluate_classes find_schedule join_processes keep_zeros l1_penalty
+        load_matching_ load_state open_log redraw_coefficients_ save_state sparsify_ train""",
     "transfer": """Estimate Family FewIterationConfig FewIterationResult FewIterationSummary FewShotConfig FewShotResult
         FewShotSummary carry_dictionaries_ estimate few_iteration few_shot freeze_dictionaries_
         summarize_few_iteration summarize_few_shot""",
@@ -85,6 +90,11 @@ if TYPE_CHECKING:
     from lcnn_core.checkpoint import Normalization as Normalization
     from lcnn_core.checkpoint import load as load
     from lcnn_core.checkpoint import save as save
+    from lcnn_core.checkpoint.opening import INPUTS as INPUTS
+    from lcnn_core.checkpoint.opening import Opened as Opened
+    from lcnn_core.checkpoint.opening import open_model as open_model
+    from lcnn_core.checkpoint.zoo import build_named as build_named
+    from lcnn_core.checkpoint.zoo import channels_option as channels_option
     from lcnn_core.compress import METHODS as METHODS
     from lcnn_core.compress import FromDenseConfig as FromDenseConfig
     from lcnn_core.compress import compress_from_dense as compress_from_dense
@@ -124,10 +134,16 @@ if TYPE_CHECKING:
     from lcnn_core.errors import UnsupportedLayerError as UnsupportedLayerError
     from lcnn_core.factors import svd_factors as svd_factors
     from lcnn_core.files import atomic_write as atomic_write
+    from lcnn_core.health import check_health as check_health
     from lcnn_core.layers import LAYERS as LAYERS
     from lcnn_core.layers import LookupConv2d as LookupConv2d
     from lcnn_core.layers import LookupLayer as LookupLayer
     from lcnn_core.layers import LookupLinear as LookupLinear
+    from lcnn_core.layers import PackedLookupConv2d as PackedLookupConv2d
+    from lcnn_core.layers import PackedLookupLayer as PackedLookupLayer
+    from lcnn_core.layers import PackedLookupLinear as PackedLookupLinear
+    from lcnn_core.layers.operators import handles as handles
+    from lcnn_core.layers.structure import pack as pack
     from lcnn_core.layers.structure import set_lookup_layers_ as set_lookup_layers_
     from lcnn_core.models import ALIASES as ALIASES
     from lcnn_core.models import MODELS as MODELS
@@ -139,6 +155,7 @@ if TYPE_CHECKING:
     from lcnn_core.plain import PlainLayer as PlainLayer
     from lcnn_core.plain import cheaper_forms as cheaper_forms
     from lcnn_core.plain import plain_layers as plain_layers
+    from lcnn_core.spec import Finding as Finding
     from lcnn_core.spec import LayerSpec as LayerSpec
     from lcnn_core.spec import LookupConfig as LookupConfig
     from lcnn_core.spec import LookupSpec as LookupSpec
@@ -159,6 +176,7 @@ if TYPE_CHECKING:
     from lcnn_core.train import Processes as Processes
     from lcnn_core.train import Recorder as Recorder
     from lcnn_core.train import RunFiles as RunFiles
+    from lcnn_core.train import RunLog as RunLog
     from lcnn_core.train import StateReached as StateReached
     from lcnn_core.train import TrainConfig as TrainConfig
     from lcnn_core.train import TrainingFinished as TrainingFinished

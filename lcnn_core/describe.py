@@ -18,8 +18,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lcnn_core import meta
+from lcnn_core.activations import ActivationMeter
 from lcnn_core.errors import ConfigError, ShapeError, UnsupportedLayerError
-from lcnn_core.layers import LookupConv2d, LookupLayer, LookupLinear
+from lcnn_core.layers import (
+    LookupConv2d,
+    LookupLayer,
+    LookupLinear,
+    PackedLookupConv2d,
+    PackedLookupLayer,
+    PackedLookupLinear,
+)
 from lcnn_core.spec import LayerSpec, LookupSpec, ModelSpec, Uncounted
 
 _NORMS = (
@@ -36,6 +45,8 @@ KINDS: dict[type[nn.Module], str] = {
     nn.Embedding: "embedding",
     LookupConv2d: "lookup_conv",
     LookupLinear: "lookup_linear",
+    PackedLookupConv2d: "lookup_conv",
+    PackedLookupLinear: "lookup_linear",
 }
 """Modules that are described as a whole, by exact type: a subclass may do more, so its operations are read instead."""
 
@@ -74,7 +85,9 @@ def describe(model: nn.Module, input_shape: Sequence[int], architecture: str = "
     recorder = _Recorder(model)
     with _as_found(model), recorder.attached(), torch.no_grad(), recorder:
         try:
-            model(torch.zeros(1, *shape, device=like.device, dtype=like.dtype))
+            x = torch.zeros(1, *shape, device=like.device, dtype=like.dtype)
+            recorder.activations.start(x)
+            model(x)
         except (OverflowError, RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ShapeError(f"an input of shape {shape} does not run through the model: {reason}") from error
@@ -88,17 +101,24 @@ def describe(model: nn.Module, input_shape: Sequence[int], architecture: str = "
         ),
         parameters=sum(p.numel() for p in model.parameters()),
         weights_known=not any(p.is_meta for p in model.parameters()),
+        activation_bytes=recorder.activations.peak,
     )
 
 
 class _Recorder(TorchDispatchMode):
     """Collects LayerSpecs from module hooks, and from dispatched operations outside modules in KINDS."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """To keep torch._dynamo out of this class, PyTorch would import all of it, for a second or more."""
+        return False
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.names = {module: name for name, module in model.named_modules()}
         self.layers: list[LayerSpec] = []
         self.unknown: Counter[tuple[str, str]] = Counter()
+        self.activations = ActivationMeter()
         self._path: list[str] = []
         self._inside = 0
         self._calls: Counter[str] = Counter()
@@ -135,7 +155,8 @@ class _Recorder(TorchDispatchMode):
             self._add(_module_spec(name, module, x, output, self._new_parameters(module)))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        out = meta.run(func, args, kwargs or {})
+        self.activations.saw((args, kwargs), out)
         if not self._inside:
             name = self._path[-1] if self._path else ""
             operation = func._schema.name.split("::")[-1]
@@ -195,7 +216,7 @@ def _module_spec(name: str, module: nn.Module, x: Tensor, y: Tensor, parameters:
     if kind in ("conv", "lookup_conv"):
         values |= _conv_values(module, x, y)
     weight = getattr(module, "weight", None)
-    if isinstance(module, LookupLayer):
+    if isinstance(module, LookupLayer | PackedLookupLayer):
         values |= {"weight_size": math.prod(module.dense_shape), "lookup": _lookup_spec(module)}
     elif isinstance(weight, Tensor):
         values |= {"weight_size": weight.numel(), "weight_nnz": _nonzeros(weight)}
@@ -205,7 +226,7 @@ def _module_spec(name: str, module: nn.Module, x: Tensor, y: Tensor, parameters:
 def _conv_values(module: Any, x: Tensor, y: Tensor) -> dict[str, Any]:
     space = len(module.kernel_size)
     padding: tuple[int, ...]
-    if isinstance(module, LookupConv2d):
+    if isinstance(module, LookupConv2d | PackedLookupConv2d):
         padding = module.padding_total()
     elif module.padding == "same":
         padding = tuple(d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True))
@@ -225,9 +246,13 @@ def _conv_values(module: Any, x: Tensor, y: Tensor) -> dict[str, Any]:
     }
 
 
-def _lookup_spec(layer: LookupLayer) -> LookupSpec:
-    coefficients = layer.effective_coefficients()
-    nonzeros = _nonzeros(coefficients)
+def _lookup_spec(layer: LookupLayer | PackedLookupLayer) -> LookupSpec:
+    if isinstance(layer, PackedLookupLayer):
+        size, nonzeros = math.prod(layer.shape), len(layer.values)
+    else:
+        size = nonzeros = layer.coefficients.numel()
+        if not layer.coefficients.is_meta:
+            nonzeros = int(torch.count_nonzero(layer.effective_coefficients()))
     stored = 0
     if layer.dictionary is not None:
         known = _nonzeros(layer.dictionary)
@@ -235,8 +260,8 @@ def _lookup_spec(layer: LookupLayer) -> LookupSpec:
     return LookupSpec(
         dictionary_size=layer.dictionary_size,
         dictionary_nnz=stored,
-        coefficients_size=coefficients.numel(),
-        coefficients_nnz=coefficients.numel() if nonzeros is None else nonzeros,
+        coefficients_size=size,
+        coefficients_nnz=nonzeros,
         threshold=layer.threshold,
         l1_weight=layer.l1_weight,
         identity=layer.dictionary is None,

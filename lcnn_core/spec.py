@@ -142,3 +142,17 @@ class ModelSpec:
     """All parameters of the model, each once, also those outside the layers listed."""
     weights_known: bool = True
     """False for a model on the meta device: its nonzeros are upper bounds."""
+    activation_bytes: int | None = None
+    """The most bytes that the input and what is computed from it take at once, one image, as PyTorch runs the model
+    in evaluation mode, parameters and work space inside an operation left out; None where nothing was run."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing wrong with one layer: ``count`` of ``of`` things, and what to change."""
+
+    layer: str
+    problem: str
+    count: int
+    of: int
+    change: str

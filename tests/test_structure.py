@@ -25,12 +25,12 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 # A room may import its own line and the lines above, at run time.
 ORDER = {
     "lcnn_core": """
-        errors files
+        errors files activations
         spec
-        functional counting factors
+        functional counting factors meta
         layers
         models
-        convert describe checkpoint plain onnx engine
+        convert describe health checkpoint plain onnx engine
         data
         train compress
         transfer
@@ -40,6 +40,7 @@ ORDER = {
         report crosscheck
         render inputs
         analysis bench
+        documents
         cli __main__
     """,
 }
@@ -56,6 +57,7 @@ ONLY_IN = {
     "fvcore": ["lcnn_analyze.crosscheck"],
     "sklearn": ["lcnn_core.data"],
     "safetensors": ["lcnn_core.checkpoint"],
+    "yaml": ["lcnn_analyze.cli"],
 }
 # Up to describe the analyzer holds modules; after it there is no torch.
 TORCH_IN_ANALYZER = ["inputs", "crosscheck", "latency", "bench", "cli"]
@@ -66,7 +68,7 @@ LONG = {"lcnn_analyze/render/plots.py:_draw": "one panel, one call of matplotlib
 """``path:function`` or ``path`` -> the reason why it may be longer."""
 
 REGISTRIES = {
-    "lcnn_core": "DATASETS FORMATS FORMULAS LAYERS METHODS MODELS OPTIMIZERS SCHEDULES",
+    "lcnn_core": "DATASETS FORMATS FORMULAS INPUTS LAYERS METHODS MODELS OPTIMIZERS SCHEDULES",
     "lcnn_analyze": "CONVENTIONS METRICS RENDERERS TOOLS",
 }
 

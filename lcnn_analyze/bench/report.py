@@ -61,7 +61,7 @@ class Entry:
     title: str
     role: Literal["engine", "dense", "stock"]
     network: Kind
-    precision: Literal["float32", "int8"]
+    precision: Literal["float32", "bfloat16", "int8"]
     state: Literal["ok", "unavailable", "disagrees"]
     reason: str = ""
     detail: str = ""
@@ -139,7 +139,8 @@ class BenchCase:
 
     @property
     def engine(self) -> Entry | None:
-        return next((entry for entry in self.entries if entry.role == "engine"), None)
+        own = (entry for entry in self.entries if entry.role == "engine" and entry.precision == "float32")
+        return next(own, None)
 
     @property
     def disagreement(self) -> str | None:

@@ -126,7 +126,7 @@ def _first_line(error: BaseException) -> str:
 def _steps(entries: Sequence[Entry], ready: Mapping[int, Ready], bounds: Mapping[str, float]) -> tuple[Step, ...]:
     """Seconds of the engine's steps, where it tells them, beside their bounds by layer name."""
     for place, one in ready.items():
-        if entries[place].role == "engine" and one.steps is not None:
+        if entries[place].contender == "engine" and one.steps is not None:
             return tuple(Step(s.name, s.kind, s.seconds, s.macs, bounds.get(s.name)) for s in one.steps())
     return ()
 

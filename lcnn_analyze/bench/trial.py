@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import lcnn_core
 from lcnn_analyze.bench.report import Kind, NetworkInfo, Target
+from lcnn_analyze.cost import TWIN
 from lcnn_core import ConfigError, LookupLayer, ModelSpec, count_layer, models, plain_layers
 
 
@@ -73,7 +74,7 @@ def open_trial(
     model = model.eval()
     with tempfile.TemporaryDirectory(prefix="lcnn-bench-", ignore_cleanup_errors=True) as folder:
         lcnn = _network("lcnn", name, model, shape, folder)
-        twin = _network("twin", "dense twin", plain_layers(model, "dense").eval(), shape, folder)
+        twin = _network("twin", TWIN, plain_layers(model, "dense").eval(), shape, folder)
         baselines = [twin]
         if reference is not None:
             dense = _reference(reference, lcnn.spec, arguments or {})

@@ -13,6 +13,7 @@ import typer
 from lcnn_analyze import RENDERERS, Renderer, Report, compare
 from lcnn_analyze import analyze as analyze_model
 from lcnn_analyze.cli.errors import CHECK_FAILED, fail
+from lcnn_analyze.cli.limits import Limits
 from lcnn_analyze.cli.output import print_report, write_file
 from lcnn_analyze.cost.conventions import CONVENTIONS
 from lcnn_analyze.render import renderer_for
@@ -26,7 +27,8 @@ def analyze(
         list[str],
         typer.Argument(
             metavar="MODEL",
-            help="Checkpoints (.pt, .safetensors), names of architectures (resnet18), or reports (.json).",
+            help="Checkpoints (.pt, .safetensors, .t7), graphs (.onnx, .pt2), names of architectures (resnet18, "
+            "torchvision:resnet50), or reports (.json).",
         ),
     ],
     format: Annotated[
@@ -42,14 +44,32 @@ def analyze(
     convention: Annotated[
         str, typer.Option(help=f"How multiplications are counted: {', '.join(CONVENTIONS)}.")
     ] = "published",
-    reference: Annotated[
+    baseline: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Compare with this architecture. [default: the dense one of the family]"),
+        typer.Option(
+            metavar="NAME|FILE",
+            help='Compare with this architecture or model, beside the dense twin; "twin" is the twin alone. '
+            "[default: the dense architecture of the family]",
+        ),
+    ] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What a bare state dict holds. [default: recognised by its shapes]"),
     ] = None,
     input_shape: Annotated[
         str | None, typer.Option(metavar="CxHxW", help="Input without the batch. [default: the model's own]")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 4 where an operation has no formula.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Of two models, say layer by layer what changed.")] = False,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Time the engine against the fastest dense runtime; takes a minute.")
+    ] = False,
+    fail_under_speedup: Annotated[
+        float | None, typer.Option(metavar="X", help="Exit 1 if the counted speedup over --baseline is below X.")
+    ] = None,
+    max_macs: Annotated[
+        str | None, typer.Option(metavar="COUNT", help="Exit 1 if a model has more MACs: 700000000, 700M or 0.7G.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No messages on stderr.")] = False,
 ) -> int:
     """Count what models cost, layer by layer, against their dense twin and a named reference."""
@@ -60,6 +80,7 @@ def analyze(
     if convention not in CONVENTIONS:
         raise ConfigError(f"--convention is {convention!r}; expected one of {', '.join(CONVENTIONS)}")
     shape = _shape(input_shape)
+    limits = Limits.parse(fail_under_speedup, baseline, max_macs)
     command = ctx.obj["command"]
     reports = [
         _read(Path(model))
@@ -68,22 +89,25 @@ def analyze(
             model,
             shape,
             convention=convention,
-            baseline=reference,
+            baseline=baseline,
             check=check,
             strict=strict,
+            latency=latency,
+            architecture=arch,
             name=name,
             command=command,
         )
         for model, name in zip(models, _names(models), strict=True)
     ]
-    report = reports[0] if len(reports) == 1 else replace(compare(reports), command=command)
+    merge = len(reports) > 1 or diff
+    report = replace(compare(reports, diff=diff), command=command) if merge else reports[0]
     # Everything is drawn before anything is written.
     pages = [(path, draw.render(report)) for path, draw in ((output, renderer), (plot, picture)) if path and draw]
     if output is None:
         print_report(report, renderer)
     for path, content in pages:
         write_file(path, content, quiet)
-    return _check_result(report) if check else 0
+    return max(_check_result(report) if check else 0, limits.result(report))
 
 
 def _renderer(format: str | None, as_json: bool, output: Path | None) -> Renderer:

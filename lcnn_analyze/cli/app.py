@@ -6,6 +6,7 @@ so that ``lcnn --help`` needs none of them, and neither torch nor pandas.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -86,13 +87,21 @@ def root(
     """Lookup-based CNNs for PyTorch: train them, count honestly what they cost, run them."""
 
 
+def _leave_garbage() -> None:
+    """For a command that prints and ends: the collector would walk all that ``import torch`` makes, again and again."""
+    gc.disable()
+
+
 def main() -> None:
     """The ``lcnn`` console script."""
+    if sys.argv[1:2] == ["analyze"]:
+        _leave_garbage()
     sys.exit(run("lcnn", typer.main.get_command(app), sys.argv[1:] or ["--help"]))
 
 
 def analyze_main() -> None:
     """The ``analyze`` console script."""
+    _leave_garbage()
     module, function = COMMANDS["analyze"][0].split(":")
     command = single_command("analyze", getattr(import_module(module), function), completion=True)
     sys.exit(run("analyze", command, sys.argv[1:]))

@@ -43,7 +43,9 @@ def plan_lines(config: TrainConfig, images: int, processes: Processes) -> list[s
         f"schedule {schedule_text(config)}"
     ]
     if config.batches_per_epoch:
-        lines[0] = lines[0].replace(f"epochs of {config.batches_per_epoch},", f"epochs of {config.batches_per_epoch} batches,")
+        lines[0] = lines[0].replace(
+            f"epochs of {config.batches_per_epoch},", f"epochs of {config.batches_per_epoch} batches,"
+        )
     rows = [(config.rate(epoch + 0.5), config.decay(epoch + 0.5)) for epoch in range(config.epochs)]
     first = 0
     for epoch, row in enumerate(rows, start=1):

@@ -23,15 +23,27 @@ TOLERANCE = 1e-4
 
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint (.pt, .safetensors) or architecture.")],
-    output: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write: FILE.onnx.")],
+    output: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write: FILE.onnx or FILE.lcnn.")],
     input_shape: Annotated[
         str | None, typer.Option(metavar="CxHxW", help="Input without the batch. [default: the model's own]")
     ] = None,
+    storage: Annotated[
+        str, typer.Option(metavar="TYPE", help="FILE.lcnn: weights of large fully connected layers; bfloat16 or int8.")
+    ] = "float32",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No messages on stderr.")] = False,
 ) -> int:
-    """Write a model as an ONNX file that gives the same outputs at any batch size, and check that it does."""
+    """Write a model as a file that gives the same outputs at any batch size, and check that it does.
+
+    FILE.onnx is for ONNX Runtime and others. FILE.lcnn is a plan of this project's engine, which runs it as fast as it
+    counts: in Python by lcnn_core.engine.load, and in C without Python or PyTorch. The C header and library lie in
+    lcnn_core/engine; native/example.c there is a whole program, native/FORMAT.md describes the file. To build it:
+
+    cc example.c $(python -c "import lcnn_core.engine as e; print(e.c_flags())") -o example
+    """
     if output.suffix.lower() not in WRITERS:
         raise ConfigError(f"output file is {str(output)!r}; expected a name that ends in {' or '.join(WRITERS)}")
+    if storage != "float32" and output.suffix.lower() != ".lcnn":
+        raise ConfigError(f"--storage {storage} is for FILE.lcnn; {output.suffix} holds float32, leave it out")
     import torch
 
     from lcnn_analyze.cli.bench import parse_shape
@@ -41,13 +53,13 @@ def export(
     assert subject.make_module is not None
     module = subject.make_module().eval()
     x = torch.randn(2, *subject.spec.input_shape, generator=torch.Generator().manual_seed(0))
-    lines, problem = WRITERS[output.suffix.lower()](module, x, output)
+    lines, problem = WRITERS[output.suffix.lower()](module, x, output, storage)
     if not quiet:
         print("\n".join([f"wrote {output}, {output.stat().st_size / 1e6:.1f} MB", *lines]), file=sys.stderr)
     return fail("export", problem, WORK_FAILED) if problem else 0
 
 
-def _onnx(module: nn.Module, x: Tensor, path: Path) -> tuple[list[str], str | None]:
+def _onnx(module: nn.Module, x: Tensor, path: Path, _: str) -> tuple[list[str], str | None]:
     from lcnn_core import export_onnx
 
     layers = export_onnx(module, x, path)
@@ -77,5 +89,25 @@ def _onnx_check(module: nn.Module, x: Tensor, path: Path) -> tuple[str, str | No
     return f"checked in ONNX Runtime: outputs within {error:.0e} of float64 PyTorch, of the largest", None
 
 
-WRITERS: dict[str, Callable[[nn.Module, Tensor, Path], tuple[list[str], str | None]]] = {".onnx": _onnx}
+def _lcnn(module: nn.Module, x: Tensor, path: Path, storage: str) -> tuple[list[str], str | None]:
+    from lcnn_analyze.bench.trial import error_of, float64_outputs
+    from lcnn_core.engine import compile, load, save
+
+    compiled = compile(module, x, storage=storage)
+    save(compiled, path)
+    allowed = max(TOLERANCE, 2 * (compiled.plan.storage_error or 0.0))
+    error = error_of(load(path)(x), float64_outputs(module, x)[0])
+    if error is None or error > allowed:
+        found = "are not finite" if error is None else f"are off by {error:.1e}"
+        return [], f"{path}: outputs when loaded again {found}; allowed is {allowed:.0e} of the largest"
+    return [
+        f"{compiled.plan.macs / 1e6:.1f} MMAC in {len(compiled.plan.steps)} steps, for any processor",
+        f"checked when loaded again: outputs within {error:.0e} of float64 PyTorch, of the largest",
+    ], None
+
+
+WRITERS: dict[str, Callable[[nn.Module, Tensor, Path, str], tuple[list[str], str | None]]] = {
+    ".onnx": _onnx,
+    ".lcnn": _lcnn,
+}
 """By suffix. To add a format: a function and a line here."""

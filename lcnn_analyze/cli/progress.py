@@ -86,14 +86,21 @@ class _Display:
                     f"validation top-1 {accuracy:.1%}, counted speedup {speedup:.2f}x"
                 )
 
-
     def rate(self) -> str:
         """Images a second over the last batches, and the share of the time spent waiting for them."""
-        images, seconds, waited = (sum(values) for values in zip(*self.recent, strict=True)) if self.recent else (0, 0, 0)
+        images, seconds, waited = (
+            (sum(values) for values in zip(*self.recent, strict=True)) if self.recent else (0, 0, 0)
+        )
         if not seconds:
             return ""
         share = waited / seconds
-        return f"{images / seconds:,.0f} images/s" + (f", {share:.0%} waiting for data" if share >= WORTH_SAYING else "")
+        speed, alone = (_rate(images / time) for time in (seconds, seconds - waited))
+        waiting = f", {alone} without {share:.0%} waiting" if share >= WORTH_SAYING else ""
+        return f"{speed} images/s{waiting}"
+
+
+def _rate(speed: float) -> str:
+    return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
 
 
 def epoch_line(event: EpochFinished) -> str:

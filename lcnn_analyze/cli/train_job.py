@@ -42,7 +42,9 @@ class Job:
     @property
     def training(self) -> TrainConfig:
         """How it trains, with a budget or without."""
-        return getattr(self.config, "train", self.config)
+        from lcnn_core import FromDenseConfig
+
+        return self.config.train if isinstance(self.config, FromDenseConfig) else self.config
 
     def provenance(self, command: str) -> dict[str, Any]:
         """How to do it again, as plain data; ``command`` is what was typed."""

@@ -68,7 +68,9 @@ OPTIONS: dict[str, Option] = {
         Option("batch_pieces", int, "Parts of a batch, to save memory; gradients are averaged.", RUN),
         Option("batches_per_epoch", int, "Size of an epoch, where it is no pass (published: 10000).", RUN),
         Option("optimizer", str, "sgd or adam.", RUN),
-        Option("schedule", str, "alexnet, resnet (published), constant, cosine, one-cycle, 1:0.1,8:0.03:5e-4, FILE.", RUN),
+        Option(
+            "schedule", str, "alexnet, resnet (published), constant, cosine, one-cycle, 1:0.1,8:0.03:5e-4, FILE.", RUN
+        ),
         Option("lr", float, "Peak learning rate; scales the schedule.", RUN),
         Option("lr_scale", float, "Multiplies every learning rate.", RUN),
         Option("warmup", float, "Epochs over which the rate rises at first.", RUN),
@@ -91,7 +93,7 @@ OPTIONS: dict[str, Option] = {
         Option("stages", str, "k of the stages: one, or one each, 16,32,64.", LOOKUPS),
         Option("fc", str, "k of the fully connected layers.", LOOKUPS),
         Option("classifier", str, "k of the classifier.", LOOKUPS),
-        Option("threshold_scale", float, "c of the threshold c/sqrt(kh*kw*k).", LOOKUPS),
+        Option("threshold_scale", float, "c of the threshold c / sqrt(kh kw k).", LOOKUPS),
         Option("l1_scale", float, "lambda' of the l1 penalty.", LOOKUPS),
         Option("speedup", float, "Counted speedup to reach, with --from.", BUDGET),
         Option("dictionary_ratio", float, "k over input channels.", BUDGET),

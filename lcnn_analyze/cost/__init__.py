@@ -1,6 +1,6 @@
 """What a described model costs: conventions, metrics, tables and baselines. Shapes and counts only, no torch."""
 
-from lcnn_analyze.cost.baselines import Baseline, dense_twin, named_reference
+from lcnn_analyze.cost.baselines import TWIN, Baseline, dense_twin, named_reference, other_checkpoint
 from lcnn_analyze.cost.conventions import CONVENTIONS, Convention, find_convention
 from lcnn_analyze.cost.metrics import METRICS, Metric
 from lcnn_analyze.cost.table import CostTable, LayerCost, Status, cost_table
@@ -8,6 +8,7 @@ from lcnn_analyze.cost.table import CostTable, LayerCost, Status, cost_table
 __all__ = [
     "CONVENTIONS",
     "METRICS",
+    "TWIN",
     "Baseline",
     "Convention",
     "CostTable",
@@ -18,4 +19,5 @@ __all__ = [
     "dense_twin",
     "find_convention",
     "named_reference",
+    "other_checkpoint",
 ]

@@ -1,4 +1,4 @@
-"""What a model is compared with: its dense twin, and a named reference architecture. Neither is "the" speedup."""
+"""What a model is compared with: its dense twin, a named architecture, another checkpoint. None is "the" speedup."""
 
 from __future__ import annotations
 
@@ -8,25 +8,32 @@ from typing import Literal
 from lcnn_analyze.cost.table import CostTable, cost_table
 from lcnn_core import ModelSpec
 
+TWIN = "dense twin"
+"""How every report calls it."""
+
 
 @dataclass(frozen=True)
 class Baseline:
     """Another network's cost for the same image, and the counted speedup over it (its MACs / the model's MACs)."""
 
     name: str
-    kind: Literal["twin", "reference"]
+    kind: Literal["twin", "reference", "checkpoint"]
     definition: str
     macs: int
     parameters: int
     speedup: float | None
     """None for a model that multiplies nothing."""
 
+    def same_network(self, other: Baseline) -> bool:
+        """Whether both are one network, as far as their counts can tell."""
+        return (self.macs, self.parameters) == (other.macs, other.parameters)
+
 
 def dense_twin(costs: CostTable) -> Baseline:
     """The same network with every lookup layer dense: same shapes, same widths."""
     macs, parameters = int(costs.totals["dense_macs"] or 0), int(costs.totals["dense_parameters"] or 0)
     return Baseline(
-        "dense twin",
+        TWIN,
         "twin",
         "the same network with every lookup layer made dense",
         macs,
@@ -42,6 +49,15 @@ def named_reference(costs: CostTable, reference: ModelSpec) -> Baseline:
     shape = " x ".join(map(str, reference.input_shape))
     definition = f"the architecture {reference.architecture} with a {shape} input"
     return Baseline(reference.architecture, "reference", definition, macs, parameters, _speedup(macs, costs))
+
+
+def other_checkpoint(costs: CostTable, other: ModelSpec, name: str) -> Baseline:
+    """Another trained model, counted under ``published``, whatever layers it has."""
+    counted = cost_table(other)
+    macs, storage = int(counted.totals["macs"] or 0), int(counted.totals["storage"] or 0)
+    shape = " x ".join(map(str, other.input_shape))
+    definition = f"the model in the file {name}, {other.architecture} with a {shape} input"
+    return Baseline(name, "checkpoint", definition, macs, storage, _speedup(macs, costs))
 
 
 def _speedup(macs: int, costs: CostTable) -> float | None:

@@ -50,7 +50,11 @@ def _lookups(layer: LayerSpec, count: LayerCount) -> int | None:
 
 
 def _plain(layer: LayerSpec, count: LayerCount) -> int | None:
-    return None if layer.lookup else count.plain
+    return None if layer.lookup and not count.plain else count.plain
+
+
+def _without_zeros(layer: LayerSpec, count: LayerCount) -> int | None:
+    return count.total - count.skipped
 
 
 def _total(layer: LayerSpec, count: LayerCount) -> int | None:
@@ -59,6 +63,14 @@ def _total(layer: LayerSpec, count: LayerCount) -> int | None:
 
 def _on_zeros(layer: LayerSpec, count: LayerCount) -> int | None:
     return None if layer.lookup or layer.weight_nnz is None else count.skipped
+
+
+def _weights(layer: LayerSpec, count: LayerCount) -> int | None:
+    return None if layer.call or layer.lookup or not count.dense or not layer.weight_size else layer.weight_size
+
+
+def _weights_nnz(layer: LayerSpec, count: LayerCount) -> int | None:
+    return None if _weights(layer, count) is None else layer.weight_nnz
 
 
 def _coefficients(layer: LayerSpec, count: LayerCount) -> int | None:
@@ -83,6 +95,19 @@ def _storage(layer: LayerSpec, count: LayerCount) -> int | None:
     return layer.lookup.dictionary_nnz + layer.lookup.coefficients_nnz + layer.bias_size
 
 
+def _packed(layer: LayerSpec, count: LayerCount) -> int | None:
+    """Sparse weights as rows of (value, index) with the start of each row; dense where that is smaller."""
+    if not layer.parameters or not count.dense:
+        return 4 * layer.parameters
+    dictionary, size, nonzeros = 0, layer.weight_size, layer.weight_nnz
+    if layer.lookup:
+        dictionary = layer.lookup.dictionary_nnz
+        size, nonzeros = layer.lookup.coefficients_size, layer.lookup.coefficients_nnz
+    filters = layer.output_shape[0] if layer.kernel_size else layer.output_shape[-1]
+    sparse = 4 * size if nonzeros is None else 4 * (2 * nonzeros + filters + 1)
+    return 4 * (dictionary + layer.bias_size) + min(sparse, 4 * size)
+
+
 def _quotient(numerator: Number | None, denominator: Number | None) -> float | None:
     return numerator / denominator if numerator is not None and denominator else None
 
@@ -99,6 +124,7 @@ def _share(row: Values, totals: Values) -> float | None:
     return _quotient(row["macs"], totals["macs"])
 
 
+_PACKED = "32-bit index per nonzero and start per filter where that is smaller than dense"
 _NOT_STORED = "no indices, no identity dictionary; other layers: their parameters"
 _MACS, _SPARSE, _WEIGHTS = ("operations",), ("operations", "weights"), ("weights",)
 _LISTED = (
@@ -110,13 +136,19 @@ _LISTED = (
     Metric("macs", "total", "MACs", "dictionary + lookups + left dense", 1, _SPARSE, _total),
     Metric("speedup", "counted speedup", "ratio", "MACs of the dense twin / total MACs", 1, _SPARSE, ratio=_speedup),
     Metric("share", "share", "fraction", "part of the model's total MACs", 1, _SPARSE, ratio=_share),
-    Metric("zero_macs", "on zeros", "MACs", "of left dense: weight is zero; not subtracted", 3, _MACS, _on_zeros),
+    Metric("zero_macs", "on zeros", "MACs", "of left dense: weight is zero; not subtracted", 2, _MACS, _on_zeros),
+    Metric(
+        "nonzero_macs", "zeros skipped", "MACs", "total - on zeros, if zeros were skipped", 3, _SPARSE, _without_zeros
+    ),
+    Metric("weights", "weights", "values", "entries of the weights of layers without lookups", 3, (), _weights),
+    Metric("weights_nnz", "nnz(weights)", "values", "of these weights, those that are not zero", 3, (), _weights_nnz),
     Metric("coefficients", "P", "values", "entries of P: n * k * kh * kw", 3, (), _coefficients),
     Metric("coefficients_nnz", "nnz(P)", "values", "entries of P above the threshold", 2, _WEIGHTS, _coefficients_nnz),
     Metric("density", "density of P", "fraction", "nnz(P) / entries of P", 1, _WEIGHTS, ratio=_density),
     Metric("parameters", "parameters", "values", "held by the model, D and P in full", 3, (), _parameters),
     Metric("dense_parameters", "dense parameters", "values", "held by the dense twin", 3, (), _dense_parameters),
     Metric("storage", "storage", "values", f"nnz(D) + nnz(P) + bias; {_NOT_STORED}", 2, _WEIGHTS, _storage),
+    Metric("packed_bytes", "packed", "bytes", f"float32 values, {_PACKED}", 3, _WEIGHTS, _packed),
 )
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _LISTED}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from lcnn_analyze.cost.conventions import find_convention
 from lcnn_analyze.cost.metrics import METRICS, Metric, Number
-from lcnn_core import LayerCount, LayerSpec, ModelSpec, Uncounted, UnsupportedLayerError
+from lcnn_core import ConfigError, LayerCount, LayerSpec, ModelSpec, Uncounted, UnsupportedLayerError
+
+if TYPE_CHECKING:
+    from lcnn_core import PlanStep
 
 OUTSIDE = "(parameters outside layers)"
 
@@ -57,16 +60,23 @@ class CostTable:
         return "partial" if any(status.state == "partial" for status in self.status.values()) else "complete"
 
 
-def cost_table(spec: ModelSpec, convention: str = "published") -> CostTable:
-    """Count ``spec`` under ``convention``. A layer kind without a formula is listed as uncounted, never as zero."""
-    count = find_convention(convention).counter(spec)
+def cost_table(spec: ModelSpec, convention: str = "published", steps: Sequence[PlanStep] | None = None) -> CostTable:
+    """Count ``spec`` under ``convention``. A layer kind without a formula is listed as uncounted, never as zero.
+
+    steps: of the engine's plan for the model, which ``executed`` counts. Raises ConfigError where they are missing.
+    """
+    rule = find_convention(convention)
+    if rule.needs_plan and steps is None:
+        raise ConfigError(f"convention {convention!r} counts an inference plan; give the plan's steps")
+    count = rule.counter(spec, steps or ())
     rows: list[tuple[LayerSpec, dict[str, Number | None]]] = []
     uncounted = list(spec.uncounted)
     for layer in spec.layers:
         try:
             rows.append((layer, _additive(layer, count(layer))))
-        except UnsupportedLayerError:
-            uncounted.append(Uncounted(layer.name, layer.kind, 1, "no formula for this kind of layer"))
+        except UnsupportedLayerError as error:
+            reason = str(error) if rule.needs_plan else "no formula for this kind of layer"
+            uncounted.append(Uncounted(layer.name, layer.kind, 1, reason))
     outside = spec.parameters - sum(layer.parameters for layer in spec.layers)
     if outside > 0:
         rest = LayerSpec(OUTSIDE, "parameters", (), (), parameters=outside)

@@ -35,6 +35,7 @@ def render(report: Report) -> bytes:
         verdicts=[(model.name, words.verdict(model, report)) for model in report.models],
         tiles=_tiles(report.models[0]) if len(report.models) == 1 else [],
         comparison=_comparison(report) if len(report.models) > 1 else None,
+        changes=_changes(report) if report.changes else None,
         totals=svg.total_bars(report),
         lookups=any(model.has_lookups for model in report.models),
         baselines=bool(svg.baselines_to_draw(report)),
@@ -106,6 +107,19 @@ def _comparison(report: Report) -> dict[str, Any]:
     headers = [("total", "MACs"), *(("counted speedup", f"x {name}") for name in baselines), ("storage", "values")]
     rules = labels("compare", [("model", ""), *headers, ("accuracy", "")])
     return {"headers": headers, "labels": rules, "rows": rows, "front": bool(front)}
+
+
+def _changes(report: Report) -> dict[str, Any]:
+    changed, same = words.shown_changes(report)
+    headers = [("before", "MACs"), ("after", "MACs"), ("difference", "MACs"), ("storage", "difference")]
+    rows = []
+    for change in changed:
+        before, after = (value or 0 for value in change.macs)
+        values = (before, after, after - before, (change.storage[1] or 0) - (change.storage[0] or 0))
+        texts = [*words.before_after(change.macs), words.before_after(change.storage)[-1]]
+        rows.append((words.change_name(change), list(zip(values, texts, strict=True)), words.change_text(change)))
+    labels = _labels("changes", [("layer", ""), *headers, ("what changed", "")])
+    return {"headers": headers, "labels": labels, "rows": rows, "same": same}
 
 
 def _model(model: ModelReport, report: Report, name: str) -> dict[str, Any]:

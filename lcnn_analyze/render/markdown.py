@@ -28,6 +28,8 @@ def render(report: Report) -> bytes:
     parts += [escape(words.verdict(model, report)) for model in report.models]
     if len(report.models) > 1:
         parts += ["## Comparison", _comparison(report)]
+    if report.changes:
+        parts += [f"## {escape(report.models[0].name)} → {escape(report.models[1].name)}", _changes(report)]
     panels = words.panels_to_show(report)
     for panel in panels:
         parts += _panel(panel)
@@ -74,8 +76,23 @@ def _comparison(report: Report) -> str:
     return f"{table}\n\n{words.FRONT}" if front else table
 
 
+def _changes(report: Report) -> str:
+    changed, same = words.shown_changes(report)
+    header = ["layer", "before, MACs", "after, MACs", "difference, MACs", "storage, difference", "what changed"]
+    rows = [
+        [
+            escape(words.change_name(change)),
+            *words.before_after(change.macs),
+            words.before_after(change.storage)[-1],
+            escape(words.change_text(change)),
+        ]
+        for change in changed
+    ]
+    return f"{_table(header, rows, text_columns=(0, 5))}\n\n{same} layers are the same in both"
+
+
 def _panel(panel: Panel) -> list[str]:
-    header = ["", "model", "counted speedup, x", f"{escape(panel.metric)}, %"]
+    header = ["", "model", f"{panel.kind} speedup, x", f"{escape(panel.metric)}, %"]
     rows = [
         [
             words.mark(point, panel),

@@ -49,6 +49,15 @@ def count_text(value: float, unit: str = "") -> str:
     return f"{value:,.0f}{' ' + unit if unit else ''}"
 
 
+def bytes_text(value: float) -> str:
+    """12.3 MB, in powers of ten."""
+    for divisor, prefix in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= divisor:
+            scaled = value / divisor
+            return f"{scaled:,.{2 if scaled < 10 else 1 if scaled < 100 else 0}f} {prefix}"
+    return f"{value:,.0f} bytes"
+
+
 def ratio_text(value: float | None) -> str:
     """5.37x, 24.7x, 312x."""
     if value is None:

@@ -53,6 +53,8 @@ def _parts(report: Report, width: int) -> list[RenderableType]:
         parts += [_heading(model), _layers(model, report, width), _facts(words.totals(model) + words.more(model)), ""]
     if len(report.models) > 1:
         parts += [Text("Comparison", style="bold"), _comparison(report), ""]
+    if report.changes:
+        parts += [_text(f"{report.models[0].name} → {report.models[1].name}", "bold"), _changes(report), ""]
     panels = words.panels_to_show(report)
     for panel in panels:
         parts += [_panel(panel), ""]
@@ -139,7 +141,12 @@ def _fitting(candidates: Sequence[_Candidate], room: int, gap: int) -> list[_Can
     return kept
 
 
-_TWO_LINES = {"counted speedup": "counted\nspeedup", "density of P": "density\nof P", "dense twin": "dense\ntwin"}
+_TWO_LINES = {
+    "counted speedup": "counted\nspeedup",
+    "measured speedup": "measured\nspeedup",
+    "density of P": "density\nof P",
+    "dense twin": "dense\ntwin",
+}
 
 
 def _two_lines(title: str, unit: str) -> Text:
@@ -181,10 +188,26 @@ def _comparison(report: Report) -> Table:
     return table
 
 
+def _changes(report: Report) -> Table:
+    changed, same = words.shown_changes(report)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
+    table.add_column("layer", overflow="fold", min_width=8)
+    for title, unit in (("before", "MACs"), ("after", "MACs"), ("difference", "MACs"), ("storage", "difference")):
+        table.add_column(_two_lines(title, unit), justify="right", no_wrap=True)
+    table.add_column("what changed", overflow="fold", min_width=16)
+    for change in changed:
+        storage = words.before_after(change.storage)[-1]
+        cells = (*words.before_after(change.macs), storage)
+        table.add_row(_text(words.change_name(change)), *cells, _text(words.change_text(change)))
+    table.caption = f"{same} layers are the same in both"
+    table.caption_justify = "left"
+    return table
+
+
 def _panel(panel: Panel) -> Group:
     """The spectrum as a list, fastest last."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
-    table.add_column(_two_lines("counted speedup", "x"), justify="right")
+    table.add_column(_two_lines(f"{panel.kind} speedup", "x"), justify="right")
     table.add_column(_two_lines(panel.metric, "%"), justify="right")
     table.add_column("")
     table.add_column("model", overflow="fold")

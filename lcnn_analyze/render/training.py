@@ -35,7 +35,9 @@ def curves(title: str, epochs: Epochs) -> bytes:
         best = [epoch for epoch in epochs if epoch["best"]]
         if best:
             top = 100 * best[-1]["validation"]["top1"]
-            above.plot(best[-1]["epoch"], top, "D", color=PUBLISHED, label=f"best: epoch {best[-1]['epoch']}, {top:.2f} %")
+            above.plot(
+                best[-1]["epoch"], top, "D", color=PUBLISHED, label=f"best: epoch {best[-1]['epoch']}, {top:.2f} %"
+            )
         below.plot(numbers, [epoch["counted_speedup"] for epoch in epochs], "-o", color=OWN, markersize=3)
         above.set_title(safe(title), loc="left", color=INK, fontweight="bold")
         above.set_ylabel("accuracy, %")
@@ -46,9 +48,9 @@ def curves(title: str, epochs: Epochs) -> bytes:
         below.xaxis.set_major_locator(MaxNLocator(integer=True))
         for axis in (above, below):
             axis.grid(True, color=MUTED, alpha=0.18, linewidth=0.8)
-        figure.tight_layout()
+        figure.subplots_adjust(0.1, 0.09, 0.97, 0.94, hspace=0.1)
         stream = io.BytesIO()
-        figure.savefig(stream, format="png", dpi=150, metadata={"Software": None})
+        figure.savefig(stream, format="png", dpi=120, metadata={"Software": None})
     return stream.getvalue()
 
 
@@ -73,7 +75,15 @@ def confusion(title: str, matrix: Sequence[Sequence[int]], names: Sequence[str])
                 for column, value in enumerate(values):
                     if value:
                         dark = shares[row][column] > 0.5
-                        axis.text(column, row, str(value), ha="center", va="center", color="white" if dark else INK, fontsize=8)
+                        axis.text(
+                            column,
+                            row,
+                            str(value),
+                            ha="center",
+                            va="center",
+                            color="white" if dark else INK,
+                            fontsize=8,
+                        )
         figure.tight_layout()
         stream = io.BytesIO()
         figure.savefig(stream, format="png", dpi=150, metadata={"Software": None})
@@ -87,7 +97,7 @@ def markdown(title: str, epochs: Epochs, picture: str) -> str:
         "",
         f"![accuracy and counted speedup over the epochs]({picture})",
         "",
-        "| epoch | learning rate | loss | training top-1 | validation top-1 | validation top-5 | counted speedup | best |",
+        "| epoch | learning rate | loss | training top-1 | validation top-1 | top-5 | counted speedup | best |",
         "|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for epoch in epochs:
@@ -102,7 +112,8 @@ def markdown(title: str, epochs: Epochs, picture: str) -> str:
         lines += ["", f"Lookup layers after epoch {last['epoch']} (convention `published`, one image):", ""]
         lines += ["| layer | density of P | counted speedup over its dense twin |", "|---|---:|---:|"]
         lines += [
-            f"| {safe(name)} | {density:.2%} | {last['speedups'][name]:.2f}x |" for name, density in last["densities"].items()
+            f"| {safe(name)} | {density:.2%} | {last['speedups'][name]:.2f}x |"
+            for name, density in last["densities"].items()
         ]
     if last["unreadable"]:
         lines += ["", f"{last['unreadable']} images could not be read and were passed over."]

@@ -65,8 +65,8 @@ def _few_shot_method(settings: Mapping[str, Any]) -> tuple[str, ...]:
         f"{settings['test_images']} of each, have no say. That is more labelled images of the novel classes than are "
         "learned from: a choice that is known beforehand would need none.",
         "Means are over all draws. Draws within a split share its base network, so intervals are Student's t over "
-        f"the {settings['splits']} means of the splits, {settings['splits'] - 1} degrees of freedom, and can reach past "
-        "what is possible; those of the gain are over paired differences.",
+        f"the {settings['splits']} means of the splits, {settings['splits'] - 1} degrees of freedom, and can reach "
+        "past what is possible; those of the gain are over paired differences.",
         "Pixels are normalised by mean and standard deviation of all training images, novel classes included.",
     )
 

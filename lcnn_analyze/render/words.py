@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from lcnn_analyze.cost import Baseline
+from lcnn_analyze.cost import TWIN, Baseline
+from lcnn_analyze.cost.changes import LayerChange
 from lcnn_analyze.cost.checks import ToolCount
-from lcnn_analyze.render.numbers import count_text, joined, ratio_text
-from lcnn_analyze.report import Accuracy, ModelReport, Report
+from lcnn_analyze.latency import Latency
+from lcnn_analyze.render.numbers import ABSENT, bytes_text, count_text, joined, ratio_text
+from lcnn_analyze.report import Accuracy, Measurement, ModelReport, Report
 from lcnn_analyze.spectrum import Panel, Point
 
 FRONT = "◆ on the Pareto front: no other model here is both faster and more accurate"
@@ -16,11 +18,13 @@ MARKS = "◆ Pareto front of these models, • other, ○ published"
 def verdict(model: ModelReport, report: Report) -> str:
     """One sentence: what the model saves and what it costs."""
     macs = count_text(_macs(model), "MACs")
+    if model.costs.convention != "published":
+        macs += f" ({model.costs.convention})"
     if model.has_lookups:
         against = joined([_against(baseline, model) for baseline in shown_baselines(model)])
         saves = f"{model.name} {_saves(model)}: {macs} per image, {against}"
     else:
-        saves = f"{model.name} is a dense network: {macs} per image"
+        saves = f"{model.name} is a dense network: {macs} per image{_if_skipped(model)}"
     return f"{saves}; {_costs(model, report)}.{_reservation(model)}"
 
 
@@ -42,10 +46,50 @@ def totals(model: ModelReport) -> list[tuple[str, str]]:
         share = f"{ratio_text(baseline.speedup)} counted speedup"
         same = ", the same as the dense twin" if same_as_twin(baseline, model) else ""
         lines.append((f"vs {baseline.name}", f"{share} ({baseline.macs:,} MACs{same})"))
+    if values.get("zero_macs"):
+        lines.append(("if zeros were skipped", _zeros(model)))
+    lines += [("measured", measured_text(measured)) for measured in model.latency]
     parameters, twin = int(values["parameters"] or 0), int(values["dense_parameters"] or 0)
     lines.append(("parameters", f"{parameters:,} held (dense twin {twin:,})"))
     storage = int(values["storage"] or 0)
     lines.append(("storage", f"{storage:,} values ({_times(twin, storage)} the dense twin's {twin:,})"))
+    return lines + _memory(model)
+
+
+def _if_skipped(model: ModelReport) -> str:
+    """Of a pruned network, what is left without the zeros; nothing where they are few."""
+    values = model.costs.totals
+    zeros, total = values.get("zero_macs") or 0, _macs(model)
+    if zeros < 0.05 * total:
+        return ""
+    return f", {count_text(values['nonzero_macs'] or 0, 'MACs')} if its zeros were skipped"
+
+
+def _zeros(model: ModelReport) -> str:
+    """What a dense network's zeros could save: nobody skips them here, so they stay in the total."""
+    values = model.costs.totals
+    left, entries = int(values.get("nonzero_macs") or 0), int(values.get("weights") or 0)
+    zeros = entries - int(values.get("weights_nnz") or 0)
+    return (
+        f"{left:,} MACs ({_times(_macs(model), left)} the total): {zeros:,} of {entries:,} weights outside lookup "
+        "layers are zero"
+    )
+
+
+def _memory(model: ModelReport) -> list[tuple[str, str]]:
+    memory = model.memory
+    if memory is None:
+        return []
+    sizes = [
+        f"{bytes_text(memory.packed)} packed, indices included",
+        f"{bytes_text(memory.parameters)} as held",
+        f"{bytes_text(memory.dense_twin)} dense twin",
+    ]
+    if model.source:
+        sizes.append(f"{bytes_text(model.source.size_bytes)} file")
+    lines = [("memory", ", ".join(sizes) + "; 4 bytes a value")]
+    if memory.activations is not None:
+        lines.append(("activations", f"{bytes_text(memory.activations)} at their peak, one image, in PyTorch"))
     return lines
 
 
@@ -70,11 +114,60 @@ def check_text(tool: ToolCount) -> str:
     return f"{said}; {'; '.join(worst)}{f'; and {more} more layers' if more > 0 else ''}" if worst else said
 
 
+def measured_text(measured: Measurement) -> str:
+    """A measured speedup with everything that it depends on."""
+    engine, dense = _milliseconds(measured.engine), _milliseconds(measured.dense)
+    threads = f"{measured.threads} thread{'s' if measured.threads > 1 else ''}"
+    return (
+        f"{ratio_text(measured.speedup)} measured speedup over {measured.baseline} ({measured.fastest} {dense}, engine "
+        f"{engine}), efficiency {measured.efficiency:.2f}, batch {measured.batch}, {threads}, {measured.processor}"
+    )
+
+
+def _milliseconds(latency: Latency) -> str:
+    low, middle, high = (f"{1000 * seconds:.3g}" for seconds in (latency.p10, latency.median, latency.p90))
+    return f"{middle} ms [{low}, {high}]"
+
+
+def health(model: ModelReport) -> list[str]:
+    """A line for each kind of finding: where, how many, and what to change."""
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for found in model.health:
+        place = f"{found.layer or '(model)'} {found.count:,} of {found.of:,}"
+        kinds.setdefault((found.problem, found.change), []).append(place)
+    return [f"{problem}: {', '.join(places)}; {change}" for (problem, change), places in kinds.items()]
+
+
+def change_text(change: LayerChange) -> str:
+    """What differs in one layer, in words."""
+    return "; ".join(change.what) if change.state == "changed" else change.state
+
+
+def shown_changes(report: Report) -> tuple[list[LayerChange], int]:
+    """The layers that changed, and how many did not."""
+    changed = [change for change in report.changes if change.state != "same"]
+    return changed, len(report.changes) - len(changed)
+
+
+def change_name(change: LayerChange) -> str:
+    """The layer's path, with the number of the call where a shared layer is called again."""
+    return f"{change.layer or '(model)'}{f' #{change.call + 1}' if change.call else ''}"
+
+
+def before_after(values: tuple[int | None, ...]) -> list[str]:
+    """Before, after, and the difference with its sign."""
+    known = [value or 0 for value in values]
+    difference = f"{known[1] - known[0]:+,}" if known[0] != known[1] else "0"
+    return [ABSENT if value is None else f"{value:,}" for value in values] + [difference]
+
+
 def more(model: ModelReport) -> list[tuple[str, str]]:
-    """Accuracy, cross-check and uncounted operations as (name, text), for those that there are."""
-    lines = [("accuracy", accuracy_details(accuracy)) for accuracy in model.accuracy]
+    """Notes, accuracy, cross-check, health and uncounted operations as (name, text), for those that there are."""
+    lines = [("note", note) for note in model.notes]
+    lines += [("accuracy", accuracy_details(accuracy)) for accuracy in model.accuracy]
     if model.cross_check:
         lines += [("cross-check", check_text(tool)) for tool in model.cross_check.tools]
+    lines += [("health", text) for text in health(model)]
     return lines + [("not counted", text) for text in uncounted_text(model)]
 
 
@@ -90,7 +183,7 @@ def panel_title(panel: Panel) -> str:
 
 def against(panel: Panel) -> str:
     """What the speedups of a panel are over."""
-    return "the dense twin" if panel.baselines == ("dense twin",) else joined(panel.baselines)
+    return "the dense twin" if panel.baselines == (TWIN,) else joined(panel.baselines)
 
 
 def mark(point: Point, panel: Panel) -> str:
@@ -155,7 +248,7 @@ def _times(baseline: float, own: float) -> str:
 
 def same_as_twin(baseline: Baseline, model: ModelReport) -> bool:
     """Whether a reference is the same network as the dense twin, as far as its counts can tell."""
-    return baseline.kind != "twin" and (baseline.macs, baseline.parameters) == (model.twin.macs, model.twin.parameters)
+    return baseline.kind != "twin" and baseline.same_network(model.twin)
 
 
 def _costs(model: ModelReport, report: Report) -> str:

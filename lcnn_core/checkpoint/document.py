@@ -24,7 +24,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lcnn_core.checkpoint.record import FORMAT_VERSION, Checkpoint, Normalization
+from lcnn_core.checkpoint.record import FORMAT_VERSION, Checkpoint, Fresh, Normalization
 from lcnn_core.errors import CheckpointError, ConfigError
 from lcnn_core.spec import LookupConfig
 
@@ -88,7 +88,7 @@ def from_document(document: Any, tensors: Mapping[str, Tensor], source: str) -> 
             class_names=tuple(document["class_names"]),
             metrics=tuple(document["metrics"]),
             provenance=document["provenance"],
-            state_dict=tensors,
+            state_dict=Fresh(tensors),
         )
     except (ConfigError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{source} holds a value that no checkpoint has: {error}") from error

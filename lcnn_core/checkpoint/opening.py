@@ -6,6 +6,7 @@ file was vetted, and no failure falls back to anything less strict.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +22,12 @@ from lcnn_core.checkpoint.pickles import load_plain
 from lcnn_core.checkpoint.record import CUSTOM, Checkpoint, load_into
 from lcnn_core.checkpoint.state_dicts import find_weights, restore
 from lcnn_core.checkpoint.zoo import build_named
+from lcnn_core.describe import describe
 from lcnn_core.errors import CheckpointError
 from lcnn_core.spec import ModelSpec
+
+MAX_ACTIVATIONS = 4 << 30
+"""Bytes that the values of one image may take at once in a network whose layers the file itself chose."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +35,7 @@ class Opened:
     """A model as it was found: ready to run or, from a graph format, already described."""
 
     model: nn.Module | ModelSpec
+    """A module shares its weights with ``checkpoint``, where there is one."""
     architecture: str
     """A name that ``build_named`` knows, or that of the graph or file."""
     input_shape: tuple[int, ...] | None
@@ -79,6 +85,7 @@ def open_model(
 
 
 def _torch(request: Request) -> Opened:
+    """Our checkpoint, or a state dict that ``torch.save`` wrote, bare or nested."""
     document = load_plain(request.path)
     if isinstance(document, dict) and document.get("format") == FORMAT and isinstance(document.get("state_dict"), dict):
         return _checkpoint(request, document, document["state_dict"])
@@ -86,6 +93,7 @@ def _torch(request: Request) -> Opened:
 
 
 def _safetensors(request: Request) -> Opened:
+    """Our checkpoint, or a bare state dict."""
     document, weights = tensors.read_any(request.path)
     return _state_dict(request, weights) if document is None else _checkpoint(request, document, weights)
 
@@ -95,7 +103,7 @@ def _checkpoint(request: Request, document: Any, weights: Any) -> Opened:
     shape = request.input_shape or checkpoint.input_shape
     name = checkpoint.architecture
     if name != CUSTOM:
-        model = checkpoint.build()
+        model = checkpoint.build(shared=True)
     elif request.architecture is None:
         raise CheckpointError(f"{request.path} holds a custom model; name its architecture with --arch")
     else:
@@ -116,10 +124,12 @@ def _state_dict(request: Request, value: Any) -> Opened:
 
 
 def _onnx(request: Request) -> Opened:
+    """The graph, described; needs the onnx extra."""
     return _described(request, *onnx.read_spec(request.path, request.input_shape))
 
 
 def _pt2(request: Request) -> Opened:
+    """The graph that ``torch.export.save`` wrote, described from its JSON and raw tensors."""
     return _described(request, *pt2.read_spec(request.path, request.input_shape))
 
 
@@ -128,8 +138,21 @@ def _described(request: Request, spec: ModelSpec, odd: tuple[str, ...]) -> Opene
 
 
 def _torch7(request: Request) -> Opened:
+    """A Torch7 network, its layers mapped to ours."""
     model = torch7_layers.to_module(torch7.read(request.path), str(request.path))
+    if request.input_shape is not None:
+        _check_activations(request.path, model, request.input_shape)
     return Opened(model, request.path.stem, request.input_shape, request.path, None, _odd(model))
+
+
+def _check_activations(path: Path, model: nn.Module, shape: tuple[int, ...]) -> None:
+    """Refuse, before anything is computed, a network of the file's own making whose values would fill the memory."""
+    spec = describe(copy.deepcopy(model).to("meta"), shape)
+    if (spec.activation_bytes or 0) > MAX_ACTIVATIONS:
+        raise CheckpointError(
+            f"{path} would take {spec.activation_bytes} bytes for the values of one image of shape {shape}; "
+            f"expected at most {MAX_ACTIVATIONS}; give a smaller input shape"
+        )
 
 
 def _odd(model: nn.Module) -> tuple[str, ...]:

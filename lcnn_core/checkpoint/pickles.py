@@ -84,16 +84,30 @@ def _vet_legacy(path: Path, file: BinaryIO) -> None:
     size = file.seek(0, 2)
     file.seek(0)
     walk = _Walk(path, lambda key: size)
-    if walk.run(file) != _MAGIC:
+    pickles = _Bounded(file, size)
+    if walk.run(pickles) != _MAGIC:
         raise CheckpointError(f"{path} is a pickle, but not one that torch.save wrote; {_SAFE}")
     for _ in range(4):
-        walk.run(file)
+        walk.run(pickles)
     walk.check_views()
     need = sum(walk.storages.values())
     if need > size - file.tell():
         raise CheckpointError(
             f"{path}: its storages claim {need} bytes, the file holds {size - file.tell()}; fetch or save it again"
         )
+
+
+class _Bounded:
+    """A file that is asked for no more than it holds: Python allocates what ``read`` is told before it reads."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.file, self.size, self.tell = file, size, file.tell
+
+    def read(self, count: int) -> bytes:
+        return self.file.read(min(count, MAX_PICKLE, self.size - self.tell()))
+
+    def readline(self) -> bytes:
+        return self.file.readline(MAX_PICKLE)
 
 
 @dataclass(frozen=True)
@@ -134,14 +148,14 @@ class _Walk:
         self.copies = 0
         self.viewed = 0
 
-    def run(self, stream: BinaryIO) -> Any:
+    def run(self, stream: Any) -> Any:
         """Vet one pickle and return its result as this walk sees it."""
         try:
             return self._run(stream)
         except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise CheckpointError(f"{self.path}: its pickle is damaged: {_first_line(error)}") from error
 
-    def _run(self, stream: BinaryIO) -> Any:
+    def _run(self, stream: Any) -> Any:
         stack: list[Any] = []
         marks: list[list[Any]] = []
         memo: dict[int, Any] = {}

@@ -37,6 +37,10 @@ class Normalization:
             raise ConfigError(f"mean is {self.mean} and std {self.std}; expected finite numbers, std above 0")
 
 
+class Fresh(dict[str, Tensor]):
+    """Tensors that nobody else holds, as those just read from a file: a checkpoint takes them without a copy."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """One model, whole: what to build, its weights, what they were trained on and what they reach.
@@ -67,6 +71,7 @@ class Checkpoint:
         shape = tuple(self.input_shape)
         if not shape or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in shape):
             raise ConfigError(f"input_shape is {shape}; expected whole numbers of 1 or more: (channels, height, width)")
+        copied = not isinstance(self.state_dict, Fresh)
         own = {
             "input_shape": shape,
             "arguments": plain(dict(self.arguments), "arguments"),
@@ -74,7 +79,7 @@ class Checkpoint:
             "class_names": tuple(plain(list(self.class_names), "class_names")),
             "metrics": tuple(plain([dict(metric) for metric in self.metrics], "metrics")),
             "provenance": plain(dict(self.provenance), "provenance"),
-            "state_dict": {name: _snapshot(name, tensor) for name, tensor in self.state_dict.items()},
+            "state_dict": {name: _own(name, tensor, copied) for name, tensor in self.state_dict.items()},
         }
         for name, value in own.items():
             object.__setattr__(self, name, value)
@@ -126,9 +131,10 @@ class Checkpoint:
             provenance=provenance or {},
         )
 
-    def build(self) -> nn.Module:
+    def build(self, *, shared: bool = False) -> nn.Module:
         """The model, weights in, in evaluation mode, on the CPU; the random number generators are left alone.
 
+        shared: the model holds the checkpoint's own tensors, not copies, for use without changing either.
         Raises CheckpointError for a custom or unknown architecture, and for weights that do not fit it.
         """
         if self.architecture == CUSTOM:
@@ -136,7 +142,8 @@ class Checkpoint:
                 "the checkpoint holds a custom model, which cannot be built from its name; "
                 "make the model and call load_into(model, checkpoint)"
             )
-        return assemble(self.architecture, self.arguments, self.lookups, self.state_dict).eval()
+        weights = self.state_dict if shared else {name: tensor.clone() for name, tensor in self.state_dict.items()}
+        return assemble(self.architecture, self.arguments, self.lookups, weights).eval()
 
 
 def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -177,10 +184,10 @@ def plain(value: Any, where: str) -> Any:
     )
 
 
-def _snapshot(name: str, tensor: Any) -> Tensor:
+def _own(name: str, tensor: Any, copied: bool) -> Tensor:
     if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
         raise ConfigError(f"state_dict[{name!r}] is {_kind(tensor)}; expected an ordinary tensor with values")
-    return tensor.detach().to("cpu", copy=True).contiguous()
+    return tensor.detach().to("cpu", copy=copied).contiguous()
 
 
 def _kind(value: Any) -> str:

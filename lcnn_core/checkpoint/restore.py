@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lcnn_core.errors import CheckpointError, ConfigError
 from lcnn_core.layers.structure import set_lookup_layers_, swap
+from lcnn_core.meta import NothingToFill
 from lcnn_core.models import dense_twin
 from lcnn_core.spec import LookupConfig
 
@@ -19,7 +20,7 @@ def skeleton(architecture: str, arguments: Mapping[str, Any], lookups: Mapping[s
 
     Raises ConfigError for an unknown architecture, option or layer.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), NothingToFill():
         model = dense_twin(architecture, **arguments)
         set_lookup_layers_(model, lookups)
     return model
@@ -31,7 +32,7 @@ def assemble(
     lookups: Mapping[str, LookupConfig],
     weights: Mapping[str, Tensor],
 ) -> nn.Module:
-    """The architecture with the lookup layers of the table and copies of the weights.
+    """The architecture with the lookup layers of the table and these very weights.
 
     No random number is drawn, and no weight is initialised only to be overwritten.
     """
@@ -40,7 +41,7 @@ def assemble(
     except ConfigError as error:
         raise CheckpointError(f"the checkpoint's architecture cannot be built: {error}") from error
     check_fit(model, weights, architecture)
-    model.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=True)
+    model.load_state_dict(dict(weights), assign=True)
     return model
 
 

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from lcnn_core.checkpoint.torchvision_shim import import_torchvision
 from lcnn_core.errors import ConfigError
+from lcnn_core.meta import NothingToFill
 from lcnn_core.models import ALIASES, MODELS, build, input_shape_of
 
 
@@ -54,7 +55,7 @@ def build_named(architecture: str, *, to: str = "meta", **arguments: Any) -> Nam
     """
     source, name = find(architecture)
     try:
-        with nullcontext() if to == "cpu" else _WeightsOnMeta():
+        with nullcontext() if to == "cpu" else _WeightsOnMeta(), NothingToFill():
             model = SOURCES[source].make(name, **arguments)
     except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
         if isinstance(error, ConfigError):
@@ -87,7 +88,7 @@ def find(architecture: str) -> tuple[str, str]:
     close = get_close_matches(name, dict.fromkeys(known), n=3)
     hint = [f"did you mean {' or '.join(close)}?"] if close else []
     hint = hint or ([f"expected a name such as {', '.join(known[:3])}"] if known else [])
-    raise ConfigError("; ".join([f"unknown architecture {architecture!r}", *missing, *hint]))
+    raise ConfigError("; ".join([f"unknown architecture {architecture!r}", *hint, *missing]))
 
 
 def channels_option(architecture: str) -> str | None:

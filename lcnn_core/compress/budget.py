@@ -6,7 +6,7 @@ padded input positions, in MACs on one image. Zeros are exact zeros, written in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -233,11 +233,3 @@ class Budget:
 
     def settled(self) -> bool:
         return self.done == self.cuts
-
-    def state_dict(self) -> dict[str, int]:
-        """What a resumed run has to know: the cost at the start, and the steps done."""
-        return {"start": self.start, "done": self.done}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on where ``state`` was taken."""
-        self.start, self.done = state["start"], state["done"]

@@ -107,8 +107,8 @@ def compress_from_dense(
 ) -> tuple[nn.Module, TrainResult]:
     """Make a lookup network of ``dense`` that meets ``config.speedup``; ``dense`` itself is left as it is.
 
-    Returns the network with the last epoch's weights, and what the run did. resume: as in ``train``. Raises ConfigError, with the reachable
-    maximum and what bounds it, when the budget cannot be met.
+    Returns the network with the last epoch's weights, and what the run did. resume: as in ``train``. Raises
+    ConfigError, with the reachable maximum and what bounds it, when the budget cannot be met.
     """
     config = config or FromDenseConfig()
     for name, module in dense.named_modules():

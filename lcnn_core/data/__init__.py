@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lcnn_core.checkpoint import Normalization
 from lcnn_core.data import digits, fake, idx, imagefolder, webdataset
-from lcnn_core.data.base import Dataset, DataOptions, Images, Source, Split
+from lcnn_core.data.base import DataOptions, Dataset, Images, Source, Split
 from lcnn_core.errors import ConfigError
 
 DATASETS: dict[str, Source] = {
@@ -12,13 +12,11 @@ DATASETS: dict[str, Source] = {
     "idx": Source("idx:FOLDER", idx.load),
     "imagefolder": Source("imagefolder:FOLDER", imagefolder.load, files=True),
     "webdataset": Source("webdataset:FOLDER", webdataset.load, files=True),
-    "fake": Source("fake[:IMAGESxCLASSES]", fake.load, files=True),
+    "fake": Source("fake:IMAGESxCLASSES", fake.load, files=True),
 }
 
 
-def load_dataset(
-    spec: str, normalization: Normalization | None = None, options: DataOptions | None = None
-) -> Dataset:
+def load_dataset(spec: str, normalization: Normalization | None = None, options: DataOptions | None = None) -> Dataset:
     """Load a source of ``DATASETS``, written ``name`` or ``name:argument``: ``digits``, ``idx:FOLDER``, ...
 
     normalization: of the images, None for the source's own: measured on the training split where that is in memory,

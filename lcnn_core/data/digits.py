@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from lcnn_core.checkpoint import Normalization
-from lcnn_core.data.base import Dataset, DataOptions, build_dataset, stratified_split
+from lcnn_core.data.base import DataOptions, Dataset, build_dataset, stratified_split
 from lcnn_core.errors import ConfigError
 
 TEST, VALIDATION = 450, 197

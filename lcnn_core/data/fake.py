@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lcnn_core.checkpoint import Normalization
-from lcnn_core.data.base import Dataset, DataOptions
+from lcnn_core.data.base import DataOptions, Dataset
 from lcnn_core.data.files import IMAGE_SIZE, IMAGENET, RESIZE_RATIO, ImageFiles
 from lcnn_core.errors import ConfigError
 
@@ -28,10 +28,8 @@ def load(argument: str, normalization: Normalization | None, options: DataOption
     pictures = Pictures(options.resize or round(size * RESIZE_RATIO))
     parts = []
     for part in (count, -(-count // 10), -(-count // 10)):
-        names = [f"fake {number}" for number in range(part)]
-        parts.append(
-            ImageFiles(names, torch.arange(part) % class_count, pictures, normalization or IMAGENET, options)
-        )
+        files = [f"fake {number}" for number in range(part)]
+        parts.append(ImageFiles(files, torch.arange(part) % class_count, pictures, normalization or IMAGENET, options))
     names = tuple(map(str, range(class_count)))
     spec = f"fake:{argument}" if argument else "fake"
     return Dataset(spec, (3, size, size), names, parts[0], parts[1], parts[2], normalization or IMAGENET)

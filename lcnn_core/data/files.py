@@ -43,7 +43,7 @@ def decode(data: bytes) -> Any:
     """An encoded image as a PIL image in RGB; 16-bit grey keeps its upper eight bits."""
     from PIL import Image
 
-    image = Image.open(io.BytesIO(data))
+    image: Image.Image = Image.open(io.BytesIO(data))
     image.load()
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
@@ -73,7 +73,7 @@ class View:
         if self.crops > 1:
             many = v2.FiveCrop if self.crops == 5 else v2.TenCrop
             geometry = [v2.Resize(self.resize, antialias=True), many(self.size)]
-        return v2.Compose([*geometry, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)])
+        return v2.Compose([*geometry, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
 
     def __call__(self, data: bytes, index: int) -> Tensor:
         image = decode(data)
@@ -135,11 +135,13 @@ class ImageFiles:
             batch_sampler=[batch.tolist() for batch in batches],
             num_workers=WORKERS if self.options.workers is None else self.options.workers,
             collate_fn=list,
-            pin_memory=False,
+            generator=torch.Generator(),  # its own: the loader draws from the global one otherwise
         )
         for samples in _alive(loader):
             self._note([failure for *_, failed in samples for failure in failed])
             images = [image for image, _, _ in samples if image is not None]
+            if seed is not None and len(images) < len(samples):
+                raise DataError(f"none of {len(self)} images can be read; the first: {next(iter(self.unreadable))}")
             if images:
                 yield torch.stack(images), torch.tensor([label for image, label, _ in samples if image is not None])
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lcnn_core.checkpoint import Normalization
-from lcnn_core.data.base import Dataset, DataOptions, build_dataset, stratified_split
+from lcnn_core.data.base import DataOptions, Dataset, build_dataset, stratified_split
 from lcnn_core.errors import ConfigError, DataError
 
 VALIDATION_SHARE = 1 / 12

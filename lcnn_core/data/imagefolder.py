@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lcnn_core.checkpoint import Normalization
 from lcnn_core.checkpoint.torchvision_shim import import_torchvision
-from lcnn_core.data.base import Dataset, DataOptions, stratified_split
+from lcnn_core.data.base import DataOptions, Dataset, stratified_split
 from lcnn_core.data.files import IMAGE_SIZE, IMAGENET, ImageFiles
 from lcnn_core.errors import ConfigError, DataError
 

@@ -1,4 +1,4 @@
-"""``webdataset:FOLDER``: tar shards on a disk, ``*train*.tar``, ``*val*.tar`` and, where there are some, ``*test*.tar``.
+"""``webdataset:FOLDER``: tar shards on a disk, ``*train*.tar``, ``*val*.tar`` and, if any, ``*test*.tar``.
 
 A sample is the members of one name: its image (``000123.jpg``) and its class number as text (``000123.cls``). Shards
 are indexed once, by their headers, and then read at any place: the order of images is as random, and a run as
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from lcnn_core.checkpoint import Normalization
-from lcnn_core.data.base import Dataset, DataOptions
+from lcnn_core.data.base import DataOptions, Dataset
 from lcnn_core.data.files import IMAGE_SIZE, IMAGENET, ImageFiles
 from lcnn_core.errors import ConfigError, DataError
 
@@ -59,7 +59,9 @@ def _class_names(folder: Path, top: int) -> tuple[str, ...]:
         return tuple(map(str, range(top + 1)))
     names = tuple(line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip())
     if len(names) <= top:
-        raise DataError(f"{listed} lists {len(names)} classes, but a label in the shards is {top}; expected a name each")
+        raise DataError(
+            f"{listed} lists {len(names)} classes, but a label in the shards is {top}; expected a name each"
+        )
     return names
 
 
@@ -75,13 +77,13 @@ class Shards:
         for number, path in enumerate(paths):
             try:
                 with tarfile.open(path, "r:") as tar:
-                    self._index(number, tar)
+                    self._index(number, path, tar)
             except (tarfile.TarError, OSError) as error:
                 raise DataError(f"{path} cannot be read as a tar file: {error}; fetch it again") from error
         if not self.places:
             raise DataError(f"{paths[0]}: no sample with an image and a .cls in {len(paths)} shards")
 
-    def _index(self, number: int, tar: tarfile.TarFile) -> None:
+    def _index(self, number: int, path: Path, tar: tarfile.TarFile) -> None:
         images: dict[str, tarfile.TarInfo] = {}
         classes: dict[str, str] = {}
         for member in tar:
@@ -96,8 +98,8 @@ class Shards:
             label = classes.get(key, "")
             if not label.isdecimal():
                 what = f"has the class {label!r}" if label else "has no .cls"
-                raise DataError(f"{tar.name}: {member.name} {what}; expected a class number of 0 or more in its .cls")
-            self.names.append(f"{tar.name}:{member.name}")
+                raise DataError(f"{path}: {member.name} {what}; expected a class number of 0 or more in its .cls")
+            self.names.append(f"{path}:{member.name}")
             self.labels.append(int(label))
             self.places.append((number, member.offset_data, member.size))
 

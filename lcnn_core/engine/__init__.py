@@ -1,7 +1,10 @@
 """The inference engine: ``compile`` makes the counted speedup real. See README, "How the engine works"."""
 
 from lcnn_core.engine.compiled import CompiledModel, compile
+from lcnn_core.engine.file import LoadedModel, c_flags, load, save
 from lcnn_core.engine.library import libraries, peaks
 from lcnn_core.engine.plan import Plan, PlanStep
 
-__all__ = ["CompiledModel", "Plan", "PlanStep", "compile", "libraries", "peaks"]
+__all__ = [
+    "CompiledModel", "LoadedModel", "Plan", "PlanStep", "c_flags", "compile", "libraries", "load", "peaks", "save",
+]  # fmt: skip

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import operator
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -15,8 +15,15 @@ from lcnn_core.layers import LookupLayer
 
 
 class _Tracer(fx.Tracer):
+    """Does not look inside lookup layers, nor inside ``opaque`` modules."""
+
+    def __init__(self, opaque: Collection[nn.Module] = ()):
+        super().__init__()
+        self.opaque = opaque
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, LookupLayer) or super().is_leaf_module(m, module_qualified_name)
+        leaf = isinstance(m, LookupLayer) or m in self.opaque
+        return leaf or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Shapes(fx.Interpreter):
@@ -39,10 +46,12 @@ def _in_place(node: fx.Node, module: nn.Module | None) -> bool:
     return bool(node.kwargs.get("inplace")) or node.target in (operator.iadd, operator.imul)
 
 
-def capture(model: nn.Module, example: tuple[Tensor, ...]) -> fx.GraphModule | None:
-    """The model as a graph of leaf layers, or None where it cannot be traced. The model is copied, in eval mode."""
-    model = copy.deepcopy(model).eval()
-    tracer = _Tracer()
+def capture(model: nn.Module, example: tuple[Tensor, ...], opaque: Collection[nn.Module] = ()) -> fx.GraphModule | None:
+    """The model as a graph of leaf layers, ``opaque`` modules among them, or None where it cannot be traced.
+
+    The model must be in eval mode; its parameters are shared, not copied.
+    """
+    tracer = _Tracer(opaque)
     if tracer.is_leaf_module(model, "") and not isinstance(model, nn.Sequential):
         model = nn.Sequential(model)  # a single layer is a network of one layer, not traced inside
     try:
@@ -53,6 +62,23 @@ def capture(model: nn.Module, example: tuple[Tensor, ...]) -> fx.GraphModule | N
     except Exception:
         return None
     return module
+
+
+CONTAINERS = (nn.ModuleList, nn.ModuleDict)
+
+
+def find_opaque(model: nn.Module) -> set[nn.Module]:
+    """Modules whose own ``forward`` torch.fx cannot trace, such as one that branches on the values of a tensor."""
+    opaque: set[nn.Module] = set()
+    for module in reversed(list(model.modules())):  # children before their parents
+        tracer = _Tracer(opaque)
+        if isinstance(module, CONTAINERS) or tracer.is_leaf_module(module, ""):
+            continue
+        try:
+            tracer.trace(module)
+        except Exception:
+            opaque.add(module)
+    return opaque
 
 
 def _handler(node: fx.Node, child: nn.Module | None) -> Handler | None:
@@ -69,7 +95,7 @@ def lower(module: fx.GraphModule, batch: int) -> Lowering:
             low.operations.append(node)
             shape = node.meta.get("val_shape")
             if node.op == "placeholder" and shape and shape[0] == batch and len(shape) in (2, 4):
-                low.values[node] = Value(shape[1:])
+                low.values[node] = low.made[node] = Value(shape[1:])
             continue
         child = low.modules.get(str(node.target)) if node.op == "call_module" else None
         handler = _handler(node, child)
@@ -82,7 +108,7 @@ def lower(module: fx.GraphModule, batch: int) -> Lowering:
                 low.values[node] = Value(shape[1:])
             value = low.values.get(node)
         if value is not None:
-            low.values[node] = value
+            low.values[node] = low.made[node] = value
             source = node.args[0] if node.args else None
             if _in_place(node, child) and source in low.values:
                 old = low.values[source]

@@ -13,46 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from lcnn_core.engine.buffers import Tensor, liveness, place
 from lcnn_core.engine.ir import Array, Operation, Value
+from lcnn_core.engine.storage import store
 
 Form = tuple[Any, ...]
 VECTOR: Form = ("vector",)
 WIDE: Form = ("wide",)
-ALIGN = 16
-
-
-@dataclass(eq=False)
-class Tensor:
-    """A buffer. ``stride`` is shared by linked tensors, ``above``, ``below`` zero rows, ``aside`` zero columns."""
-
-    channels: int
-    height: int
-    width: int
-    vector: bool
-    minimum_stride: int = 1
-    above: int = 0
-    below: int = 0
-    aside: int = 0
-    batched: bool = False
-    stride: int = 1
-    plane: int = 1
-    lead: int = 0
-    offset: int = 0
-    linked: list[Tensor] = field(default_factory=list)
-
-    @property
-    def floats(self) -> int:
-        return self.channels if self.vector else self.lead + self.channels * self.plane
-
-    def settle(self) -> None:
-        """Choose plane and lead from the stride. A plane of a multiple of 4 KB would map to one cache set."""
-        if self.vector:
-            return
-        self.lead = _round(self.above * self.stride + self.aside + 1)
-        zeros = max(self.above, self.below) * self.stride + self.aside
-        self.plane = _round(self.height * self.stride + max(zeros, ALIGN))
-        if self.plane % 512 == 0:
-            self.plane += ALIGN
 
 
 @dataclass
@@ -68,9 +35,16 @@ class Record:
     data: dict[str, Array] = field(default_factory=dict)
     operation: Operation | None = None
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [t for t in (self.source, self.output, self.second) if t is not None]
 
-def _round(n: int) -> int:
-    return (n + ALIGN - 1) // ALIGN * ALIGN
+    @property
+    def response(self) -> int:
+        """Floats of S = D x of one image, where this step looks up in it."""
+        if self.source is None or self.op not in ("lookup", "lookup_linear"):
+            return 0
+        return self.fields["rows"] * self.fields["groups"] * self.fields.get("phases", 1) * self.source.pixels
 
 
 def _shift(position: int, step: int) -> tuple[int, int]:
@@ -114,7 +88,10 @@ def used_phases(op: Operation) -> list[tuple[int, int]]:
 class Layout:
     """Turns the operations of one segment into records and tensors."""
 
-    def __init__(self, operations: list[Operation], inputs: list[Value], outputs: list[Value]):
+    def __init__(
+        self, operations: list[Operation], inputs: list[Value], outputs: list[Value], storage: str = "float32"
+    ):
+        self.storage = storage
         self.records: list[Record] = []
         self.tensors: list[Tensor] = []
         self.forms: dict[tuple[int, Form], Tensor] = {}
@@ -132,7 +109,9 @@ class Layout:
             self._emit(Record("export_", "output", self._need(value, form), None, fields={"port": port}))
         self._assign_strides()
         self.first_batch_step = self._split()
-        self.arena, self.batch = self._place()
+        used = [record.tensors for record in self.records]
+        self.arena, self.batch = place(self.tensors, used)
+        self.liveness_bytes = 4 * liveness(self.tensors, used, [record.response for record in self.records])
 
     def _input_form(self, op: Operation) -> Form:
         return WIDE if op.window.stride == (1, 1) else ("phases", *op.window.stride)
@@ -258,7 +237,8 @@ class Layout:
             _lookup_data(record, op.coefficients, f)
         if weights is not None:
             fields["weights_count"] = weights.size
-            record.data["weights"] = weights.reshape(len(weights), -1).astype(np.float32)
+            fields["storage"], arrays = store(weights.reshape(len(weights), -1), self.storage)
+            record.data |= arrays
         if op.bias is not None:
             record.data["bias"] = op.bias.astype(np.float32)
         self._emit(record)
@@ -329,7 +309,7 @@ class Layout:
 
     def _split(self) -> int:
         """First of the last steps that handle vectors only: from there on, the batch is one matrix."""
-        tensors = [[t for t in (r.source, r.output, r.second) if t is not None] for r in self.records]
+        tensors = [record.tensors for record in self.records]
         split = len(self.records)
         while split and all(t.vector for t in tensors[split - 1]) and self.records[split - 1].op != "import_":
             split -= 1
@@ -337,33 +317,6 @@ class Layout:
             for t in touched:
                 t.batched = True
         return split
-
-    def _place(self) -> tuple[int, int]:
-        """Offsets by liveness: largest first, each at the lowest place free for as long as it lives."""
-        life: dict[int, list[int]] = {}
-        for step, record in enumerate(self.records):
-            for t in (record.source, record.output, record.second):
-                if t is not None:
-                    life.setdefault(id(t), []).append(step)
-        placed: list[Tensor] = []
-        arena = batch = 0
-        for t in sorted(self.tensors, key=lambda t: -t.floats):
-            size = _round(t.floats)
-            if t.batched:
-                t.offset, batch = batch, batch + size
-                continue
-            steps = life.get(id(t), [0])
-            start = 0
-            for other in sorted(placed, key=lambda o: o.offset - o.lead):
-                others = life.get(id(other), [0])
-                apart = others[-1] < steps[0] or steps[-1] < others[0]
-                begin = other.offset - other.lead
-                if not apart and start < begin + _round(other.floats) and begin < start + size:
-                    start = begin + _round(other.floats)
-            t.offset = start + t.lead
-            placed.append(t)
-            arena = max(arena, start + size)
-        return arena, batch
 
 
 def _lookup_data(record: Record, coefficients: Array, filters: Array) -> None:

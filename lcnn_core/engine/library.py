@@ -14,6 +14,7 @@ import numpy as np
 from lcnn_core.errors import CheckpointError, ConfigError
 
 ISAS = {"x86_64": ("avx512", "avx2", "baseline"), "AMD64": ("avx512", "avx2", "baseline"), "aarch64": ("neon",)}
+_NOT_BUILT = "no native library was built for this machine; reinstall lcnn where a C++ compiler is present"
 _FLOATS = ctypes.POINTER(ctypes.c_void_p)
 
 
@@ -21,6 +22,14 @@ def _folders() -> list[Path]:
     here = Path(__file__).parent
     given = os.environ.get("LCNN_LIBRARY_FOLDER")  # such as the build with sanitizers
     return [Path(given)] if given else [here, here.parent.parent / "build"]  # installed, or built in the checkout
+
+
+def library_folder() -> Path:
+    """Where liblcnn.so and the libraries of the instruction sets lie. Raises ConfigError where none was built."""
+    for folder in _folders():
+        if (folder / "liblcnn.so").exists():
+            return folder
+    raise ConfigError(_NOT_BUILT)
 
 
 @cache
@@ -45,11 +54,12 @@ def _declare(library: Any) -> Any:
     library.lcnn_profile.argtypes = [ctypes.c_void_p, _FLOATS, _FLOATS, ctypes.c_int64, ctypes.c_void_p]
     library.lcnn_probe.restype = ctypes.c_double
     library.lcnn_probe.argtypes = [ctypes.c_int, ctypes.c_double]
-    for name in ("inputs", "outputs", "input_size", "output_size", "memory"):
+    for name, more in {"inputs": [], "outputs": [], "memory": [ctypes.c_int]}.items():
         function = getattr(library, f"lcnn_{name}")
         function.restype = ctypes.c_int64
-        function.argtypes = [ctypes.c_void_p, *([] if name in ("inputs", "outputs") else [ctypes.c_int64])]
-    library.lcnn_memory.argtypes = [ctypes.c_void_p, ctypes.c_int]
+        function.argtypes = [ctypes.c_void_p, *more]
+    for name in ("input_shape", "output_shape"):
+        getattr(library, f"lcnn_{name}").argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.POINTER(ctypes.c_int64)]
     library.lcnn_isa.restype = ctypes.c_char_p
     return library
 
@@ -70,19 +80,17 @@ def choose(isa: str | None = None) -> Any | None:
 class NativePlan:
     """A packed plan, loaded. Safe to use from several threads; the GIL is released while it runs."""
 
-    def __init__(self, packed: bytes, steps: int, isa: str | None = None):
+    def __init__(self, packed: bytes, isa: str | None = None):
         library = choose(isa)
         if library is None:
-            raise ConfigError(
-                "no native library was built for this machine; reinstall lcnn where a C++ compiler is present"
-            )
+            raise ConfigError(_NOT_BUILT)
         self._library = library
-        self.steps = steps
         buffer = np.frombuffer(packed + b"\0" * (-len(packed) % 8), dtype="<i8")
         message = ctypes.create_string_buffer(300)
         self._handle = library.lcnn_load(buffer.ctypes.data, len(packed), message, 300)
         if not self._handle:
             raise CheckpointError(f"packed plan refused: {message.value.decode()}")
+        self.steps = int(buffer[5])
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
@@ -95,7 +103,8 @@ class NativePlan:
     def memory(self) -> dict[str, int]:
         """Bytes of packed weights, of one image's activations, of one thread's scratch."""
         return {
-            name: self._library.lcnn_memory(self._handle, i) for i, name in enumerate(("weights", "arena", "scratch"))
+            name: self._library.lcnn_memory(self._handle, i)
+            for i, name in enumerate(("weights", "activations", "scratch"))
         }
 
     def run(self, inputs: list[int], outputs: list[int], images: int, threads: int) -> None:
@@ -109,12 +118,17 @@ class NativePlan:
         self._library.lcnn_profile(self._handle, _addresses(inputs), _addresses(outputs), images, seconds)
         return list(seconds)
 
-    def sizes(self) -> tuple[list[int], list[int]]:
-        """Floats per image of each input and output."""
+    def shapes(self) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+        """Shapes of one image of each input and of each output."""
         lib, handle = self._library, self._handle
+
+        def read(count: int, shape_of: Any) -> list[tuple[int, ...]]:
+            room = (ctypes.c_int64 * 3)()
+            return [tuple(room[: shape_of(handle, i, room)]) for i in range(count)]
+
         return (
-            [lib.lcnn_input_size(handle, i) for i in range(lib.lcnn_inputs(handle))],
-            [lib.lcnn_output_size(handle, i) for i in range(lib.lcnn_outputs(handle))],
+            read(lib.lcnn_inputs(handle), lib.lcnn_input_shape),
+            read(lib.lcnn_outputs(handle), lib.lcnn_output_shape),
         )
 
 

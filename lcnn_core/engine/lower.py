@@ -26,12 +26,16 @@ DENSE_DENSITY = 0.4
 
 @dataclass
 class Lowering:
-    """The state of one lowering: operations so far, and which value each node stands for."""
+    """The state of one lowering: operations so far, the value that each node made, and the one that it stands for.
+
+    After a step in place, all names of its input stand for its output.
+    """
 
     modules: dict[str, nn.Module]
     batch: int
     operations: list[Operation | fx.Node] = field(default_factory=list)
     values: dict[fx.Node, Value] = field(default_factory=dict)
+    made: dict[fx.Node, Value] = field(default_factory=dict)
 
     def value(self, node: Any) -> Value | None:
         return self.values.get(node) if isinstance(node, fx.Node) else None

@@ -1,13 +1,17 @@
-"""Writes a layout as the packed plan that the native library reads; the format is documented in native/plan.h."""
+"""Writes a layout as the packed plan that the native library reads; native/FORMAT.md documents it byte by byte."""
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 
-from lcnn_core.engine.layout import Layout, Tensor
+from lcnn_core.engine.buffers import Tensor
+from lcnn_core.engine.ir import Value
+from lcnn_core.engine.layout import Layout
 
 MAGIC = int.from_bytes(b"LCNNPLAN", "little")
-VERSION = 1
+VERSION = 2
 OPERATIONS = (
     "import_", "export_", "relayout", "gemm", "lookup", "pool", "adaptive", "linear", "lookup_linear", "add",
     "multiply", "affine", "activate", "concat",
@@ -16,14 +20,14 @@ FIELDS = (
     "op", "input", "second", "output", "groups", "rows", "width", "filters", "activation", "act_a", "act_b",
     "bias", "weights", "weights_count", "table", "table_count", "values", "starts",
     "kh", "kw", "sy", "sx", "py", "px", "dy", "dx", "mode", "count_pad", "divisor", "phases", "phase_list",
-    "pooled", "conv_height", "conv_width", "port", "channel",
+    "pooled", "conv_height", "conv_width", "port", "channel", "storage", "scales",
 )  # fmt: skip
-STEP_WORDS, HEADER_WORDS = 40, 16
-DATA = ("bias", "weights", "table", "values", "starts", "phase_list")
+STEP_WORDS, HEADER_WORDS, CHECKSUM_WORD = 40, 16, 15
+DATA = ("bias", "weights", "table", "values", "starts", "phase_list", "scales")
 
 
-def pack(layout: Layout, inputs: int, outputs: int) -> bytes:
-    """The plan as bytes: header, tensors, steps (int64), then data (float32 and int32)."""
+def pack(layout: Layout, inputs: list[Value], outputs: list[Value]) -> bytes:
+    """The plan as bytes: header, ports, tensors, steps (int64), then data (in units of 4 bytes)."""
     index = {id(t): i for i, t in enumerate(layout.tensors)}
     data: list[bytes] = []
     units = 0
@@ -38,15 +42,24 @@ def pack(layout: Layout, inputs: int, outputs: int) -> bytes:
                   "output": where(record.output), **record.fields, **dict.fromkeys(DATA, -1)}  # fmt: skip
         for name, array in record.data.items():
             values[name] = units
-            data.append(array.astype(array.dtype.newbyteorder("<")).tobytes())
-            units += array.size
+            block = array.astype(array.dtype.newbyteorder("<")).tobytes()
+            data.append(block + b"\0" * (-len(block) % 4))
+            units += len(data[-1]) // 4
         for name, value in values.items():
             row[column[name]] = value
+    ports = np.array([[len(v.shape), *(*v.shape, 1, 1)[:3]] for v in (*inputs, *outputs)], "<i8")
     tensors = np.array(
         [[t.batched, t.channels, t.height, t.width, t.stride, t.plane, t.offset, t.lead] for t in layout.tensors], "<i8"
     )
     header = np.zeros(HEADER_WORDS, dtype="<i8")
-    words = HEADER_WORDS + tensors.size + steps.size
-    header[:11] = [MAGIC, VERSION, words, units, len(tensors), len(steps), inputs, outputs,
+    words = HEADER_WORDS + ports.size + tensors.size + steps.size
+    header[:11] = [MAGIC, VERSION, words, units, len(tensors), len(steps), len(inputs), len(outputs),
                    layout.arena, layout.batch, layout.first_batch_step]  # fmt: skip
-    return header.tobytes() + tensors.tobytes() + steps.tobytes() + b"".join(data)
+    return seal(b"".join([header.tobytes(), ports.tobytes(), tensors.tobytes(), steps.tobytes(), *data]))
+
+
+def seal(plan: bytes) -> bytes:
+    """The plan with the CRC-32 of everything but the checksum word in that word."""
+    start, end = 8 * CHECKSUM_WORD, 8 * CHECKSUM_WORD + 8
+    checksum = zlib.crc32(memoryview(plan)[end:], zlib.crc32(plan[:start]))
+    return plan[:start] + checksum.to_bytes(8, "little") + plan[end:]

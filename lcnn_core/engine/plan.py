@@ -1,10 +1,11 @@
-"""What a compiled model does, step by step: frozen records without torch, from which ``executed`` is counted."""
+"""What a compiled model does, step by step: frozen records, from which ``executed`` is counted."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from lcnn_core.engine.layout import Record
+from lcnn_core.engine.storage import STORAGES
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,17 @@ class PlanStep:
     """Weights, input and output, each once."""
     segment: int
     native: bool = True
+    dictionary_macs: int = 0
+    """Of ``macs``, those with the dictionary D."""
+    storage: str = "float32"
+    """Of the weights of fully connected layers; the arithmetic is float32."""
 
     def __str__(self) -> str:
         shapes = f"{'x'.join(map(str, self.input_shape))} -> {'x'.join(map(str, self.output_shape))}"
         where = f"native {self.segment}" if self.native else "PyTorch"
         cost = f"{self.macs / 1e6:10.3f} MMAC {self.bytes / 1e6:8.3f} MB"
-        return f"{where:9} {self.kind:14} {self.name:32} {shapes:28} {cost}"
+        storage = "" if self.storage == "float32" else f" {self.storage}"
+        return f"{where:9} {self.kind:14} {self.name:32} {shapes:28} {cost}{storage}"
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,12 @@ class Plan:
 
     steps: tuple[PlanStep, ...]
     isa: str | None
-    arena_bytes: int = 0
-    """Activations of one image, on buffers reused by liveness."""
+    memory_bytes: int = 0
+    """What one image on one thread needs beyond the packed weights: buffers reused by liveness, scratch of kernels."""
+    liveness_bytes: int = 0
+    """The least that any plan with these steps needs: tensors alive at once without padding, and the response S."""
+    storage_error: float | None = None
+    """With weights in bfloat16 or int8: largest difference from PyTorch on the example, over the largest output."""
 
     @property
     def macs(self) -> int:
@@ -54,25 +64,32 @@ class Plan:
         total = f"total {self.macs / 1e6:.3f} MMAC per image in native steps ({self.isa or 'no native library'})"
         if self.fallbacks:
             total += f"; {len(self.fallbacks)} steps run in PyTorch"
-        return "\n".join([*map(str, self.steps), total])
+        lines = [*map(str, self.steps), total]
+        if self.isa:
+            memory = f"memory {self.memory_bytes / 1e6:.3f} MB per image and thread beyond the weights"
+            lines.append(f"{memory}, liveness bound {self.liveness_bytes / 1e6:.3f} MB")
+        if self.storage_error is not None:
+            lines.append(f"stored weights change the example's outputs by {self.storage_error:.1e} of the largest")
+        return "\n".join(lines)
 
 
-def executed_macs(record: Record) -> int:
-    """Multiply-accumulates that a native step executes for one image, computed padding columns included."""
+def executed_macs(record: Record) -> tuple[int, int]:
+    """What a native step multiplies for one image, computed padding columns included: with D, and otherwise."""
     x, y = record.source, record.output
     op, fields = record.op, record.fields
     if x is None or y is None:
-        return 0
+        return 0, 0
     if op in ("linear", "lookup_linear"):
-        return fields.get("weights_count", 0) + (fields.get("table_count", 0) if op == "lookup_linear" else 0)
+        weights = fields.get("weights_count", 0)
+        return (0, weights) if op == "linear" else (weights, fields.get("table_count", 0))
     if op not in ("gemm", "lookup"):
-        return 0
+        return 0, 0
     height = fields["conv_height"] if fields.get("pooled") else y.height
     positions = height * x.stride if height * y.width > 1 else 1
     if op == "gemm":
-        return fields["weights_count"] * positions
+        return 0, fields["weights_count"] * positions
     dictionary = fields.get("weights_count", 0) * fields["phases"] * x.height * x.stride
-    return dictionary + fields["table_count"] * positions
+    return dictionary, fields["table_count"] * positions
 
 
 def plan_step(record: Record, segment: int) -> PlanStep:
@@ -82,11 +99,10 @@ def plan_step(record: Record, segment: int) -> PlanStep:
         t = tensor
         return (t.channels,) if t.vector else (t.channels, t.height, t.width)  # type: ignore[attr-defined]
 
-    data = sum(4 * array.size for array in record.data.values())
-    moved = sum(
-        4 * t.channels * t.height * t.width for t in (record.source, record.output, record.second) if t is not None
-    )
+    data = sum(array.nbytes for array in record.data.values())
+    moved = sum(4 * t.channels * t.pixels for t in record.tensors)
+    dictionary, other = executed_macs(record)
     return PlanStep(
-        record.op.rstrip("_"), record.name, shape(record.source), shape(record.output), executed_macs(record),
-        data + moved, segment,
+        record.op.rstrip("_"), record.name, shape(record.source), shape(record.output), dictionary + other,
+        data + moved, segment, dictionary_macs=dictionary, storage=STORAGES[record.fields.get("storage", 0)],
     )  # fmt: skip

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lcnn_core import functional
 from lcnn_core.errors import ConfigError
+from lcnn_core.layers.packed import PackedLookupLayer
 from lcnn_core.spec import LookupConfig
 
 Form = Literal["auto", "two_convs", "dense"]
@@ -117,6 +118,13 @@ class LookupLayer(nn.Module):
     def lookups(self) -> functional.Lookups:
         """(I, C), the inference form of P."""
         return functional.to_lookups(self.effective_coefficients())
+
+    def pack(self) -> PackedLookupLayer:
+        """The layer in inference form: a snapshot of D and the lookups in a module of its own, without gradients.
+
+        ConfigError for a layer on the meta device, which has no lookups.
+        """
+        raise NotImplementedError
 
     @torch.no_grad()
     def prune_(self: Layer) -> Layer:

@@ -12,6 +12,7 @@ from torch.nn.modules.utils import _pair
 from lcnn_core import functional
 from lcnn_core.errors import ConfigError, ShapeError
 from lcnn_core.layers.base import Form, LookupLayer, lookup_arguments
+from lcnn_core.layers.packed import PackedLookupConv2d
 from lcnn_core.spec import LookupConfig
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -91,6 +92,9 @@ class LookupConv2d(LookupLayer):
             **lookup_arguments(config, conv.in_channels // conv.groups, conv.kernel_size, form),
         )
         return layer.train(conv.training)
+
+    def pack(self) -> PackedLookupConv2d:
+        return PackedLookupConv2d(self)
 
     def padding_total(self) -> tuple[int, int]:
         """Positions added per spatial dimension, both sides together."""

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from lcnn_core import functional
 from lcnn_core.errors import ShapeError
 from lcnn_core.layers.base import Form, LookupLayer, lookup_arguments
+from lcnn_core.layers.packed import PackedLookupLinear
 from lcnn_core.spec import LookupConfig
 
 
@@ -54,6 +55,9 @@ class LookupLinear(LookupLayer):
             **lookup_arguments(config, linear.in_features, (), form),
         )
         return layer.train(linear.training)
+
+    def pack(self) -> PackedLookupLinear:
+        return PackedLookupLinear(self)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1:] != (self.in_features,):

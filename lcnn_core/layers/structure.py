@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 from torch import nn
@@ -46,6 +47,19 @@ def swap(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Mo
             if child is not None and child in replacements:
                 parent.register_module(key, replacements[child])
     return model
+
+
+def pack(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` with every lookup layer in inference form: (D, I, C), one registered operator each.
+
+    An ordinary module with state dict, copies and ``torch.export``; lookup layers get no gradients, and their weights
+    are stored once. torch's flop counter counts it as published, fvcore with ``lcnn_core.handles()``. Raises
+    ConfigError for a model on the meta device.
+    """
+    memo: dict[int, nn.Module] = {
+        id(layer): layer.pack() for layer in model.modules() if isinstance(layer, LookupLayer)
+    }
+    return copy.deepcopy(model, memo)
 
 
 def _made_like(module: nn.Module, config: LookupConfig | None) -> nn.Module:

@@ -89,8 +89,8 @@ def evaluate_classes(model: nn.Module, split: Images, batch_size: int = 256, cro
     logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
     ranks, classes = label_ranks(logits, labels), logits.shape[1]
     confusion = torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes)
-    shares = [float((ranks < first).double().mean()) for first in (1, 5)]
-    accuracy = Accuracy(*shares, len(labels), float(F.cross_entropy(logits, labels)))
+    top1, top5 = (float((ranks < first).double().mean()) for first in (1, 5))
+    accuracy = Accuracy(top1, top5, len(labels), float(F.cross_entropy(logits, labels)))
     return Evaluation(accuracy, confusion.reshape(classes, classes))
 
 

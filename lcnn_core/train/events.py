@@ -87,7 +87,10 @@ class LayerDied:
 
 @dataclass(frozen=True)
 class StateReached:
-    """Before the first batch, after every epoch, and every ``save_every`` batches: a point from which ``train(resume=...)`` can go on."""
+    """A point from which ``train(resume=...)`` can go on.
+
+    Before the first batch, after every epoch, and every ``save_every`` batches.
+    """
 
     epoch: int
     batch: int

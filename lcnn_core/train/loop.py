@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections import deque
@@ -45,19 +46,16 @@ RUNNING_BATCHES = 100
 
 
 class Controller(Protocol):
-    """Steers the model from within the run, e.g. prunes it down to a budget."""
+    """Steers the model from within the run, e.g. prunes it down to a budget.
+
+    A resumed run makes a new one: what it does follows from the progress that it is told and from the model.
+    """
 
     def before_batch(self, progress: float) -> None:
         """Called before each batch with the share of the run's batches done so far, and at the end with 1."""
 
     def settled(self) -> bool:
         """Whether the model is now one that may be kept as the best."""
-
-    def state_dict(self) -> Mapping[str, Any]:
-        """What a resumed run has to know, as plain data."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state`` was taken."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +116,8 @@ def _own_random_state(seed: int) -> Iterator[None]:
 @contextmanager
 def _deterministic(config: TrainConfig) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled()
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS asks for
     torch.use_deterministic_algorithms(before or config.deterministic)
     try:
         yield
@@ -256,7 +256,12 @@ class _Run:
         self.optimizer.step()
         if self.average:
             self.average.update()
-        at.batch, at.loss, at.right, at.images = at.batch + 1, at.loss + loss * total, at.right + right, at.images + total
+        at.batch, at.loss, at.right, at.images = (
+            at.batch + 1,
+            at.loss + loss * total,
+            at.right + right,
+            at.images + total,
+        )
         self.recent.append((right, total))
         running = sum(r for r, _ in self.recent) / sum(n for _, n in self.recent)
 
@@ -296,8 +301,13 @@ class _Run:
             time.perf_counter() - started,
             self.is_best(at.epoch, validation),
             {name: count.dense / count.total if count.total else 0.0 for name, count in counts.items()},
-            len(self.dataset.train.unreadable) + len(self.dataset.validation.unreadable),
+            self.unreadable(),
         )
+
+    def unreadable(self) -> int:
+        """Images of training and validation that no process could read so far."""
+        own = len(self.dataset.train.unreadable) + len(self.dataset.validation.unreadable)
+        return int(self.processes.sums([own], self.step.device)[0])
 
     def was_alive(self, name: str) -> bool:
         return not self.history or bool(self.history[-1].densities.get(name, 1.0))
@@ -315,7 +325,6 @@ class _Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.state_dict() if self.average else None,
-            "controller": self.controller.state_dict() if self.controller else None,
             "order": self.order.state_dict(),
             "random": random_state(),
             "position": asdict(self.at),
@@ -330,7 +339,7 @@ class _Run:
         check_fit(self.model, state["model"], "the network of this run")
         if (state["average"] is None) != (self.average is None):
             raise CheckpointError("the state was made with another choice of ema; resume with the same")
-        middle = 0 < state["position"]["batch"]
+        middle = state["position"]["batch"] > 0
         if middle and (state["batches"], state["pieces"]) != (self.batches, self.step.pieces):
             raise CheckpointError(
                 f"the state is in the middle of an epoch of {state['batches']} batches in {state['pieces']} pieces, "
@@ -340,8 +349,6 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average:
             self.average.load_state_dict(state["average"])
-        if self.controller:
-            self.controller.load_state_dict(state["controller"])
         self.order.load_state_dict(state["order"])
         self.at = _Position(**state["position"])
         self.recent.extend((right, total) for right, total in state["recent"])

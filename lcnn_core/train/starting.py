@@ -92,10 +92,9 @@ def sparsify_(model: nn.Module, shares: Mapping[str, float]) -> None:
             raise ConfigError(f"initial sparsity: no lookup layer is called {name!r}; there are {', '.join(layers)}")
     ordered = sorted(shares, key=lambda name: name == "")
     for layer_name, layer in layers.items():
-        share = next((shares[name] for name in ordered if _fits(name, layer_name)), None)
-        if share is not None:
-            flat = layer.coefficients.view(-1)
-            flat[flat.abs().argsort(stable=True)[: round(share * len(flat))]] = 0
+        wanted = next((shares[name] for name in ordered if _fits(name, layer_name)), 0.0)
+        flat = layer.coefficients.view(-1)
+        flat[flat.abs().argsort(stable=True)[: round(wanted * len(flat))]] = 0
 
 
 def _fits(pattern: str, name: str) -> bool:

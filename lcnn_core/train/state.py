@@ -65,7 +65,9 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 def load_state(path: Path) -> dict[str, Any]:
     """Read what :func:`save_state` wrote; nothing in the file is executed. Raises CheckpointError for all else."""
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; expected the state of a run, which lcnn train keeps in its folder")
+        raise CheckpointError(
+            f"{path} does not exist; expected the state of a run, which lcnn train keeps in its folder"
+        )
     state = load_plain(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no state of a run; expected the state.pt of lcnn train")

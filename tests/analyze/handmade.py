@@ -6,11 +6,15 @@ from dataclasses import replace
 
 from lcnn_analyze.analysis import compare
 from lcnn_analyze.cost import cost_table, dense_twin, named_reference
+from lcnn_analyze.cost.changes import changes
 from lcnn_analyze.cost.checks import CrossCheck, Disagreement, ToolCount
+from lcnn_analyze.cost.memory import memory
+from lcnn_analyze.latency import Latency
 from lcnn_analyze.report import (
     UNITS,
     Accuracy,
     ConventionInfo,
+    Measurement,
     ModelReport,
     Report,
     Source,
@@ -18,7 +22,7 @@ from lcnn_analyze.report import (
     published_facts,
 )
 from lcnn_analyze.spectrum import published_points
-from lcnn_core import LayerSpec, LookupSpec, ModelSpec, Uncounted
+from lcnn_core import Finding, LayerSpec, LookupSpec, ModelSpec, Uncounted
 
 
 def dense_conv(name: str, m: int, n: int, size: int, kernel: int, **values: object) -> LayerSpec:
@@ -116,13 +120,14 @@ def model_report(
         baselines=(dense_twin(costs), named_reference(costs, dense_spec())),
         cross_check=check,
         accuracy=() if accuracy is None else (Accuracy("top-1", accuracy, dataset, {"count": "450"}),),
+        memory=memory(described, costs),
     )
 
 
 def report(*models: ModelReport, imagenet: bool = False, title: str = "What it costs") -> Report:
     points = published_points() if imagenet else ()
     return Report(
-        schema_version="1.0",
+        schema_version="1.1",
         title=title,
         command="analyze a.pt b.pt",
         versions={"lcnn": "0.1.0", "python": "3.11.7", "torch": "2.13.0"},
@@ -137,12 +142,26 @@ def report(*models: ModelReport, imagenet: bool = False, title: str = "What it c
 
 
 def everything() -> Report:
-    """Two models, a spectrum with published points, a cross-check, an uncounted operation."""
+    """Two models, a spectrum with published points, a cross-check, an uncounted operation, times, health, changes."""
     dense = model_report(dense_spec(), "dense", 56.6, "ImageNet")
     partial = spec(uncounted=(Uncounted("body.1", "aten.fft", 2, "no formula for this operation"),))
     macs = int(dense.costs.totals["macs"] or 0)
     lookup = model_report(partial, "lookup", 55.1, "ImageNet", checked(macs))
-    return report(dense, lookup, imagenet=True, title="Dense and lookup")
+    found = (
+        Finding("body.0", "dead rows of D", 1, 2, "drop them"),
+        Finding("body.1", "filters without lookups", 3, 16, "remove them"),
+        Finding("body.2", "filters without lookups", 4, 16, "remove them"),
+    )
+    times = Latency(0.004, 0.0038, 0.0045, 10, 5), Latency(0.01, 0.0099, 0.0102, 10, 2)
+    lookup = replace(
+        lookup,
+        memory=replace(memory(partial, lookup.costs), activations=3840),
+        health=found,
+        latency=(Measurement(lookup.baselines[1].name, "ONNX Runtime", *times, 10.0, 1, 1, "a processor"),),
+        notes=("the weights were under the key 'model'",),
+    )
+    made = report(dense, lookup, imagenet=True, title="Dense and lookup")
+    return replace(made, changes=changes(dense.costs, lookup.costs))
 
 
 HOSTILE = "</script><img src=x onerror=alert(1)>|`*[bold red]\x1b[31m=1+1"

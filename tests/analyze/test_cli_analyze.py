@@ -109,7 +109,7 @@ def test_a_report_renders_again_from_its_json_alone(analyze, tmp_path):
 
 
 def test_architectures_need_no_file(analyze):
-    code, out, _ = analyze("alexnet-lcnn", "--reference", "resnet18", "--convention", "output-resolution", "--json")
+    code, out, _ = analyze("alexnet-lcnn", "--baseline", "resnet18", "--convention", "output-resolution", "--json")
     made = Report.from_json(out)
     assert code == 0
     assert made.convention.name == "output-resolution"
@@ -169,7 +169,7 @@ ERRORS = [
     (["dense.pt", "-f", "png"], 2, "--format png is a picture; give a file"),
     (["dense.pt", "--json", "-f", "md"], 2, "--json and --format md contradict each other"),
     (["dense.pt", "--convention", "x"], 2, "--convention is 'x'; expected one of published"),
-    (["dense.pt", "--reference", "x"], 2, "unknown architecture 'x'"),
+    (["dense.pt", "--baseline", "x"], 2, "unknown architecture 'x'"),
     (["dense.pt", "--input-shape", "3,8,8"], 2, "--input-shape is '3,8,8'; expected sizes"),
     (["dense.pt", "--input-shape", "3x8x8"], 2, "(3, 8, 8) does not run through the model"),
     (["dense.pt", "--input-shape", "0x8x8"], 2, "--input-shape is '0x8x8'"),
@@ -327,5 +327,5 @@ def test_output_that_the_encoding_lacks_is_replaced(monkeypatch):
 
 
 def test_ctx_carries_what_was_typed(analyze):
-    _, out, _ = analyze("dense.pt", "--json", "--reference", "digits-resnet-lcnn")
-    assert json.loads(out)["command"] == "analyze dense.pt --json --reference digits-resnet-lcnn"
+    _, out, _ = analyze("dense.pt", "--json", "--baseline", "digits-resnet-lcnn")
+    assert json.loads(out)["command"] == "analyze dense.pt --json --baseline digits-resnet-lcnn"

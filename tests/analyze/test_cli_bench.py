@@ -168,6 +168,31 @@ def test_an_export_that_computes_something_else_ends_in_exit_code_5(monkeypatch,
     assert "outputs in ONNX Runtime are off by" in capsys.readouterr().err
 
 
+def test_an_exported_plan_gives_pytorch_outputs(checkpoint, tmp_path, capsys):
+    path = tmp_path / "model.lcnn"
+    assert export(str(checkpoint), str(path)) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"wrote {path}, " in captured.err
+    assert "checked when loaded again: outputs within" in captured.err
+    from lcnn_core import load
+    from lcnn_core.engine import load as load_plan
+
+    model, x = load(checkpoint).build(), torch.randn(4, 1, 8, 8)
+    with torch.no_grad():
+        expected = model.double()(x.double())
+    assert (load_plan(path)(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_stored_weights_are_exported_to_plans_only(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("lcnn_core.engine.storage.LEAST", 1)
+    assert export(MODEL, str(tmp_path / "float.lcnn"), "-q") == 0
+    assert export(MODEL, str(tmp_path / "bytes.lcnn"), "-q", "--storage", "int8") == 0
+    assert (tmp_path / "bytes.lcnn").stat().st_size < (tmp_path / "float.lcnn").stat().st_size
+    assert export(MODEL, str(tmp_path / "m.onnx"), "--storage", "int8") == 2
+    assert "--storage int8 is for FILE.lcnn; .onnx holds float32, leave it out" in capsys.readouterr().err
+
+
 def test_unknown_formats_are_refused_before_anything_is_read(capsys):
     assert export("gone.pt", "model.tflite") == 2
     assert "output file is 'model.tflite'; expected a name that ends in .onnx" in capsys.readouterr().err

@@ -2,71 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import multiprocessing
 import random
 import resource
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import typer
 import yaml
+from train_runs import assert_same_run, epochs_of, in_child, lcnn, log_of
 
-from lcnn_analyze.cli.app import app
-from lcnn_analyze.cli.errors import run
-from lcnn_core import checkpoint, load_state
+from lcnn_core import checkpoint
 
 SMALL = ("--model", "digits-resnet-lcnn", "--batch-size", "128", "--lr", "0.1", "--deterministic", "-q")
 LONG = (*SMALL, "--epochs", "4", "--shift", "1", "--ema", "0.8", "--save-every", "2", "--log-every", "1")
-
-
-def lcnn(*arguments: object) -> int:
-    return run("lcnn", typer.main.get_command(app), ["train", *map(str, arguments)])
-
-
-def in_child(work: Callable[[], int]) -> multiprocessing.process.BaseProcess:
-    """Run ``work`` in a forked process, whose exit code is what it returns."""
-    process = multiprocessing.get_context("fork").Process(target=lambda: exit(work()))
-    process.start()
-    return process
-
-
-def without_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if k not in ("seconds", "waited", "command")}
-    return [without_times(item) for item in value] if isinstance(value, list) else value
-
-
-def log_of(folder: Path) -> list[Any]:
-    return [without_times(json.loads(line)) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)
-
-
-def assert_same_run(ours: Path, theirs: Path) -> None:
-    """Log, state and checkpoints are the same to the bit, wall times and the typed command aside."""
-    assert log_of(ours) == log_of(theirs)
-    first, second = (without_times(load_state(folder / "state.pt")) for folder in (ours, theirs))
-    first.pop("log"), second.pop("log")  # bytes of the log, in which times are text
-    assert same(first, second)
-    for name in ("best.pt", "last.pt"):
-        a, b = (checkpoint.load(folder / name) for folder in (ours, theirs))
-        assert same(dict(a.state_dict), dict(b.state_dict))
-        assert a.metrics == b.metrics
-        assert without_times(a.provenance) == without_times(b.provenance)
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +56,7 @@ def test_killed_at_random_moments_the_end_is_the_same(
         assert lcnn("--resume", folder, "-q") == 0
         assert_same_run(folder, whole)
         assert not list(folder.glob(".*"))
+        assert "--resume" not in checkpoint.load(folder / "last.pt").provenance["command"]
     assert resumed
 
 
@@ -130,14 +81,15 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_a_way_on(
     assert "Traceback" not in err
     assert (folder / "last.pt").read_bytes() == before
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
-    checkpoint.load(folder / "best.pt").build()
+    started = checkpoint.load(folder / "best.pt").provenance["command"]
+    assert lcnn("--resume", folder, "-q") == 0  # it is finished
+    assert checkpoint.load(folder / "last.pt").provenance["command"] == started
     assert lcnn("--resume", folder, "--epochs", 4, "--allow-change", "-q") == 0
-    assert [line["epoch"] for line in log_of(folder) if line["event"] == "EpochFinished"] == [1, 2, 3, 4]
+    assert "--resume" in checkpoint.load(folder / "last.pt").provenance["command"]
+    assert [line["epoch"] for line in epochs_of(folder)] == [1, 2, 3, 4]
 
 
-def test_a_second_writer_is_refused_and_a_dead_one_forgotten(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_second_writer_is_refused_and_a_dead_one_forgotten(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
     process = in_child(lambda: lcnn(*SMALL, "--epochs", 500, "-o", folder))
     while not (folder / "best.pt").exists():
@@ -162,7 +114,10 @@ def test_terminated_it_says_where_it_is(tmp_path: Path, capfd: pytest.CaptureFix
     process.join()
     assert process.exitcode == 143
     epoch = checkpoint.load(folder / "last.pt").provenance["epoch"]
-    assert f"terminated; {folder}/last.pt holds the network after epoch {epoch}; go on with --resume" in capfd.readouterr().err
+    assert (
+        f"terminated; {folder}/last.pt holds the network after epoch {epoch}; go on with --resume"
+        in capfd.readouterr().err
+    )
 
 
 def test_a_changed_option_is_shown_and_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

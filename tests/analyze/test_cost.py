@@ -10,8 +10,22 @@ import torch
 from handmade import dense_conv, dense_spec, linear, lookup_conv, norm, spec
 
 from lcnn_analyze.cost import CONVENTIONS, METRICS, cost_table, dense_twin, find_convention, named_reference
+from lcnn_analyze.cost.changes import changes
+from lcnn_analyze.cost.health import unprofitable
+from lcnn_analyze.cost.memory import memory
 from lcnn_analyze.cost.table import OUTSIDE
-from lcnn_core import ConfigError, LayerSpec, LookupConv2d, LookupSpec, ModelSpec, Uncounted, build, describe
+from lcnn_core import (
+    ConfigError,
+    LayerSpec,
+    LookupConv2d,
+    LookupSpec,
+    ModelSpec,
+    PlanStep,
+    Uncounted,
+    build,
+    count_layer,
+    describe,
+)
 
 # method.md, worked example: k, density of P, and dictionary + lookups in millions of MACs.
 WORKED = {
@@ -119,15 +133,29 @@ def test_hand_counts_of_every_metric():
     assert costs.totals["dense_macs"] == 64 * 72 + 64 * 1152 + 64 * 256 + 160
 
 
+def plan_of(described: ModelSpec) -> list[PlanStep]:
+    """A plan that runs every layer as it is, with one padding column computed in every row."""
+    return [
+        PlanStep(kind, layer.name, layer.input_shape, layer.output_shape, macs + 8 * extra, 0, 0, True, dictionary)
+        for layer in described.layers
+        if (count := count_layer(layer)).total
+        for kind, macs, extra, dictionary in [
+            ("lookup", count.total, layer.lookup.coefficients_nnz, count.dictionary)
+            if layer.lookup
+            else ("linear", count.plain, 0, 0)
+        ]
+    ]
+
+
 @pytest.mark.parametrize("convention", CONVENTIONS)
 @pytest.mark.parametrize("described", [spec(), dense_spec()], ids=["lookup", "dense"])
 def test_every_metric_of_every_convention(convention, described):
     """Walks both registries: totals are sums, parts make wholes, each metric has words and a known unit."""
-    costs = cost_table(described, convention)
+    costs = cost_table(described, convention, plan_of(described))
     assert list(costs.totals) == list(METRICS) == list(costs.status)
     for name, metric in METRICS.items():
         assert (metric.additive is None) != (metric.ratio is None)
-        assert metric.unit in {"MACs", "reads", "values", "fraction", "ratio"}
+        assert metric.unit in {"MACs", "reads", "values", "bytes", "fraction", "ratio"}
         assert metric.title
         assert metric.doc
         known = [layer.values[name] for layer in costs.layers if layer.values[name] is not None]
@@ -149,7 +177,9 @@ def test_output_resolution_leaves_out_what_lookup_networks_leave_dense():
 
 
 def test_an_unknown_convention_is_named():
-    with pytest.raises(ConfigError, match="convention is 'papery'; expected one of published, output-resolution"):
+    with pytest.raises(
+        ConfigError, match="convention is 'papery'; expected one of published, executed, output-resolution"
+    ):
         find_convention("papery")
 
 
@@ -235,3 +265,85 @@ def test_named_reference_keeps_its_own_name_and_shape():
 def test_dense_layers_have_a_speedup_of_one():
     costs = cost_table(ModelSpec("one", (3, 8, 8), (dense_conv("c", 3, 4, 8, 3),)))
     assert costs.layers[0].values["speedup"] == 1.0
+
+
+# The executed convention
+
+
+def test_executed_needs_a_plan():
+    with pytest.raises(ConfigError, match="convention 'executed' counts an inference plan; give the plan's steps"):
+        cost_table(spec(), "executed")
+
+
+def test_executed_counts_the_steps_under_the_layers_they_were_made_of():
+    """A strided layer's dictionary in a product of its own, a layer run dense, a pruned layer run sparse."""
+    steps = [
+        PlanStep("lookup", "stem", (), (), 300, 0, 0),
+        PlanStep("gemm", "body.0", (), (), 1000, 0, 0),
+        PlanStep("relayout", "body.0", (), (), 0, 0, 0),
+        PlanStep("lookup", "body.0", (), (), 500, 0, 0, dictionary_macs=0),
+        PlanStep("gemm", "body.1", (), (), 700, 0, 0),
+        PlanStep("lookup_linear", "head", (), (), 90, 0, 0, dictionary_macs=60),
+    ]
+    rows = {layer.name: layer.values for layer in cost_table(spec(), "executed", steps).layers}
+    parts = ("dictionary_macs", "lookup_macs", "plain_macs", "macs")
+    assert [rows["body.0"][part] for part in parts] == [1000, 500, None, 1500]
+    assert [rows["body.1"][part] for part in parts] == [0, 0, 700, 700]
+    assert [rows["stem"]["macs"], rows["head"]["macs"]] == [300, 90]
+    assert cost_table(spec(), "executed", steps).totals["dense_macs"] == cost_table(spec()).totals["dense_macs"]
+
+
+def test_what_the_plan_leaves_to_pytorch_is_partial_never_zero():
+    steps = [step for step in plan_of(spec()) if step.name != "body.0"]
+    costs = cost_table(spec(), "executed", steps)
+    assert [(u.name, u.reason) for u in costs.uncounted] == [("body.0", "body.0 runs in PyTorch, not in the engine")]
+    assert costs.status["macs"].state == "partial"
+
+
+# Memory, health and changes
+
+
+def test_packed_bytes_by_hand():
+    """body.0: D 16, P 60 of 288 sparse with 16 + 1 starts; body.1: 40 of 256; the stem and the head are dense."""
+    by_name = {layer.name: layer.values["packed_bytes"] for layer in cost_table(spec()).layers}
+    assert by_name["body.0"] == 4 * 16 + 4 * (2 * 60 + 17)
+    assert by_name["body.1"] == 4 * (2 * 40 + 17)
+    assert by_name["head"] == 4 * 170
+    assert by_name["norm"] == 4 * 16
+    sparse = replace(linear("head", 16, 10), weight_nnz=20)
+    costs = cost_table(ModelSpec("pruned", (16,), (sparse,), (), sparse.parameters))
+    assert costs.totals["packed_bytes"] == 4 * 10 + 4 * (2 * 20 + 11)
+    assert (costs.totals["weights"], costs.totals["weights_nnz"], costs.totals["nonzero_macs"]) == (160, 20, 20)
+
+
+def test_memory_adds_up():
+    described = replace(spec(), activation_bytes=777)
+    costs = cost_table(described)
+    found = memory(described, costs)
+    assert (found.dense_twin, found.parameters) == (
+        4 * costs.totals["dense_parameters"],
+        4 * costs.totals["parameters"],
+    )
+    assert (found.packed, found.activations) == (costs.totals["packed_bytes"], 777)
+
+
+def test_a_layer_that_does_not_pay_is_named_with_what_to_change():
+    wasteful = lookup_conv("wide", 4, 4, 8, 1, 4, 3)  # D costs what the dense layer costs
+    full = lookup_conv("full", 4, 16, 8, 1, 2, 30)
+    fine = lookup_conv("fine", 4, 16, 8, 1, 2, 8)
+    found = list(unprofitable(cost_table(ModelSpec("m", (4, 8, 8), (wasteful, full, fine)))))
+    assert [(f.layer, f.count, f.of) for f in found] == [("wide", 64 * 3, 64 * 19)]
+    assert "its dictionary alone costs as much as the dense layer" in found[0].change
+    denser = replace(full, lookup=replace(full.lookup, coefficients_nnz=60))
+    found = list(unprofitable(cost_table(ModelSpec("m", (4, 8, 8), (denser,)))))
+    assert "prune P further" in found[0].change
+
+
+def test_changes_name_what_differs_and_what_came_and_went():
+    before, after = cost_table(dense_spec()), cost_table(spec(layers=(*spec().layers[:4], linear("top", 16, 10))))
+    found = {change.layer: change for change in changes(before, after)}
+    assert [change.state for change in found.values()] == ["same", "same", "changed", "changed", "removed", "added"]
+    assert found["body.0"].what[:2] == ("kind: conv -> lookup_conv", "k: none -> 2")
+    assert found["body.0"].macs == (64 * 1152, 5440)
+    assert found["head"].macs == (160, None)
+    assert found["top"].storage == (None, 170)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from torch.nn import functional as F
 
 from lcnn_analyze import TOOLS, analyze, compare, cost_table, cross_check
 from lcnn_analyze.cost.checks import CrossCheck, ToolCount, disagreements
+from lcnn_analyze.documents import zoo
 from lcnn_analyze.render import words
-from lcnn_core import ConfigError, LookupConv2d, LookupLinear, build, describe
+from lcnn_core import ConfigError, LookupConv2d, LookupLinear, build, build_named, describe
 
 
 class Block(nn.Module):
@@ -125,3 +127,80 @@ def test_a_bare_description_cannot_be_checked():
 def test_checks_survive_a_comparison():
     both = compare([analyze("digits-resnet", check=True), analyze("digits-resnet-lcnn")])
     assert [model.cross_check is not None for model in both.models] == [True, False]
+
+
+class Attention(nn.Module):
+    """Multi-head attention (fused where PyTorch can), a batched sum of products, an einsum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(64, 4, batch_first=True)
+        self.sums = Sums()
+        self.einsum = Einsum()
+
+    def forward(self, x):
+        return self.einsum(self.sums(self.attention(x, x, x, need_weights=False)[0]))
+
+
+class Sums(nn.Module):
+    def forward(self, x):
+        return torch.baddbmm(x @ x.mT, x, x.mT)
+
+
+class Einsum(nn.Module):
+    def forward(self, x):
+        return torch.einsum("bij,bkj->bik", x, x).sum()
+
+
+def test_what_a_tool_leaves_out_is_explained_to_the_last_mac():
+    """Sizes by hand: 33 tokens of 64 features; fvcore lacks both attention products and the batched sum."""
+    tokens, features = 33, 64
+    model = Attention()
+    result = {tool.tool: tool for tool in cross_check(model, cost_table(describe(model, (tokens, features)))).tools}
+    product = tokens * tokens * features
+    everything = 4 * tokens * features * features + 2 * product + 2 * product + tokens**3
+    assert (result["torch flop counter"].state, result["torch flop counter"].macs) == ("agrees", everything)
+    fvcore = result["fvcore"]
+    assert fvcore.state == "agrees"
+    *lacking, rounded = fvcore.disagreements
+    assert [(item.layer, item.ours - item.theirs) for item in lacking] == [
+        ("attention", 2 * product),
+        ("sums", product),
+    ]
+    assert all(item.explanation.startswith("fvcore has no rule for aten::") for item in lacking)
+    assert (rounded.layer, rounded.ours) == ("einsum", tokens**3)
+    assert rounded.theirs == pytest.approx(tokens**3, rel=5e-4)
+    assert "four digits" in rounded.explanation
+    assert fvcore.macs == everything - 3 * product + rounded.theirs - rounded.ours
+    assert "scaled_dot_product_attention" not in fvcore.ignored
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_policy_explains_no_more_than_its_own_figures():
+    policies = {policy.operator: policy for policy in TOOLS["fvcore"].policies}
+    attention, einsum = policies["scaled_dot_product_attention"], policies["einsum"]
+    assert attention.covers(1000, 900, 100)
+    assert not attention.covers(1000, 901, 100)
+    assert not attention.covers(1000, 900, 0)
+    assert einsum.covers(19_668_992, 19_670_000, 19_670_000)
+    assert not einsum.covers(19_668_992, 19_690_000, 19_690_000)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x1_0", "squeezenet1_1", "swin_t"])
+def test_torchvision_networks_agree_three_times_at_a_small_size(name):
+    """The whole zoo at full size is in the slow test below and in reports/zoo.md."""
+    model = build_named(f"torchvision:{name}").model
+    check = cross_check(model, cost_table(describe(model, (3, 64, 64))))
+    assert [check.macs] * 2 == [tool.macs for tool in check.tools]
+    assert check.agree
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", zoo.ARCHITECTURES)
+def test_the_zoo_at_full_size_and_its_row_in_the_docs(name):
+    shape, check = zoo.checked(name)
+    fvcore, torch_counter = check.tools
+    assert check.macs == torch_counter.macs
+    assert check.agree
+    row = f"| `{name}` | {' x '.join(map(str, shape))} | {check.macs:,} | {fvcore.macs:,} | {torch_counter.macs:,} |"
+    assert row in (Path(__file__).parents[2] / "reports/zoo.md").read_text()

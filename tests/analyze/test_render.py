@@ -94,8 +94,13 @@ def test_no_header_lacks_its_unit_and_no_flops_are_bare():
         assert not re.search(r"(?<![\d,] )(?<!\d )\bFLOPs", shown.replace("= 2 FLOPs", ""))
 
 
-def test_counted_and_measured_never_share_a_column():
-    assert "measured" not in text("table", everything())
+def test_counted_and_measured_never_share_a_panel_or_a_table():
+    made = everything()
+    assert {panel.kind for panel in made.spectrum} == {"counted", "measured"}
+    assert all(point.kind == panel.kind for panel in made.spectrum for point in panel.points)
+    heads = re.findall(r"(?s)<thead>.*?</thead>", text("html", made))
+    assert heads
+    assert not any("counted" in head and "measured" in head for head in heads)
 
 
 # Markup

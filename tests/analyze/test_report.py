@@ -71,6 +71,11 @@ def test_the_schema_describes_every_field_and_requires_them():
         model.source,
         model.cross_check,
         model.cross_check.tools[0],
+        model.memory,
+        model.health[0],
+        model.latency[0],
+        model.latency[0].engine,
+        everything().changes[0],
     ):
         fields |= {field.name for field in dataclasses.fields(part)}
     assert fields <= described
@@ -85,7 +90,7 @@ def test_the_schema_describes_every_field_and_requires_them():
     [
         (lambda d: d.pop("title"), "report.title is missing"),
         (lambda d: d.update(title=3), "report.title is 3; expected str"),
-        (lambda d: d.update(schema_version="2.0"), "schema_version is '2.0'; this version reads 1.0"),
+        (lambda d: d.update(schema_version="2.0"), "schema_version is '2.0'; this version reads 1.1"),
         (lambda d: d.pop("schema_version"), "schema_version is missing"),
         (lambda d: d["models"][0]["costs"].update(layers=[7]), r"costs.layers\[0\] is 7; expected an object"),
         (lambda d: d["models"][0]["costs"]["totals"].update(macs="many"), "totals.macs is 'many'"),
@@ -252,6 +257,6 @@ def test_errors_name_the_value_and_the_next_step(call, error, message):
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
 def test_the_convention_is_stated_with_its_definition(convention):
-    made = analyze("digits-resnet-lcnn", convention=convention)
+    made = analyze("digits-resnet", convention=convention)
     assert made.convention.name == made.model.costs.convention == convention
     assert made.convention.definition == CONVENTIONS[convention].definition

@@ -3,62 +3,23 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 
 import pytest
 import torch
+from engine_cases import error, layers, sparsify
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lcnn_core.engine import compile, libraries
+from lcnn_core.engine import Plan, compile, libraries
+from lcnn_core.engine.storage import STORAGES
 from lcnn_core.errors import ConfigError, ShapeError
 from lcnn_core.layers import LookupConv2d, LookupLinear
 
 ISAS = list(libraries())
 pytestmark = pytest.mark.skipif(not ISAS, reason="no native library was built")
-
-
-def sparsify(model: nn.Module, density: float, seed: int) -> nn.Module:
-    generator = torch.Generator().manual_seed(seed)
-    for layer in model.modules():
-        if isinstance(layer, (LookupConv2d, LookupLinear)):
-            with torch.no_grad():
-                keep = torch.rand(layer.coefficients.shape, generator=generator) < density
-                layer.coefficients.mul_(keep)
-    return model.eval()
-
-
-def error(model: nn.Module, compiled: nn.Module, x: Tensor) -> float:
-    """Largest error of ``compiled`` over the largest magnitude of the float64 output of ``model``."""
-    with torch.no_grad():
-        expected = model.double()(x.double())
-        model.float()
-    assert compiled(x).shape == expected.shape
-    return float((compiled(x) - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
-
-
-@st.composite
-def layers(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, int, int]]:
-    kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
-    stride = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
-    padding = draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
-    dilation = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
-    groups = draw(st.sampled_from([1, 1, 2, 3]))
-    width, filters = draw(st.integers(1, 9)) * groups, draw(st.integers(1, 9)) * groups
-    reach = [d * (k - 1) + 1 - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True)]
-    size = tuple(max(1, r) + draw(st.integers(0, 14)) for r in reach)
-    bias = draw(st.booleans())
-    rows = draw(st.sampled_from([0, None, 1, 3, 8]))
-    torch.manual_seed(draw(st.integers(0, 1000)))
-    if rows == 0:
-        conv: nn.Module = nn.Conv2d(width, filters, kernel, stride, padding, dilation, groups, bias)
-    else:
-        conv = LookupConv2d(
-            width, filters, kernel, stride, padding, dilation, groups, bias, dictionary_size=rows, threshold=0.0
-        )
-    density = draw(st.sampled_from([0.0, 0.05, 0.3, 1.0]))
-    tail = draw(st.sampled_from([nn.Identity, nn.ReLU, nn.Hardswish, nn.LeakyReLU]))
-    return sparsify(nn.Sequential(conv, nn.BatchNorm2d(filters), tail()), density, 1), (width, *size)
 
 
 @settings(max_examples=150, deadline=None)
@@ -105,6 +66,25 @@ def test_any_pooling(
     model = sparsify(nn.Sequential(conv, nn.ReLU(), pool, nn.Conv2d(5, 4, 1)), 0.5, 3)
     x = torch.randn(2, 3, h, w)
     assert error(model, compile(model, x, isa=isa), x) <= 1e-5
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.sampled_from([(2, 0), (2, 1), (3, 0), (3, 1)]), st.booleans(), st.sampled_from([None, 2, 5]),
+    st.sampled_from([(3, 1, 1), (5, 2, 2), (7, 2, 3), (11, 4, 2)]), st.integers(13, 70), st.integers(13, 70),
+    st.sampled_from([1, 2]), st.sampled_from([1, 3]), st.sampled_from(ISAS or ["none"]),
+)  # fmt: skip
+def test_any_stem_with_its_pooling_fused(
+    window: tuple[int, int], ceil: bool, rows: int | None, conv: tuple[int, int, int], h: int, w: int, threads: int,
+    batch: int, isa: str,
+) -> None:  # fmt: skip
+    """Rows joined two by two, windows over the edges, rows shared between threads; no ReLU, so that signs matter."""
+    torch.manual_seed(h * w)
+    kernel, stride, padding = conv
+    layer = LookupConv2d(3, 9, kernel, stride, padding, dictionary_size=rows, threshold=0.0)
+    model = sparsify(nn.Sequential(layer, nn.MaxPool2d(window[0], 2, window[1], ceil_mode=ceil)), 0.2, 5)
+    x = torch.randn(batch, 3, h, w)
+    assert error(model, compile(model, x, threads=threads, isa=isa), x) <= 1e-5
 
 
 class Branches(nn.Module):
@@ -169,23 +149,90 @@ def test_a_dead_dictionary_row_is_not_computed() -> None:
     assert error(layer.eval(), compile(layer, x), x) <= 1e-5
 
 
-def test_eight_threads_give_identical_outputs() -> None:
+@pytest.mark.parametrize("seconds", [2, pytest.param(60, marks=pytest.mark.slow)])
+def test_eight_threads_give_identical_outputs(seconds: int) -> None:
     torch.manual_seed(0)
     compiled = compile(sparsify(Branches(), 0.2, 4), torch.randn(1, 3, 32, 32), threads=2)
-    x = torch.randn(3, 3, 32, 32)
-    expected, wrong = compiled(x), []
+    batches = [torch.randn(n, 3, 32, 32) for n in (1, 3, 8)]
+    expected, wrong, calls = [compiled(x) for x in batches], [], []
+    end = time.monotonic() + seconds
 
     def call() -> None:
-        for _ in range(20):
-            if not torch.equal(compiled(x), expected):
-                wrong.append(1)
+        while time.monotonic() < end:
+            for x, y in zip(batches, expected, strict=True):
+                calls.append(1)
+                if not torch.equal(compiled(x), y):
+                    wrong.append(len(x))
 
     callers = [threading.Thread(target=call) for _ in range(8)]
     for caller in callers:
         caller.start()
     for caller in callers:
         caller.join()
+    assert len(calls) >= 24 * seconds
     assert not wrong
+
+
+@pytest.mark.slow
+def test_a_batch_larger_than_one_chunk() -> None:
+    """Batch-wide steps take 2^26 floats at a time (run.cpp): here 16,768 images, then 232."""
+    model = nn.Sequential(nn.Linear(4000, 2)).eval()
+    x = torch.randn(17_000, 4000)
+    assert error(model, compile(model, x[:1], threads=2), x) <= 1e-5
+
+
+def test_the_liveness_bound_by_hand() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), LookupConv2d(8, 4, 1, dictionary_size=2))
+    plan = compile(model.eval(), torch.randn(1, 3, 40, 40)).plan
+    assert plan.liveness_bytes == 4 * (8 + 2 + 4) * 40 * 40  # the second layer's input, its S, its output
+    assert "liveness bound 0.090 MB" in str(plan)
+
+
+def halves(weights: Tensor) -> Tensor:
+    return weights.to(torch.bfloat16).float()
+
+
+def bytes_of_rows(weights: Tensor) -> Tensor:
+    scale = weights.double().abs().amax(1, keepdim=True) / 127
+    return (torch.round(weights / scale) * scale).float()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("storage", "rounded", "most"), [
+    ("bfloat16", halves, 1e-2), ("int8", bytes_of_rows, 3e-2)
+])  # fmt: skip
+def test_stored_weights(isa: str, storage: str, rounded: Callable[[Tensor], Tensor], most: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(515, 131), nn.ReLU(), LookupLinear(131, 517, dictionary_size=90, threshold=0.0), nn.ReLU(),
+        LookupLinear(517, 1200, dictionary_size=129, threshold=0.0), nn.Linear(1200, 57),
+    ).eval()  # fmt: skip
+    sparsify(model, 0.05, 1)
+    compiled = compile(model, torch.randn(4, 515), isa=isa, storage=storage)
+    plan: Plan = compiled.plan  # type: ignore[assignment]
+    small = "float32"  # 131 x 90
+    assert [s.storage for s in plan.steps if s.macs] == [storage, small, storage, storage]
+    batches = [torch.randn(n, 515) for n in (1, 3, 8, 33)]
+    for x in batches:  # against float64: as far as the plan says
+        found = error(model, compiled, x)
+        assert 1e-5 < found <= most
+        assert found <= 3 * plan.storage_error  # type: ignore[operator]
+    with torch.no_grad():
+        for layer, name in ((0, "weight"), (4, "dictionary"), (5, "weight")):
+            weights = getattr(model[layer], name)
+            weights.copy_(rounded(weights.flatten(1)).reshape(weights.shape))
+    for x in batches:  # against float64 with weights rounded in the same way: float32 arithmetic
+        assert error(model, compiled, x) <= 1e-5
+    assert f"stored weights change the example's outputs by {plan.storage_error:.1e} of the largest" in str(plan)
+
+
+def test_storage_is_checked_and_saves_bytes() -> None:
+    model, x = nn.Sequential(nn.Linear(600, 400)), torch.randn(1, 600)
+    sizes = {s: compile(model, x, storage=s)._only_segment().native.memory()["weights"] for s in STORAGES}
+    assert sizes == {"float32": 600 * 400 * 4, "bfloat16": 600 * 400 * 2, "int8": 600 * 400 + 4 * 400}
+    assert compile(model, x).plan.storage_error is None
+    with pytest.raises(ConfigError, match="storage is 'int4'; expected one of float32, bfloat16, int8"):
+        compile(model, x, storage="int4")
 
 
 def test_wrong_inputs_are_refused() -> None:

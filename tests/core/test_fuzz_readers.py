@@ -375,7 +375,12 @@ def tensor_as_a_key() -> bytes:
     return bytes(writer.out)
 
 
-FOUND = [(".t7", tensor_as_a_key)]
+def a_text_longer_than_memory() -> bytes:
+    """In the older form, a text that says it has 2 ** 62 bytes: Python would allocate them before reading."""
+    return pickle.dumps(MAGIC, 2) + b"\x80\x02\x8d" + struct.pack("<Q", 1 << 62) + b"text."
+
+
+FOUND = [(".t7", tensor_as_a_key), (".pt", a_text_longer_than_memory)]
 """Every file that fuzzing made and a reader once got wrong."""
 
 

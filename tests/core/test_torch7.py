@@ -332,3 +332,12 @@ def test_a_table_where_a_tensor_is_expected_is_a_shape_error(t7):
     net = network(t7, Obj("nn.ConcatTable", {"modules": [Obj("nn.Identity")]}), conv(floats(2, 3, 1, 1)))
     with pytest.raises(ShapeError, match="does not run through the model"):
         describe(net, (3, 4, 4))
+
+
+def test_values_that_would_fill_the_memory_are_refused_before_anything_is_computed(t7):
+    """400 kB of weights for 100,000 channels: on 224 x 224 pixels their values are 20 GB."""
+    path = t7(sequential(conv(np.ones((100_000, 1, 1, 1), np.float32)), Obj("nn.ReLU")))
+    with pytest.raises(CheckpointError, match=r"would take \d{11} bytes for the values of one image of shape \(1, 224"):
+        open_model(path, input_shape=(1, 224, 224))
+    opened = open_model(path, input_shape=(1, 4, 4))
+    assert describe(opened.model, (1, 4, 4)).activation_bytes < 1 << 26

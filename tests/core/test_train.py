@@ -410,7 +410,9 @@ def test_a_run_is_bit_reproducible_and_the_seed_matters(name: str) -> None:
 
 
 @given(st.integers(1, 70), st.integers(1, 20), st.integers(1, 3), st.integers(1, 9))
-def test_every_pass_uses_every_image_once_however_it_is_asked_for(images: int, size: int, pieces: int, most: int) -> None:
+def test_every_pass_uses_every_image_once_however_it_is_asked_for(
+    images: int, size: int, pieces: int, most: int
+) -> None:
     size *= pieces
     if images < pieces:
         with pytest.raises(ConfigError, match=f"{pieces} batch pieces, but {images} training images"):

@@ -66,7 +66,17 @@ class Keeper:
 
 CONFIGS = {
     "everything": TrainConfig(
-        3, 12, lr=0.1, shift=1, batch_pieces=2, batches_per_epoch=3, save_every=1, mixup=0.2, ema=0.9, warmup=1.0, seed=3
+        3,
+        12,
+        lr=0.1,
+        shift=1,
+        batch_pieces=2,
+        batches_per_epoch=3,
+        save_every=1,
+        mixup=0.2,
+        ema=0.9,
+        warmup=1.0,
+        seed=3,
     ),
     "adam": TrainConfig(2, 16, optimizer="adam", schedule=SCHEDULES["constant"], save_every=2, clip_norm=1.0),
 }
@@ -119,7 +129,7 @@ def test_a_budget_goes_on_where_it_was(tmp_path: Path) -> None:
     compress_from_dense(dense, data(), config, whole)
     for number in (2, 4):
         again = Keeper(tmp_path / str(number))
-        model, _ = compress_from_dense(dense, data(), config, again, resume=load_state(whole.paths[number]))
+        compress_from_dense(dense, data(), config, again, resume=load_state(whole.paths[number]))
         assert equal(load_state(again.paths[-1]), load_state(whole.paths[-1]))
 
 
@@ -127,7 +137,9 @@ def test_states_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     keeper, config = Keeper(tmp_path / "run"), TrainConfig(2, 10, save_every=2)
     train(net(), data(), config, keeper)
     middle = load_state(keeper.paths[1])
-    with pytest.raises(CheckpointError, match=r"weights do not fit the network of this run: '0.weight', '5.weight' missing"):
+    with pytest.raises(
+        CheckpointError, match=r"weights do not fit the network of this run: '0.weight', '5.weight' missing"
+    ):
         train(net(dense=True), data(), config, resume=middle)
     with pytest.raises(CheckpointError, match=r"the state is of a run on 50 training images, now there are 40"):
         train(net(), data(40), dataclasses.replace(config, batch_size=8), resume=middle)

@@ -1,7 +1,7 @@
 """Everything that the bench can time, one file per runtime. ``CONTENDERS`` lists them."""
 
 from lcnn_analyze.bench.contenders.base import Contender, Ready, StepTime, UnavailableError, Work
-from lcnn_analyze.bench.contenders.engine import ENGINE
+from lcnn_analyze.bench.contenders.engine import ENGINE, ENGINE_BFLOAT16, ENGINE_INT8
 from lcnn_analyze.bench.contenders.inductor import INDUCTOR
 from lcnn_analyze.bench.contenders.ort import ORT, ORT_INT8, ORT_LOOKUP
 from lcnn_analyze.bench.contenders.ov import OPENVINO, OPENVINO_INT8
@@ -10,6 +10,8 @@ from lcnn_analyze.bench.contenders.stock import SPARSE_CSR, TWO_CONVS
 
 _LISTED = (
     ENGINE,
+    ENGINE_BFLOAT16,
+    ENGINE_INT8,
     PYTORCH,
     INDUCTOR,
     ORT,

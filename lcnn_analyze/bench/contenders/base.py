@@ -75,7 +75,7 @@ class Contender:
     package: str
     prepare: Callable[[Work], Ready]
     """Raises UnavailableError, with the reason, where it cannot run."""
-    precision: Literal["float32", "int8"] = "float32"
+    precision: Literal["float32", "bfloat16", "int8"] = "float32"
     release: Callable[[], None] = lambda: None
     """Frees what the runtime itself keeps of networks that nobody runs any more."""
 

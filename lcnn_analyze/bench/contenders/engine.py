@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,14 +13,17 @@ from lcnn_analyze.bench.contenders.base import Contender, Ready, StepTime, Unava
 from lcnn_analyze.bench.native import engine_room
 
 
-def prepare(work: Work) -> Ready:
+def prepare(work: Work, storage: str = "float32") -> Ready:
     engine = engine_room()
     if engine is None:
         raise UnavailableError("this installation has no engine")
     with warnings.catch_warnings():
         # What a compiled model runs in PyTorch is said in the detail.
         warnings.simplefilter("ignore", UserWarning)
-        compiled = engine.compile(work.model, work.x, threads=work.threads)
+        compiled = engine.compile(work.model, work.x, threads=work.threads, storage=storage)
+
+    if storage != "float32" and all(step.storage == "float32" for step in compiled.plan.steps):
+        raise UnavailableError(f"no fully connected layer is large enough to gain from {storage} weights")
 
     def run() -> torch.Tensor:
         return compiled(work.x)
@@ -52,3 +56,8 @@ def _detail(plan: Any) -> str:
 
 
 ENGINE = Contender("engine", "LCNN engine", "engine", "lcnn", prepare)
+ENGINE_BFLOAT16 = Contender(
+    "engine-bfloat16", "LCNN engine", "engine", "lcnn", partial(prepare, storage="bfloat16"), "bfloat16"
+)
+ENGINE_INT8 = Contender("engine-int8", "LCNN engine", "engine", "lcnn", partial(prepare, storage="int8"), "int8")
+"""Float32 arithmetic on stored weights."""

@@ -94,6 +94,55 @@ struct Pooling {
     }
 };
 
+/// Lookups under a max-pool with stride 2: conv rows 2q and 2q + 1 are a pair, joined in registers as they are made.
+struct Pairs {
+    const Prepared& p;
+    const Tensor& y;
+    Window win;
+    float *lines, *carries;
+
+    void start() const {
+        std::fill(lines, lines + 2 * p.sparse.rows * p.line, -__builtin_inff());  // carries follow the lines
+    }
+
+    /// Pair q; makes pooled row ``row`` unless that is -1. ``response`` points at conv row 2q.
+    void pair(const float* response, int64_t stride, int64_t q, int64_t row, float* out, bool exact) const {
+        const Step& s = p.s;
+        int64_t below = 2 * q + 1 < s.conv_height ? stride : 0;
+        sparse_pair(p.sparse, response, below, s.conv_width, p.epilogue.bias, p.pairing, lines + s.px, carries, p.line);
+        if (row < 0) return;
+        int64_t length = (y.width - 1) * s.sx + (s.kw - 1) * s.dx + 1;
+        for (int64_t i = 0; i < p.sparse.rows; ++i) {
+            float* line = lines + i * p.line;
+            for (int64_t x = s.px + s.conv_width; x < length; ++x) line[x] = -__builtin_inff();
+            int64_t f = p.sparse.filters[i];
+            max_pool_line(line, win, out + f * y.plane + row * y.stride, y.width, exact, p.epilogue.low, p.epilogue.high);
+            finish(p, y, out, f, row, row + 1);
+        }
+    }
+};
+
+/// Pooled rows [y0, y1): a window may need the pair before its own, or the first row of the pair behind it.
+void run_pairs(const Pairs& pairs, Window_of_S& response, float* out, int64_t y0, int64_t y1) {
+    const Prepared& p = pairs.p;
+    const Tensor& x = response.x;
+    bool before = p.pairing == Pairing::before, after = p.pairing == Pairing::after;
+    int64_t first = y0 - (before && y0 > 0), last = y1 + after;
+    int64_t tile = std::max<int64_t>(1, p.tile_rows / 2);
+    pairs.start();
+    if (!p.direct) response.start(2 * first - p.up);
+    for (int64_t q0 = first; q0 < last; q0 += tile) {
+        int64_t q1 = std::min(q0 + tile, last);
+        if (!p.direct) response.fill(2 * q0 - p.up, std::min(2 * q1, p.s.conv_height) + p.down);
+        for (int64_t q = q0; q < q1; ++q) {
+            int64_t row = after ? q - 1 : q;
+            const float* source = p.direct ? response.input + 2 * q * x.stride : response.row(0, 2 * q);
+            bool made = row >= y0 && row < y1;
+            pairs.pair(source, x.stride, q, made ? row : -1, out, row + 1 == y1 && y1 < pairs.y.height);
+        }
+    }
+}
+
 }  // namespace
 
 void run_lookup(const Plan& plan, const Prepared& p, const Place& place) {
@@ -106,9 +155,10 @@ void run_lookup(const Plan& plan, const Prepared& p, const Place& place) {
     float* window = place.scratch + DEPTH_BLOCK * LCNN_COLS * VL;
     Window_of_S response{plan, p, x, input, window, place.scratch};
     float* plane = window + (p.direct ? 0 : response.channels() * p.window_plane + GUARD);
+    Window win{s.kh, s.kw, s.sy, s.sx, s.py, s.px, s.dy, s.dx};
+    if (p.paired) return run_pairs({p, y, win, plane, plane + p.sparse.rows * p.line}, response, out, y0, y1);
     int64_t plane_size = round16((p.tile_rows + s.kh * s.dy + s.sy) * x.stride + LCNN_ACCS * VL);
-    Pooling pooling{p, x, y, {s.kh, s.kw, s.sy, s.sx, s.py, s.px, s.dy, s.dx},
-                    plane, plane + plane_size, plane + plane_size + p.line};
+    Pooling pooling{p, x, y, win, plane, plane + plane_size, plane + plane_size + p.line};
     int64_t per_tile = s.pooled ? std::max<int64_t>(1, p.tile_rows / s.sy) : p.tile_rows;
     pooling.done = pooling.first_row(y0);
     for (int64_t q0 = y0; q0 < y1; q0 += per_tile) {

@@ -158,17 +158,16 @@ void gemv_panel(const float* a, const float* expanded, int64_t depth, float* sum
     for (int j = 0; j < UNROLL; ++j) acc[j] = zero();
     int64_t i = 0, total = depth * MR;
     for (; i + UNROLL * VL <= total; i += UNROLL * VL) {
-        __builtin_prefetch(a + i + 1024);
-        __builtin_prefetch(a + i + 1040);
-        __builtin_prefetch(a + i + 1056);
-        __builtin_prefetch(a + i + 1072);
 #pragma GCC unroll 8
         for (int j = 0; j < UNROLL; ++j) acc[j] += load(a + i + j * VL) * load(expanded + i + j * VL);
     }
-    float lanes[UNROLL * VL];
-#pragma GCC unroll 8
-    for (int j = 0; j < UNROLL; ++j) store(lanes + j * VL, acc[j]);
-    for (int j = 0; j < UNROLL * VL; ++j) sums[j % MR] += lanes[j];
+    constexpr int KEEP = MR > VL ? MR / VL : 1;  // NEON: one step of k takes two vectors, of different rows
+    float lanes[KEEP * VL];
+    for (int half = UNROLL / 2; half >= KEEP; half /= 2)
+#pragma GCC unroll 4
+        for (int j = 0; j < half; ++j) acc[j] += acc[j + half];
+    for (int j = 0; j < KEEP; ++j) store(lanes + j * VL, acc[j]);
+    for (int j = 0; j < KEEP * VL; ++j) sums[j % MR] += lanes[j];
     for (; i < total; ++i) sums[i % MR] += a[i] * expanded[i];
 }
 

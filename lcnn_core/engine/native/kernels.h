@@ -39,6 +39,19 @@ void gemm(const PackedMatrix& a, const float* input, const int32_t* offsets, flo
 void gemv(const PackedMatrix& a, const float* x, float* out, const Epilogue& epilogue, float* expanded, int64_t row0,
           int64_t row1);
 
+/// A matrix (rows x depth) in bfloat16, or in int8 with a scale for each row; one of the two is empty.
+struct StoredMatrix {
+    int64_t rows = 0, depth = 0;
+    std::vector<uint16_t> halves;
+    std::vector<int8_t> bytes;
+    std::vector<float> scales;
+};
+
+/// As gemv and gemm above, without residual in gemm.
+void gemv(const StoredMatrix& a, const float* x, float* out, const Epilogue& epilogue, int64_t row0, int64_t row1);
+void gemm(const StoredMatrix& a, const float* input, const int32_t* offsets, float* out, int64_t out_stride,
+          int64_t pixels, const Epilogue& epilogue, float* panel, int64_t row0, int64_t row1);
+
 /// One nonzero of P: which float of the response to read, relative to the output pixel, and its coefficient.
 struct Lookup {
     int32_t offset;
@@ -62,6 +75,18 @@ void sparse(const SparseMatrix& p, const float* response, float* out, int64_t ou
 void sparse_single(const SparseMatrix& p, const float* response, float* out, int64_t out_stride,
                    const Epilogue& epilogue, int64_t first, int64_t last);
 
+/// Rows of outputs that a pooling window joins two by two: how a pair and the row before or after it make a pooled row.
+enum class Pairing { two, before, after };
+
+/// Two rows of outputs at once, joined by their maximum in registers, for max-pooling with stride 2: rows a at
+/// ``response`` and b ``below`` floats on (0: there is no b). Of every filter, at ``i * stride`` for sorted position i:
+///   two (kernel 2)              line = max(a, b)
+///   before (kernel 3, padded)   line = max(carry, a, b), then carry = b
+///   after (kernel 3)            line = max(carry, a), then carry = max(a, b)
+/// Bias is added, the clamp is left to what follows. Writes whole vectors.
+void sparse_pair(const SparseMatrix& p, const float* response, int64_t below, int64_t pixels, const float* bias,
+                 Pairing pairing, float* line, float* carry, int64_t stride);
+
 enum class Activation : int64_t { none, clamp, leaky, silu, sigmoid, hard_swish, hard_sigmoid, tanh, elu };
 
 /// In place over n floats; a and b are the bounds of clamp, or the slope of leaky and elu. Writes up to the last lane.
@@ -75,6 +100,8 @@ constexpr int64_t MAX_WINDOW = 64;
 
 /// One pooled row of a plane of h rows of w, ws apart. ``line`` is scratch of 2 * (pooled width + VL) * stride + kernel
 /// floats. Unless ``exact``, lanes past the row's end may be written (and are sealed later).
+/// Columns of a line whose rows are joined already: out[x] = clamp(max over the window). line[0] is column -px.
+void max_pool_line(const float* line, const Window& win, float* out, int64_t out_w, bool exact, float low, float high);
 void max_pool_row(const float* plane, int64_t h, int64_t w, int64_t ws, const Window& win, int64_t y, float* out,
                   int64_t out_w, float* line, bool exact);
 void avg_pool_row(const float* plane, int64_t h, int64_t w, int64_t ws, const Window& win, int64_t y, float* out,

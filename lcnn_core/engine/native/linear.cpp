@@ -28,6 +28,14 @@ int64_t panel_share(int64_t rows, int part, int parts) {
     return std::min(rows, share(panels, part, parts) * LCNN_ROWS);
 }
 
+/// Rows [row0, row1) of weights times one vector.
+void rows_of(const Prepared& p, const float* x, float* out, const Epilogue& e, float* scratch, int64_t row0, int64_t row1) {
+    if (p.stored.rows)
+        gemv(p.stored, x, out, e, row0, row1);
+    else
+        gemv(p.matrices[0], x, out, e, scratch, row0, row1);
+}
+
 void one_image(const Plan& plan, const Prepared& p, const Place& at, int stage) {
     const Step& s = p.s;
     const float* x = plan.at(at, s.input);
@@ -39,13 +47,13 @@ void one_image(const Plan& plan, const Prepared& p, const Place& at, int stage) 
     }
     if (Op(s.op) == Op::linear) {
         if (stage == 0)
-            gemv(p.matrices[0], x, y, e, at.scratch, panel_share(s.filters, at.part, at.parts),
+            rows_of(p, x, y, e, at.scratch, panel_share(s.filters, at.part, at.parts),
                  panel_share(s.filters, at.part + 1, at.parts));
         return;
     }
     float* response = at.shared;
     if (stage == 0 && s.rows)
-        gemv(p.matrices[0], x, response, Epilogue{}, at.scratch, panel_share(s.rows, at.part, at.parts),
+        rows_of(p, x, response, Epilogue{}, at.scratch, panel_share(s.rows, at.part, at.parts),
              panel_share(s.rows, at.part + 1, at.parts));
     if (stage == 1)
         sparse_single(p.sparse, s.rows ? response : x, y, 1, e, share(s.filters, at.part, at.parts),
@@ -79,8 +87,11 @@ void whole_batch(const Plan& plan, const Prepared& p, const Place& at, int stage
     if (stage == 1 && (!lookups || k)) {
         int64_t rows = lookups ? k : s.filters;
         std::vector<int32_t> offsets = row_offsets(s.width, stride);
-        gemm(p.matrices[0], xt, offsets.data(), lookups ? st : yt, stride, stride, lookups ? Epilogue{} : p.epilogue,
-             at.scratch, panel_share(rows, at.part, at.parts), panel_share(rows, at.part + 1, at.parts));
+        auto product = [&](const auto& matrix) {
+            gemm(matrix, xt, offsets.data(), lookups ? st : yt, stride, stride, lookups ? Epilogue{} : p.epilogue,
+                 at.scratch, panel_share(rows, at.part, at.parts), panel_share(rows, at.part + 1, at.parts));
+        };
+        p.stored.rows ? product(p.stored) : product(p.matrices[0]);
     }
     if (stage == 2 && lookups)
         sparse(spread(p.sparse, stride), k ? st : xt, yt, stride, stride, p.epilogue, from(s.filters), to(s.filters));

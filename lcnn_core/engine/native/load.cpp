@@ -106,23 +106,17 @@ void prepare_elementwise(Plan& plan, Prepared& p, const Reader& in) {
     }
 }
 
-void set_port(int64_t& size, int64_t floats) {
-    if (size && size != floats) fail("one input or output is used with %lld and %lld floats", (long long)size, (long long)floats);
-    size = floats;
+void check_port(const char* what, const std::vector<Port>& ports, int64_t index, int64_t floats) {
+    between(what, index, 0, int64_t(ports.size()) - 1);
+    if (ports[index].size() != floats)
+        fail("%s %lld has %lld floats; its step uses %lld", what, (long long)index, (long long)ports[index].size(),
+             (long long)floats);
 }
 
 void prepare_shape(Plan& plan, Prepared& p, const Reader& in) {
     const Step& s = p.s;
     Op op = Op(s.op);
-    if (op == Op::import_ || op == Op::export_) {
-        int64_t ports = op == Op::import_ ? plan.inputs : plan.outputs;
-        between("port", s.port, 0, ports - 1);
-    }
-    if (op == Op::export_) {
-        const Tensor& t = tensor(plan, "input", s.input);
-        set_port(plan.output_sizes[s.port], t.size());
-        return;
-    }
+    if (op == Op::export_) return check_port("output", plan.outputs, s.port, tensor(plan, "input", s.input).size());
     const Tensor& y = tensor(plan, "output", s.output);
     if (op == Op::import_ || op == Op::relayout) {
         between("source height", s.conv_height, 1, 1 << 20);
@@ -141,7 +135,7 @@ void prepare_shape(Plan& plan, Prepared& p, const Reader& in) {
         if (y.vector() ? y.channels != s.width * s.conv_height * s.conv_width : y.channels != s.width * s.phases)
             fail("relayout changes the number of channels");
         if (op == Op::import_) {
-            set_port(plan.input_sizes[s.port], s.width * s.conv_height * s.conv_width);
+            check_port("input", plan.inputs, s.port, s.width * s.conv_height * s.conv_width);
         } else {
             const Tensor& x = tensor(plan, "input", s.input);
             if (x.channels != s.width || x.height != s.conv_height || x.width != s.conv_width)
@@ -168,6 +162,7 @@ void check_batch_wide(const Plan& plan, const Step& s) {
 
 void prepare(Plan& plan, Prepared& p, const Reader& in) {
     between("operation", p.s.op, 0, int64_t(Op::count) - 1);
+    for (int64_t t : {p.s.input, p.s.second, p.s.output}) between("tensor", t, -1, int64_t(plan.tensors.size()) - 1);
     set_epilogue(p, in);
     switch (Op(p.s.op)) {
         case Op::lookup: prepare_lookup(plan, p, in); break;
@@ -188,45 +183,70 @@ void prepare(Plan& plan, Prepared& p, const Reader& in) {
     }
 }
 
+std::vector<Port> read_ports(const char* what, const int64_t* at, int64_t count) {
+    std::vector<Port> ports(count);
+    memcpy(ports.data(), at, count * sizeof(Port));
+    for (const Port& p : ports) {
+        if (p.rank != 1 && p.rank != 3) fail("%s of rank %lld; expected 1 or 3", what, (long long)p.rank);
+        between(what, p.shape[0], 1, p.rank == 3 ? COUNT : 1 << 24);
+        for (int i = 1; i < 3; ++i) between(what, p.shape[i], 1, p.rank == 3 ? 1 << 20 : 1);
+        if (p.size() > LIMIT / 4) fail("%s of %lld floats", what, (long long)p.size());
+    }
+    return ports;
+}
+
+/// The header's numbers, and that the bytes are as many as they say and as they were written.
+void check_header(const int64_t* words, int64_t size) {
+    if (size < HEADER_WORDS * 8 || words[0] != MAGIC) fail("not an LCNN plan");
+    if (words[1] != VERSION) fail("plan version %lld; this library reads %lld", (long long)words[1], (long long)VERSION);
+    between("data units", words[3], 0, LIMIT);
+    between("tensors", words[4], 1, COUNT);
+    between("steps", words[5], 1, COUNT);
+    between("inputs", words[6], 1, 1 << 16);
+    between("outputs", words[7], 1, 1 << 16);
+    between("arena", words[8], 0, int64_t(1) << 34);
+    between("batch space", words[9], 0, int64_t(1) << 34);
+    between("first batch-wide step", words[10], 0, words[5]);
+    if (words[2] != HEADER_WORDS + (words[6] + words[7]) * PORT_WORDS + words[4] * TENSOR_WORDS + words[5] * STEP_WORDS)
+        fail("plan header does not fit its records");
+    int64_t expected = words[2] * 8 + words[3] * 4;
+    if (size != expected) fail("plan of %lld bytes; its header says %lld", (long long)size, (long long)expected);
+    if (words[CHECKSUM_WORD] != int64_t(checksum(words, size))) fail("damaged: the checksum does not fit the contents");
+}
+
+void prepare_steps(Plan& plan, const int64_t* at, const Reader& in) {
+    plan.scratch = DEPTH_BLOCK * LCNN_COLS * VL + GUARD;
+    for (size_t i = 0; i < plan.steps.size(); ++i) {
+        memcpy(&plan.steps[i].s, at + i * STEP_WORDS, sizeof(Step));
+        try {
+            prepare(plan, plan.steps[i], in);
+            if (int64_t(i) >= plan.first_batch_step) check_batch_wide(plan, plan.steps[i].s);
+        } catch (const std::exception& e) {
+            fail("step %lld: %s", (long long)i, e.what());
+        }
+    }
+    plan.scratch += DEPTH_BLOCK * LCNN_COLS * VL + GUARD;
+}
+
 }  // namespace
 
 std::unique_ptr<Plan> load_plan(const void* bytes, int64_t size, std::string& error) {
     try {
+        if (reinterpret_cast<uintptr_t>(bytes) % 8) fail("the plan's bytes must start at a multiple of 8");
         const int64_t* words = static_cast<const int64_t*>(bytes);
-        if (size < HEADER_WORDS * 8 || words[0] != MAGIC) fail("not a packed plan");
-        if (words[1] != VERSION) fail("plan version %lld; this library reads %lld", (long long)words[1], (long long)VERSION);
-        int64_t tensors = words[4], steps = words[5];
-        between("tensors", tensors, 1, 1 << 20);
-        between("steps", steps, 1, 1 << 20);
-        int64_t records = HEADER_WORDS + tensors * TENSOR_WORDS + steps * STEP_WORDS;
-        if (words[2] != records) fail("plan header does not fit its records");
-        between("data units", words[3], 0, LIMIT);
-        if (size < records * 8 + words[3] * 4) fail("plan is truncated");
+        check_header(words, size);
         auto plan = std::make_unique<Plan>();
-        between("inputs", plan->inputs = words[6], 1, 1 << 16);
-        between("outputs", plan->outputs = words[7], 1, 1 << 16);
-        between("arena", plan->arena = words[8], 0, int64_t(1) << 34);
-        between("batch space", plan->batch = words[9], 0, int64_t(1) << 34);
-        between("first batch-wide step", plan->first_batch_step = words[10], 0, steps);
-        plan->input_sizes.assign(plan->inputs, 0);
-        plan->output_sizes.assign(plan->outputs, 0);
-        Reader in{reinterpret_cast<const float*>(words + records), words[3]};
-        plan->tensors.resize(tensors);
-        memcpy(plan->tensors.data(), words + HEADER_WORDS, tensors * sizeof(Tensor));
+        plan->arena = words[8];
+        plan->batch = words[9];
+        plan->first_batch_step = words[10];
+        const int64_t* at = words + HEADER_WORDS;
+        plan->inputs = read_ports("input", at, words[6]);
+        plan->outputs = read_ports("output", at += words[6] * PORT_WORDS, words[7]);
+        plan->tensors.resize(words[4]);
+        memcpy(plan->tensors.data(), at += words[7] * PORT_WORDS, words[4] * sizeof(Tensor));
         for (const Tensor& t : plan->tensors) check_tensor(t, *plan);
-        const char* at = reinterpret_cast<const char*>(words + HEADER_WORDS + tensors * TENSOR_WORDS);
-        plan->steps.resize(steps);
-        plan->scratch = DEPTH_BLOCK * LCNN_COLS * VL + GUARD;
-        for (int64_t i = 0; i < steps; ++i) {
-            memcpy(&plan->steps[i].s, at + i * sizeof(Step), sizeof(Step));
-            try {
-                prepare(*plan, plan->steps[i], in);
-                if (i >= plan->first_batch_step) check_batch_wide(*plan, plan->steps[i].s);
-            } catch (const std::exception& e) {
-                fail("step %lld: %s", (long long)i, e.what());
-            }
-        }
-        plan->scratch += DEPTH_BLOCK * LCNN_COLS * VL + GUARD;
+        plan->steps.resize(words[5]);
+        prepare_steps(*plan, at + words[4] * TENSOR_WORDS, Reader{reinterpret_cast<const float*>(words + words[2]), words[3]});
         return plan;
     } catch (const std::exception& e) {
         error = e.what();

@@ -118,6 +118,16 @@ int64_t choose_blocks(const Prepared& p, const Tensor& x, int64_t channels) {
     return std::max<int64_t>(1, std::min(blocks, p.s.table_count / p.s.filters / least));
 }
 
+/// Whether the pooled rows of this step can be made of pairs of rows, and how.
+bool choose_pairing(Prepared& p, const Tensor& y) {
+    const Step& s = p.s;
+    int64_t pairs = (s.conv_height + 1) / 2;  // with padding 0, a window of 3 also sees the first row of the next pair
+    bool two = s.kh == 2 && s.py == 0, before = s.kh == 3 && s.py == 1, after = s.kh == 3 && s.py == 0;
+    p.paired = s.sy == 2 && s.dy == 1 && (two || before || after) && y.height + after <= pairs;
+    p.pairing = s.kh == 2 ? Pairing::two : s.py == 1 ? Pairing::before : Pairing::after;
+    return p.paired;
+}
+
 }  // namespace
 
 void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
@@ -166,7 +176,10 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
         if (s.width * x.plane > INT32_MAX) fail("tensor too large for 32-bit offsets");
         scratch = channels * p.window_plane + GUARD;
     }
-    if (s.pooled) {
+    if (s.pooled && choose_pairing(p, y)) {
+        p.line = (std::max((y.width + VL) * s.sx + VL + s.kw * s.dx, s.px + s.conv_width + VL) + 15) / 16 * 16;
+        scratch += 2 * s.filters * p.line + 2 * GUARD;
+    } else if (s.pooled) {
         scratch += (p.tile_rows + 2 * s.kh * s.dy + s.sy) * x.stride + s.filters * s.kh * s.dy * x.stride +
                    pool_line(x, y, s) + 2 * GUARD;
         p.line = pool_line(x, y, s);
@@ -203,6 +216,32 @@ void prepare_gemm(Plan& plan, Prepared& p, const Reader& in) {
         p.matrices[g].pack(w + g * per_group * s.table_count, per_group, s.table_count, s.table_count);
 }
 
+namespace {
+
+/// The weights of a linear layer, or the dictionary of one with lookups: rows x width, in the storage of the step.
+void prepare_rows(Prepared& p, const Reader& in, int64_t rows) {
+    const Step& s = p.s;
+    between("storage", s.storage, 0, 2);
+    if (s.weights_count != rows * s.width) fail("weights do not have %lld x %lld entries", (long long)rows, (long long)s.width);
+    if (s.storage == 0) {
+        p.matrices.resize(1);
+        return p.matrices[0].pack(in.floats("weights", s.weights, s.weights_count), rows, s.width, s.width);
+    }
+    p.stored.rows = rows;
+    p.stored.depth = s.width;
+    if (s.storage == 1) {
+        auto* halves = reinterpret_cast<const uint16_t*>(in.floats("weights", s.weights, (s.weights_count + 1) / 2));
+        p.stored.halves.assign(halves, halves + s.weights_count);
+        return;
+    }
+    auto* bytes = reinterpret_cast<const int8_t*>(in.floats("weights", s.weights, (s.weights_count + 3) / 4));
+    p.stored.bytes.assign(bytes, bytes + s.weights_count);
+    const float* scales = in.floats("scales", s.scales, rows);
+    p.stored.scales.assign(scales, scales + rows);
+}
+
+}  // namespace
+
 void prepare_linear(Plan& plan, Prepared& p, const Reader& in) {
     const Step& s = p.s;
     const Tensor &x = tensor(plan, "input", s.input), &y = tensor(plan, "output", s.output);
@@ -213,12 +252,8 @@ void prepare_linear(Plan& plan, Prepared& p, const Reader& in) {
     between("lookups", s.table_count, 0, int64_t(1) << 28);
     bool lookups = Op(s.op) == Op::lookup_linear;
     int64_t rows = lookups ? s.rows : s.filters;
-    if (!lookups) {
-        if (s.weights_count != s.filters * s.width) fail("weights do not have n * m entries");
-        p.matrices.resize(1);
-        p.matrices[0].pack(in.floats("weights", s.weights, s.weights_count), s.filters, s.width, s.width);
-    } else {
-        if (s.rows) prepare_dictionary(p, in);
+    if (rows) prepare_rows(p, in, rows);
+    if (lookups) {
         const int32_t* table = in.ints("lookups", s.table, 3 * s.table_count);
         std::vector<int64_t> flat(s.table_count);
         for (int64_t i = 0; i < s.table_count; ++i) {

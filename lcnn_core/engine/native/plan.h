@@ -1,9 +1,4 @@
-// The packed plan: what Python writes (lcnn_core/engine/pack.py), byte by byte, and what the loader makes of it.
-//
-// A plan is little-endian int64 words, then data in 4-byte units (float32 or int32):
-//   header   16 words: magic, version, words before the data, data units, tensors, steps, inputs, outputs,
-//            floats of one image's arena, floats of one image's batch space, first batch-wide step, 0...
-//   tensors  8 words each (struct Tensor), steps STEP_WORDS words each (struct Step), then the data.
+// The packed plan in memory: records as in the file (FORMAT.md, byte by byte), and what the loader makes of them.
 //
 // Wide grid: channel c of a tensor is a plane at offset + c * plane, row y at + y * stride, with stride - width zero
 // columns at the end of each row and zeros from the last row to the next plane, so that a kernel reaching over an edge
@@ -20,8 +15,15 @@
 namespace lcnn {
 
 constexpr int64_t MAGIC = 0x4e414c504e4e434cLL;  // "LCNNPLAN"
-constexpr int64_t VERSION = 1, HEADER_WORDS = 16, TENSOR_WORDS = 8, STEP_WORDS = 40;
+constexpr int64_t VERSION = 2, HEADER_WORDS = 16, PORT_WORDS = 4, TENSOR_WORDS = 8, STEP_WORDS = 40;
+constexpr int64_t CHECKSUM_WORD = 15;
 constexpr int64_t GUARD = 1024;  // floats around an arena that kernels may read, never use
+
+/// One image of an input or output as the caller sees it: a vector (rank 1) or channels, height, width (rank 3).
+struct Port {
+    int64_t rank, shape[3];  // ones beyond the rank
+    int64_t size() const { return shape[0] * shape[1] * shape[2]; }
+};
 
 struct Tensor {
     int64_t batched;   // 1: a vector per image, kept for the whole batch
@@ -46,14 +48,17 @@ struct Step {
     int64_t phases, phase_list;                        // relayout and lookup on a strided input: int32 (y, x) pairs
     int64_t pooled, conv_height, conv_width;           // lookup, gemm with a fused max-pool: the size before pooling
     int64_t port, channel;                             // import, export: which array; concat: first output channel
-    int64_t unused[4];
+    int64_t storage, scales;                           // linear: 0 float32, 1 bfloat16, 2 int8 with a scale per row
+    int64_t unused[2];
 };
-static_assert(sizeof(Step) == STEP_WORDS * 8 && sizeof(Tensor) == TENSOR_WORDS * 8, "plan records");
+static_assert(sizeof(Step) == STEP_WORDS * 8 && sizeof(Tensor) == TENSOR_WORDS * 8 && sizeof(Port) == PORT_WORDS * 8,
+              "plan records");
 
 /// A step ready to run: weights packed for this instruction set, tiles chosen.
 struct Prepared {
     Step s;
     std::vector<PackedMatrix> matrices;   // one a group
+    StoredMatrix stored;                  // linear: instead of matrices, where it has rows
     std::vector<int32_t> offsets;         // gemm: per depth entry, of group 0
     SparseMatrix sparse;
     std::vector<float> bias, scale;
@@ -61,6 +66,8 @@ struct Prepared {
     int64_t up = 0, down = 0, reach = 0;  // lookups: rows above and below, columns aside
     int64_t tile_rows = 1, window_rows = 0, window_plane = 0, window_lead = 0;  // lookup: the sliding window of S
     int64_t line = 0;                     // fused pooling: floats of its line
+    bool paired = false;                  // fused pooling with stride 2: rows are joined two by two
+    Pairing pairing = Pairing::two;
     std::vector<std::pair<int32_t, int32_t>> phases;
     bool direct = false;                  // lookup: reads its input itself (identity dictionary)
     bool extra_activation = false;        // not a clamp: applied after the epilogue
@@ -83,10 +90,10 @@ struct Place {
 struct Plan {
     std::vector<Tensor> tensors;
     std::vector<Prepared> steps;
-    int64_t inputs = 0, outputs = 0, arena = 0, batch = 0, first_batch_step = 0;
+    std::vector<Port> inputs, outputs;
+    int64_t arena = 0, batch = 0, first_batch_step = 0;
     int64_t scratch = 0;         // floats per thread
     int64_t shared_rows = 0;     // floats per (padded) image shared by a team in batch-wide steps
-    std::vector<int64_t> input_sizes, output_sizes;
 
     float* at(const Place& p, int64_t tensor) const {
         const Tensor& t = tensors[tensor];
@@ -95,6 +102,11 @@ struct Plan {
 };
 
 std::unique_ptr<Plan> load_plan(const void* bytes, int64_t size, std::string& error);
+
+/// CRC-32 (as zlib's) of a plan's bytes but for the word that holds it; file.cpp.
+uint32_t checksum(const void* bytes, int64_t size);
+/// A whole file, 8-byte aligned. Throws std::runtime_error with the reason.
+std::vector<int64_t> read_file(const char* path, int64_t& size);
 
 /// Stages of a step that need all threads of a team to have finished the one before.
 int stages(const Prepared& step, bool batch_wide);

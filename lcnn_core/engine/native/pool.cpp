@@ -50,23 +50,42 @@ void reduce_rows(const float* plane, int64_t h, int64_t w, int64_t ws, const Win
     for (int64_t x = count ? w : 0; x < length - win.px; ++x) at[x] = Op::start();
 }
 
-template <class Op>
-void reduce_columns(const float* line, const Window& win, float* out, int64_t out_w, bool exact) {
-    int64_t x = 0;
-    if (win.sx <= 2)
-        for (; exact ? x + VL <= out_w : x < out_w; x += VL) {
-            const float* at = line + x * win.sx;  // joined at every column; with stride 2, every other result is kept
-            vf a = load(at), b = load(at + VL);
-            for (int64_t kx = 1; kx < win.kw; ++kx) {
-                a = Op::join(a, load(at + kx * win.dx));
-                if (win.sx == 2) b = Op::join(b, load(at + VL + kx * win.dx));
-            }
-            store(out + x, win.sx == 1 ? a : even_lanes(a, b));
+/// Whole vectors of a pooled row; returns the first column that is left. KW 0 takes the window's width at run time.
+template <class Op, int SX, int KW>
+int64_t join_columns(const float* line, const Window& win, float* out, int64_t out_w, bool exact, float floor,
+                     float ceiling) {
+    int64_t x = 0, last = exact ? out_w - VL + 1 : out_w, step = KW ? 1 : win.dx;
+    vf low = splat(floor), high = splat(ceiling);
+    for (; x < last; x += VL) {
+        const float* at = line + x * SX;  // joined at every column; with stride 2, every other result is kept
+        vf a = load(at), b = load(at + VL);
+#pragma GCC unroll 4
+        for (int64_t kx = 1; kx < (KW ? KW : win.kw); ++kx) {
+            a = Op::join(a, load(at + kx * step));
+            if (SX == 2) b = Op::join(b, load(at + VL + kx * step));
         }
+        store(out + x, vmin(high, vmax(low, SX == 1 ? a : even_lanes(a, b))));
+    }
+    return x;
+}
+
+template <class Op>
+void reduce_columns(const float* line, const Window& win, float* out, int64_t out_w, bool exact,
+                    float low = -__builtin_inff(), float high = __builtin_inff()) {
+    int64_t x = 0;
+    if (win.sx == 2 && win.kw == 3 && win.dx == 1)
+        x = join_columns<Op, 2, 3>(line, win, out, out_w, exact, low, high);
+    else if (win.sx == 2 && win.kw == 2 && win.dx == 1)
+        x = join_columns<Op, 2, 2>(line, win, out, out_w, exact, low, high);
+    else if (win.sx == 2)
+        x = join_columns<Op, 2, 0>(line, win, out, out_w, exact, low, high);
+    else if (win.sx == 1)
+        x = join_columns<Op, 1, 0>(line, win, out, out_w, exact, low, high);
     for (; x < out_w; ++x) {
         float v = line[x * win.sx];
         for (int64_t kx = 1; kx < win.kw; ++kx) v = Op::join(v, line[x * win.sx + kx * win.dx]);
-        out[x] = v;
+        v = low > v ? low : v;
+        out[x] = high < v ? high : v;
     }
 }
 
@@ -75,6 +94,10 @@ int64_t line_length(const Window& win, int64_t w, int64_t out_w) {
 }
 
 }  // namespace
+
+void max_pool_line(const float* line, const Window& win, float* out, int64_t out_w, bool exact, float low, float high) {
+    reduce_columns<Max>(line, win, out, out_w, exact, low, high);
+}
 
 void max_pool_row(const float* plane, int64_t h, int64_t w, int64_t ws, const Window& win, int64_t y, float* out,
                   int64_t out_w, float* line, bool exact) {

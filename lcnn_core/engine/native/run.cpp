@@ -2,12 +2,14 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
 #include <functional>
 #include <mutex>
 #include <new>
+#include <string>
 #include <thread>
 #include <sys/mman.h>
 
@@ -209,32 +211,67 @@ struct Run {
     }
 };
 
+void run_chunk(lcnn_plan* handle, const float* const* inputs, float* const* outputs, int64_t images, int threads,
+               double* seconds) {
+    const Plan& plan = *handle->plan;
+    auto work = handle->take();
+    int64_t lanes = images == 1 ? 1 : (images + VL - 1) / VL * VL, own = images == 1 ? 0 : plan.shared_rows + GUARD;
+    if (images > 1) threads = int(std::min<int64_t>(threads, images));
+    Run r{plan, {}, {}, {}, seconds, {}, {}};
+    r.base.inputs = inputs;
+    r.base.outputs = outputs;
+    r.base.images = images;
+    r.base.image = 0;
+    r.base.batch = work->need(0, plan.batch * images);
+    r.base.shared = work->need(1, plan.shared_rows * lanes + GUARD);
+    for (int t = 0; t < threads; ++t) {
+        r.arenas.push_back(t == 0 || images > 1 ? work->need(2 + 2 * t, plan.arena) : nullptr);
+        r.scratches.push_back(work->need(3 + 2 * t, plan.scratch + own));
+    }
+    pool().run(threads, [&](int part, int parts) { r.thread(part, parts); });
+    handle->give(std::move(work));
+}
+
+constexpr int64_t BATCH_FLOATS = 1 << 26;  // of batch-wide steps: bounds their memory, and keeps offsets in 32 bits
+
 int run(lcnn_plan* handle, const float* const* inputs, float* const* outputs, int64_t images, int threads,
         double* seconds) {
-    if (images <= 0) return 0;
     try {
         const Plan& plan = *handle->plan;
-        auto work = handle->take();
-        int64_t lanes = (images + VL - 1) / VL * VL;
-        threads = std::max(1, threads);
-        if (images > 1) threads = int(std::min<int64_t>(threads, images));
-        Run r{plan, {}, {}, {}, seconds, {}, {}};
-        r.base.inputs = inputs;
-        r.base.outputs = outputs;
-        r.base.images = images;
-        r.base.image = 0;
-        r.base.batch = work->need(0, plan.batch * images);
-        r.base.shared = work->need(1, plan.shared_rows * lanes + GUARD);
-        for (int t = 0; t < threads; ++t) {
-            r.arenas.push_back(t == 0 || images > 1 ? work->need(2 + 2 * t, plan.arena) : nullptr);
-            r.scratches.push_back(work->need(3 + 2 * t, plan.scratch + plan.shared_rows + GUARD));
+        int64_t most = std::max<int64_t>(16, BATCH_FLOATS / std::max<int64_t>(1, plan.shared_rows) / 16 * 16);
+        std::vector<const float*> in(inputs, inputs + plan.inputs.size());
+        std::vector<float*> out(outputs, outputs + plan.outputs.size());
+        for (int64_t done = 0; done < images; done += most) {
+            int64_t count = std::min(most, images - done);
+            run_chunk(handle, in.data(), out.data(), count, std::max(1, threads), seconds);
+            for (size_t i = 0; i < in.size(); ++i) in[i] += count * plan.inputs[i].size();
+            for (size_t i = 0; i < out.size(); ++i) out[i] += count * plan.outputs[i].size();
         }
-        pool().run(threads, [&](int part, int parts) { r.thread(part, parts); });
-        handle->give(std::move(work));
         return 0;
-    } catch (const std::bad_alloc&) {
+    } catch (const std::exception&) {
         return 1;
     }
+}
+
+/// Loads and, where that fails, tells why; no exception leaves the C interface.
+template <class Load>
+lcnn_plan* open(Load load, char* message, int64_t message_size) {
+    std::string error;
+    try {
+        auto handle = std::make_unique<lcnn_plan>();
+        handle->plan = load(error);
+        if (handle->plan) return handle.release();
+    } catch (const std::exception& e) {
+        error = e.what();
+    }
+    if (message_size > 0) snprintf(message, size_t(message_size), "%s", error.c_str());
+    return nullptr;
+}
+
+int shape_of(const std::vector<Port>& ports, int64_t index, int64_t* shape) {
+    if (index < 0 || index >= int64_t(ports.size())) return 0;
+    memcpy(shape, ports[size_t(index)].shape, sizeof(Port::shape));
+    return int(ports[size_t(index)].rank);
 }
 
 }  // namespace
@@ -242,21 +279,21 @@ int run(lcnn_plan* handle, const float* const* inputs, float* const* outputs, in
 extern "C" {
 
 lcnn_plan* lcnn_load(const void* bytes, int64_t size, char* message, int64_t message_size) {
-    std::string error;
-    auto plan = load_plan(bytes, size, error);
-    if (!plan) {
-        if (message_size > 0) snprintf(message, size_t(message_size), "%s", error.c_str());
-        return nullptr;
-    }
-    auto* handle = new lcnn_plan;
-    handle->plan = std::move(plan);
-    return handle;
+    return open([&](std::string& error) { return load_plan(bytes, size, error); }, message, message_size);
+}
+lcnn_plan* lcnn_load_file(const char* path, char* message, int64_t message_size) {
+    auto load = [&](std::string& error) {
+        int64_t size;
+        std::vector<int64_t> words = read_file(path, size);
+        return load_plan(words.data(), size, error);
+    };
+    return open(load, message, message_size);
 }
 void lcnn_free(lcnn_plan* plan) { delete plan; }
-int64_t lcnn_inputs(const lcnn_plan* p) { return p->plan->inputs; }
-int64_t lcnn_outputs(const lcnn_plan* p) { return p->plan->outputs; }
-int64_t lcnn_input_size(const lcnn_plan* p, int64_t i) { return p->plan->input_sizes[size_t(i)]; }
-int64_t lcnn_output_size(const lcnn_plan* p, int64_t i) { return p->plan->output_sizes[size_t(i)]; }
+int64_t lcnn_inputs(const lcnn_plan* p) { return int64_t(p->plan->inputs.size()); }
+int64_t lcnn_outputs(const lcnn_plan* p) { return int64_t(p->plan->outputs.size()); }
+int lcnn_input_shape(const lcnn_plan* p, int64_t i, int64_t shape[3]) { return shape_of(p->plan->inputs, i, shape); }
+int lcnn_output_shape(const lcnn_plan* p, int64_t i, int64_t shape[3]) { return shape_of(p->plan->outputs, i, shape); }
 
 int lcnn_run(lcnn_plan* plan, const float* const* inputs, float* const* outputs, int64_t images, int threads) {
     return run(plan, inputs, outputs, images, threads, nullptr);
@@ -269,9 +306,11 @@ int64_t lcnn_memory(const lcnn_plan* p, int which) {
     int64_t weights = 0;
     for (const Prepared& s : p->plan->steps) {
         for (const PackedMatrix& m : s.matrices) weights += int64_t(m.data.size()) * 4;
+        weights += int64_t(s.stored.halves.size() * 2 + s.stored.bytes.size() + s.stored.scales.size() * 4);
         weights += int64_t(s.sparse.lookups.size()) * 8 + int64_t(s.sparse.starts.size()) * 4;
     }
-    return which == 0 ? weights : which == 1 ? p->plan->arena * 4 : p->plan->scratch * 4;
+    const Plan& plan = *p->plan;
+    return which == 0 ? weights : which == 1 ? (plan.arena + plan.batch) * 4 : (plan.scratch + plan.shared_rows) * 4;
 }
 
 const char* lcnn_isa(void) {

@@ -96,6 +96,57 @@ void sparse(const SparseMatrix& p, const float* response, float* out, int64_t ou
     }
 }
 
+namespace {
+
+constexpr int PAIR = LCNN_ACCS / 2;
+
+template <int V>
+void pair_of(const SparseMatrix& p, const float* response, int64_t below, const float* bias, Pairing pairing,
+             float* line, float* carry, int64_t stride) {
+    for (int64_t i = 0; i < p.rows; ++i) {
+        vf a[V], b[V];
+        vf start = splat(bias ? bias[p.filters[i]] : 0.0f);
+#pragma GCC unroll 8
+        for (int j = 0; j < V; ++j) a[j] = b[j] = start;
+        for (const Lookup *at = &p.lookups[p.starts[i]], *end = &p.lookups[p.starts[i + 1]]; at != end; ++at) {
+            vf value = splat(at->value);
+            const float *x = response + at->offset, *y = x + below;
+            asm("" : "+r"(x), "+r"(y));
+#pragma GCC unroll 8
+            for (int j = 0; j < V; ++j) {
+                a[j] += value * load(x + j * VL);
+                b[j] += value * load(y + j * VL);
+            }
+        }
+        float *to = line + i * stride, *kept = carry + i * stride;
+#pragma GCC unroll 8
+        for (int j = 0; j < V; ++j) {
+            vf both = vmax(a[j], b[j]);
+            if (pairing == Pairing::two) {
+                store(to + j * VL, both);
+                continue;
+            }
+            vf before = load(kept + j * VL);
+            store(to + j * VL, vmax(before, pairing == Pairing::before ? both : a[j]));
+            store(kept + j * VL, pairing == Pairing::before ? b[j] : both);
+        }
+    }
+}
+
+using PairOf = void (*)(const SparseMatrix&, const float*, int64_t, const float*, Pairing, float*, float*, int64_t);
+constexpr PairOf PAIRS[PAIR + 1] = {nullptr, pair_of<1>, pair_of<2>, pair_of<3>, pair_of<4>, pair_of<5>, pair_of<6>};
+
+}  // namespace
+
+void sparse_pair(const SparseMatrix& p, const float* response, int64_t below, int64_t pixels, const float* bias,
+                 Pairing pairing, float* line, float* carry, int64_t stride) {
+    int64_t vectors = (pixels + VL - 1) / VL, groups = (vectors + PAIR - 1) / PAIR;
+    for (int64_t g = 0; g < groups; ++g) {
+        int64_t from = vectors * g / groups, to = vectors * (g + 1) / groups;
+        PAIRS[to - from](p, response + from * VL, below, bias, pairing, line + from * VL, carry + from * VL, stride);
+    }
+}
+
 void sparse_single(const SparseMatrix& p, const float* response, float* out, int64_t out_stride, const Epilogue& e,
                    int64_t first, int64_t last) {
     for (int64_t block = 0; block < p.blocks; ++block) {

@@ -7,6 +7,8 @@
 #include <cstring>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #if defined(LCNN_VL)  // given, with LCNN_ROWS: tests of other widths, lowered by the compiler
@@ -50,6 +52,8 @@ static LCNN_INLINE vf vmax(vf bound, vf x) {
     return _mm256_max_ps(bound, x);
 #elif LCNN_VL == 4 && defined(__SSE2__)
     return _mm_max_ps(bound, x);
+#elif LCNN_VL == 4 && defined(__aarch64__)
+    return (vf)vmaxq_f32((float32x4_t)bound, (float32x4_t)x);
 #else
     return bound > x ? bound : x;
 #endif
@@ -61,6 +65,8 @@ static LCNN_INLINE vf vmin(vf bound, vf x) {
     return _mm256_min_ps(bound, x);
 #elif LCNN_VL == 4 && defined(__SSE2__)
     return _mm_min_ps(bound, x);
+#elif LCNN_VL == 4 && defined(__aarch64__)
+    return (vf)vminq_f32((float32x4_t)bound, (float32x4_t)x);
 #else
     return bound < x ? bound : x;
 #endif
@@ -91,5 +97,44 @@ static LCNN_INLINE vf even_lanes(vf a, vf b) {
 }
 static LCNN_INLINE vf every_second(const float* p) { return even_lanes(load(p), load(p + VL)); }
 static LCNN_INLINE vf every_fourth(const float* p) { return even_lanes(every_second(p), every_second(p + 2 * VL)); }
+
+/// VL bfloat16 numbers: each is the upper half of a float.
+static LCNN_INLINE vf load_halves(const uint16_t* p) {
+#if LCNN_VL == 16 && defined(__AVX512F__)
+    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+#elif LCNN_VL == 8 && defined(__AVX2__)
+    return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+#elif LCNN_VL == 4 && defined(__SSE2__)
+    return (vf)_mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64((const __m128i*)p));
+#elif LCNN_VL == 4 && defined(__aarch64__)
+    return (vf)vshll_n_u16(vld1_u16(p), 16);
+#else
+    vi bits;
+    for (int i = 0; i < VL; ++i) bits[i] = int32_t(uint32_t(p[i]) << 16);
+    return (vf)bits;
+#endif
+}
+
+/// VL int8 numbers.
+static LCNN_INLINE vf load_bytes(const int8_t* p) {
+#if LCNN_VL == 16 && defined(__AVX512F__)
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#elif LCNN_VL == 8 && defined(__AVX2__)
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+#elif LCNN_VL == 4 && (defined(__SSE2__) || defined(__aarch64__))
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+#if defined(__SSE2__)
+    __m128i bytes = _mm_cvtsi32_si128(four), pairs = _mm_unpacklo_epi8(bytes, bytes);
+    return _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpacklo_epi16(pairs, pairs), 24));
+#else
+    return (vf)vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four))))));
+#endif
+#else
+    vf values;
+    for (int i = 0; i < VL; ++i) values[i] = p[i];
+    return values;
+#endif
+}
 
 }  // namespace lcnn

@@ -1,0 +1,98 @@
+"""Buffers of a native segment: their shape in memory, and where each lies so that few bytes serve many tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+ALIGN = 16
+
+
+def _round(n: int) -> int:
+    return (n + ALIGN - 1) // ALIGN * ALIGN
+
+
+@dataclass(eq=False)
+class Tensor:
+    """A buffer. ``stride`` is shared by linked tensors, ``above``, ``below`` zero rows, ``aside`` zero columns."""
+
+    channels: int
+    height: int
+    width: int
+    vector: bool
+    minimum_stride: int = 1
+    above: int = 0
+    below: int = 0
+    aside: int = 0
+    batched: bool = False
+    stride: int = 1
+    plane: int = 1
+    lead: int = 0
+    offset: int = 0
+    linked: list[Tensor] = field(default_factory=list)
+
+    @property
+    def floats(self) -> int:
+        return self.channels if self.vector else self.lead + self.channels * self.plane
+
+    @property
+    def pixels(self) -> int:
+        return self.height * self.width
+
+    def settle(self) -> None:
+        """Choose plane and lead from the stride. A plane of a multiple of 4 KB would map to one cache set."""
+        if self.vector:
+            return
+        self.lead = _round(self.above * self.stride + self.aside + 1)
+        zeros = max(self.above, self.below) * self.stride + self.aside
+        self.plane = _round(self.height * self.stride + max(zeros, ALIGN))
+        if self.plane % 512 == 0:
+            self.plane += ALIGN
+
+
+def _lives(used: list[list[Tensor]]) -> dict[int, tuple[int, int]]:
+    """First and last step that touches each tensor, by its id."""
+    lives: dict[int, tuple[int, int]] = {}
+    for step, tensors in enumerate(used):
+        for t in tensors:
+            lives[id(t)] = (lives.get(id(t), (step, step))[0], step)
+    return lives
+
+
+def liveness(tensors: list[Tensor], used: list[list[Tensor]], extra: list[int]) -> int:
+    """Floats that no order of buffers can avoid: the largest sum over the steps of the tensors alive, unpadded.
+
+    used: the tensors that each step touches. extra: floats that each step needs besides.
+    """
+    lives = _lives(used)
+    sums = list(extra)
+    for t in tensors:
+        first, last = lives[id(t)]
+        for step in range(first, last + 1):
+            sums[step] += t.channels * t.pixels
+    return max(sums)
+
+
+def place(tensors: list[Tensor], used: list[list[Tensor]]) -> tuple[int, int]:
+    """Offsets by liveness: largest first, each at the lowest place free for as long as it lives.
+
+    Returns the floats of one image's arena and batch space.
+    """
+    lives = _lives(used)
+    placed: list[Tensor] = []
+    arena = batch = 0
+    for t in sorted(tensors, key=lambda t: -t.floats):
+        size = _round(t.floats)
+        if t.batched:
+            t.offset, batch = batch, batch + size
+            continue
+        first, last = lives[id(t)]
+        start = 0
+        for other in sorted(placed, key=lambda o: o.offset - o.lead):
+            apart = lives[id(other)][1] < first or last < lives[id(other)][0]
+            begin = other.offset - other.lead
+            if not apart and start < begin + _round(other.floats) and begin < start + size:
+                start = begin + _round(other.floats)
+        t.offset = start + t.lead
+        placed.append(t)
+        arena = max(arena, start + size)
+    return arena, batch

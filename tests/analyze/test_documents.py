@@ -1,0 +1,70 @@
+"""The generated documents: what they say, and that the files in reports/ are what the code makes today."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lcnn_analyze.documents import DOCUMENTS, audit, document, zoo
+from lcnn_analyze.documents.page import Heading, Paragraph, Table, html, markdown
+
+REPORTS = Path(__file__).parents[2] / "reports"
+QUICK = sorted(set(DOCUMENTS) - {"zoo"})  # the zoo takes a minute: its rows are held by a slow test
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_committed_documents_are_current(name):
+    for file, content in document(name).items():
+        assert (REPORTS / file).read_bytes() == content, f"make it again: python -m lcnn_analyze.documents {name}"
+
+
+def test_every_document_and_its_command_are_listed():
+    listed = (REPORTS / "README.md").read_text()
+    assert all(f"`python -m lcnn_analyze.documents {name}`" in listed for name in DOCUMENTS)
+    assert all(f"| `{name}` |" in (REPORTS / "zoo.md").read_text() for name in zoo.ARCHITECTURES)
+
+
+def test_the_audit_computes_what_the_design_document_states():
+    """design/method.md, "Two facts" and the worked example: figures computed by hand, not by this code."""
+    counts = {(case.name, name): audit.count(case, name) for case in audit.CASES for name in audit.countable()}
+    caps = {key: count.cap for key, count in counts.items() if key[0].startswith("ResNet")}
+    assert [round(cap, 2) for cap in caps.values()] == [18.85, 38.87, 2.89, 4.87]
+    alexnet = counts["AlexNet LCNN-fast", "published"]
+    assert (alexnet.baseline, alexnet.twin) == (1_135_256_096, 714_188_480)
+    assert [case.claim for case in audit.CASES] == [37.6, 3.2, 29.2, 5.0]
+    text = document("audit")["published-audit.md"].decode()
+    for known in (
+        "1.59x",
+        "23.7x and 2.0x",
+        "| 39.2",
+        "| 24.6",
+        "| 5.37x | 3.38x |",
+        "18.8x and 2.9x",
+        "38.9x and 4.87x",
+    ):
+        assert known in text, known
+    assert re.search(r"\| conv2 \| 30 \|.* 1,845,120 \|.* 3,569,184 \|", text)
+
+
+def test_a_density_that_reaches_the_claim_reaches_it():
+    for case in audit.CASES[:2]:
+        count = audit.count(case, "published")
+        spec = audit.with_densities(audit.spec_of(case.architecture, **case.options), (count.needed_density,))
+        assert count.baseline / audit.cost_table(spec).totals["macs"] == pytest.approx(case.claim, rel=1e-5)
+
+
+BLOCKS = [Heading(2, "a < b"), Paragraph("<script>"), Table(("n", "x"), [["<b>", "1,000"]], (1,))]
+
+
+def test_pages_escape_what_they_show_and_ask_for_nothing():
+    page = html("t & u", BLOCKS)
+    assert "<title>t &amp; u</title>" in page
+    assert "<h2>a &lt; b</h2>" in page
+    assert '<td>&lt;b&gt;</td><td class="number">1,000</td>' in page
+    assert not re.search(r"https?:|src=|url\(|@import|<script", page)
+
+
+def test_markdown_tables():
+    assert markdown("t", BLOCKS).endswith("| n | x |\n| --- | ---: |\n| <b> | 1,000 |\n")
