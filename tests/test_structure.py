@@ -33,6 +33,7 @@ ORDER = {
         convert describe health checkpoint plain onnx engine
         data
         train compress
+        transfer
     """,
     "lcnn_analyze": """
         codec spectrum cost latency

@@ -26,6 +26,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "train": ("lcnn_analyze.cli.train:train", "Train a network and save checkpoints."),
     "evaluate": ("lcnn_analyze.cli.evaluate:evaluate", "Measure a checkpoint's accuracy on a data set."),
+    "fewshot": ("lcnn_analyze.cli.fewshot:fewshot", "New classes from a few images, dictionaries frozen."),
+    "few-iteration": (
+        "lcnn_analyze.cli.few_iteration:few_iteration",
+        "A shallow network's dictionaries in a deeper one, trained briefly.",
+    ),
     "analyze": ("lcnn_analyze.cli.analyze:analyze", "Count what models cost, layer by layer."),
     "bench": ("lcnn_analyze.cli.bench:bench", "Measure the engine against dense runtimes."),
     "export": ("lcnn_analyze.cli.export:export", "Write a checkpoint as an ONNX file."),
