@@ -154,6 +154,8 @@ def is_file(name: str) -> bool:
 
 def reference_spec(name: str, subject: Subject) -> ModelSpec:
     """The architecture ``name`` for the same image and classes as ``subject``, without allocating its weights."""
+    if name == subject.spec.architecture and not any(layer.lookup for layer in subject.spec.layers):
+        return subject.spec
     module = lcnn_core.build_named(name, **(_reference_options(name, subject) if _is_ours(name) else {})).model
     try:
         return lcnn_core.describe(module, subject.spec.input_shape, architecture=name)

@@ -35,9 +35,12 @@ _ROOMS = {
     "plain": "PlainLayer cheaper_forms plain_layers",
     "spec": "Finding LayerSpec LookupConfig LookupSpec ModelSpec Uncounted",
     "train": """OPTIMIZERS SCHEDULES Accuracy BatchFinished CrossEntropy Distillation EpochFinished Evaluation Event
-        LayerDied Listener Matched Processes Recorder RunFiles StateReached TrainConfig TrainResult TrainingFinished
-        TrainingStarted evaluate evaluate_classes find_schedule join_processes keep_zeros load_matching_ load_state
-        open_log redraw_coefficients_ save_state sparsify_ train""",
+        LayerDied Listener Matched Processes Recorder RunFiles RunLog StateReached TrainConfig TrainResult
+        TrainingFinished TrainingStarted evaluate evaluate_classes find_schedule join_processes keep_zeros l1_penalty
+        load_matching_ load_state open_log redraw_coefficients_ save_state sparsify_ train""",
+    "transfer": """Estimate Family FewIterationConfig FewIterationResult FewIterationSummary FewShotConfig
+        FewShotResult FewShotSummary carry_dictionaries_ estimate few_iteration few_shot freeze_dictionaries_
+        summarize_few_iteration summarize_few_shot""",
 }
 """The public names by room. To add one: a word here and a line in the imports for type checkers below."""
 
@@ -183,6 +186,7 @@ if TYPE_CHECKING:
     from lcnn_core.train import Processes as Processes
     from lcnn_core.train import Recorder as Recorder
     from lcnn_core.train import RunFiles as RunFiles
+    from lcnn_core.train import RunLog as RunLog
     from lcnn_core.train import StateReached as StateReached
     from lcnn_core.train import TrainConfig as TrainConfig
     from lcnn_core.train import TrainingFinished as TrainingFinished
@@ -193,6 +197,7 @@ if TYPE_CHECKING:
     from lcnn_core.train import find_schedule as find_schedule
     from lcnn_core.train import join_processes as join_processes
     from lcnn_core.train import keep_zeros as keep_zeros
+    from lcnn_core.train import l1_penalty as l1_penalty
     from lcnn_core.train import load_matching_ as load_matching_
     from lcnn_core.train import load_state as load_state
     from lcnn_core.train import open_log as open_log
@@ -200,3 +205,18 @@ if TYPE_CHECKING:
     from lcnn_core.train import save_state as save_state
     from lcnn_core.train import sparsify_ as sparsify_
     from lcnn_core.train import train as train
+    from lcnn_core.transfer import Estimate as Estimate
+    from lcnn_core.transfer import Family as Family
+    from lcnn_core.transfer import FewIterationConfig as FewIterationConfig
+    from lcnn_core.transfer import FewIterationResult as FewIterationResult
+    from lcnn_core.transfer import FewIterationSummary as FewIterationSummary
+    from lcnn_core.transfer import FewShotConfig as FewShotConfig
+    from lcnn_core.transfer import FewShotResult as FewShotResult
+    from lcnn_core.transfer import FewShotSummary as FewShotSummary
+    from lcnn_core.transfer import carry_dictionaries_ as carry_dictionaries_
+    from lcnn_core.transfer import estimate as estimate
+    from lcnn_core.transfer import few_iteration as few_iteration
+    from lcnn_core.transfer import few_shot as few_shot
+    from lcnn_core.transfer import freeze_dictionaries_ as freeze_dictionaries_
+    from lcnn_core.transfer import summarize_few_iteration as summarize_few_iteration
+    from lcnn_core.transfer import summarize_few_shot as summarize_few_shot

@@ -41,7 +41,6 @@ class Usage:
 
 def scripts(model: str) -> tuple[Script, ...]:
     """The programs for ``model``, a checkpoint or an architecture of ours. Raises ConfigError for an unknown name."""
-    # The sizes are read in the process that is timed: this one must stay small, since children start with its peak.
     start = "import torch, lcnn_core; "
     read: tuple[Script, ...] = ()
     if Path(model).suffix:
@@ -76,19 +75,25 @@ def _torchvision_first() -> str:
     return f"t = torch.library.Library('torchvision', 'DEF'); {define}"
 
 
+_TELL_PEAK = "import atexit, sys; atexit.register(lambda: sys.stderr.write(open('/proc/self/status').read())); "
+"""The process tells its own peak as it ends: what the system reports of a child starts with the peak of its parent."""
+
+
 def run(script: Script) -> Usage:
     """One fresh process. Raises RuntimeError with the last line of its stderr where it fails."""
     start = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-c", script.code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", _TELL_PEAK + script.code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
     said = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
+    said, _, status_text = said.rpartition("Name:\t")
     if process.returncode:
         raise RuntimeError(f"{script.name} failed: {(said.strip().splitlines() or ['no message'])[-1]}")
-    return Usage(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    peak = int(status_text.split("VmHWM:")[1].split()[0])
+    return Usage(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, peak / 1024)
 
 
 def measure(programs: Sequence[Script], rounds: int) -> dict[str, Usage]:

@@ -28,6 +28,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("lcnn_analyze.cli.convert:convert", "Make a trained dense network cheaper, without training."),
     "spectrum": ("lcnn_analyze.cli.spectrum:spectrum", "Train a grid of networks and draw accuracy against speedup."),
     "evaluate": ("lcnn_analyze.cli.evaluate:evaluate", "Measure a checkpoint's accuracy on a data set."),
+    "fewshot": ("lcnn_analyze.cli.fewshot:fewshot", "New classes from a few images, dictionaries frozen."),
+    "few-iteration": (
+        "lcnn_analyze.cli.few_iteration:few_iteration",
+        "A shallow network's dictionaries in a deeper one, trained briefly.",
+    ),
     "analyze": ("lcnn_analyze.cli.analyze:analyze", "Count what models cost, layer by layer."),
     "bench": ("lcnn_analyze.cli.bench:bench", "Measure the engine against dense runtimes."),
     "export": ("lcnn_analyze.cli.export:export", "Write a checkpoint as an ONNX file."),

@@ -94,9 +94,13 @@ class _Display:
         if not seconds:
             return ""
         share = waited / seconds
-        return f"{images / seconds:,.0f} images/s" + (
-            f", {share:.0%} waiting for data" if share >= WORTH_SAYING else ""
-        )
+        speed, alone = (_rate(images / time) for time in (seconds, seconds - waited))
+        waiting = f", {alone} without {share:.0%} waiting" if share >= WORTH_SAYING else ""
+        return f"{speed} images/s{waiting}"
+
+
+def _rate(speed: float) -> str:
+    return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
 
 
 def epoch_line(event: EpochFinished) -> str:

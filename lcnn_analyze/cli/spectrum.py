@@ -105,7 +105,7 @@ def _spawn(output: Path, settings: Mapping[str, Any], trials: Sequence[Trial]) -
 def write_report(folder: Path, settings: Mapping[str, Any], states: Sequence[tuple[Trial, State]]) -> None:
     """Write spectrum.md, .png, .svg and .json; a grid's report is the same whoever did the work."""
     from lcnn_analyze.cli.output import write_file
-    from lcnn_analyze.render.study import page, picture
+    from lcnn_analyze.render.sweep import page, picture
 
     points = means(states)
     dense = dense_accuracy(folder, settings)

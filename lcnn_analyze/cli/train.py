@@ -18,7 +18,7 @@ from lcnn_analyze.cli.train_options import OPTIONS, differences, given_options, 
 if TYPE_CHECKING:
     from torch import nn
 
-    from lcnn_core import Event, Listener, RunFiles, TrainResult
+    from lcnn_core import Event, Listener, Recorder, RunFiles, RunLog, TrainResult
 
 __all__ = ["check_fit", "train", "versions"]
 
@@ -107,12 +107,7 @@ def _write_run(
     """Run the job; what it wrote stands whole however it ends."""
     from lcnn_analyze.cli.progress import progress
     from lcnn_analyze.cli.run_report import RunReport, save_config, tensorboard
-    from lcnn_core import Recorder, open_log
-
-    provenance = job.provenance(command)
-
-    def snapshot(model: nn.Module, metrics: Sequence[Mapping[str, Any]], epoch: int) -> Any:
-        return job.checkpoint(model, metrics, {**provenance, "epoch": epoch})
+    from lcnn_core import open_log
 
     for note in job.notes if state is None else ():
         say(note)
@@ -120,7 +115,7 @@ def _write_run(
         log = stack.enter_context(open_log(files.log))
         if state:
             log.cut(state["log"])
-        recorder = Recorder(files, log, snapshot, job.dataset.name, provenance, settings, settings.get("log_every"))
+        recorder = _recorder(job, files, log, settings, state, command)
         report = RunReport(files, job.title, state["history"] if state else ())
         listeners: list[Listener] = [recorder, lambda event: save_config(files, settings, event), report]
         if settings.get("tensorboard"):
@@ -135,8 +130,7 @@ def _write_run(
             with _terminable():
                 result = _train(job, listen, state)
         except KeyboardInterrupt as stop:
-            word = str(stop) or "interrupted"
-            held = f"{files.last} holds the network after epoch {recorder.epoch}"
+            word, held = str(stop) or "interrupted", f"{files.last} holds the network after epoch {recorder.epoch}"
             say(f"{word}; {held}; go on with --resume {_run(files)}")
             raise typer.Exit(143 if str(stop) else 130) from None
     best = result.history[result.best_epoch - 1]
@@ -144,6 +138,27 @@ def _write_run(
         f"{files.best}: epoch {best.epoch} of {best.epochs}, validation top-1 {best.validation.top1:.2%}, "
         f"top-5 {best.validation.top5:.2%}, counted speedup {best.counted_speedup:.2f}x"
     )
+
+
+def _recorder(
+    job: Job,
+    files: RunFiles,
+    log: RunLog,
+    settings: Mapping[str, Any],
+    state: Mapping[str, Any] | None,
+    command: str,
+) -> Recorder:
+    """Writes the run down; a resumed one goes by the command that started it, unless its settings changed."""
+    from lcnn_core import Recorder
+
+    provenance = job.provenance(command)
+    if state and not differences(state["settings"], settings):
+        provenance |= {"command": state["header"]["command"]}
+
+    def snapshot(model: nn.Module, metrics: Sequence[Mapping[str, Any]], epoch: int) -> Any:
+        return job.checkpoint(model, metrics, {**provenance, "epoch": epoch})
+
+    return Recorder(files, log, snapshot, job.dataset.name, provenance, settings, settings.get("log_every"))
 
 
 def _run(files: RunFiles) -> Path:

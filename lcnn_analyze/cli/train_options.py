@@ -93,7 +93,7 @@ OPTIONS: dict[str, Option] = {
         Option("stages", str, "k of the stages: one, or one each, 16,32,64.", LOOKUPS),
         Option("fc", str, "k of the fully connected layers.", LOOKUPS),
         Option("classifier", str, "k of the classifier.", LOOKUPS),
-        Option("threshold_scale", float, "c of the threshold c/sqrt(kh*kw*k).", LOOKUPS),
+        Option("threshold_scale", float, "c of the threshold c / sqrt(kh kw k).", LOOKUPS),
         Option("l1_scale", float, "lambda' of the l1 penalty.", LOOKUPS),
         Option("speedup", float, "Counted speedup to reach, with --from.", BUDGET),
         Option("dictionary_ratio", float, "k over input channels.", BUDGET),

@@ -48,9 +48,9 @@ def curves(title: str, epochs: Epochs) -> bytes:
         below.xaxis.set_major_locator(MaxNLocator(integer=True))
         for axis in (above, below):
             axis.grid(True, color=MUTED, alpha=0.18, linewidth=0.8)
-        figure.tight_layout()
+        figure.subplots_adjust(0.1, 0.09, 0.97, 0.94, hspace=0.1)
         stream = io.BytesIO()
-        figure.savefig(stream, format="png", dpi=150, metadata={"Software": None})
+        figure.savefig(stream, format="png", dpi=120, metadata={"Software": None})
     return stream.getvalue()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lcnn_analyze.cost import TWIN, Baseline
 from lcnn_analyze.cost.changes import LayerChange
-from lcnn_analyze.cost.checks import ToolCount
+from lcnn_analyze.cost.checks import Disagreement, ToolCount
 from lcnn_analyze.latency import Latency
 from lcnn_analyze.render.numbers import ABSENT, bytes_text, count_text, joined, ratio_text
 from lcnn_analyze.report import Accuracy, Measurement, ModelReport, Report
@@ -109,9 +109,15 @@ def check_text(tool: ToolCount) -> str:
     if tool.macs is None:
         return f"{tool.tool} {tool.version} could not count the dense twin: {tool.reason}"
     said = f"{tool.tool} {tool.version} {tool.state}: {tool.macs:,} MACs"
-    worst = [f"{item.layer or '(model)'} ours {item.ours:,}, theirs {item.theirs:,}" for item in tool.disagreements[:5]]
+    worst = [_difference(item) for item in tool.disagreements[:5]]
     more = len(tool.disagreements) - len(worst)
     return f"{said}; {'; '.join(worst)}{f'; and {more} more layers' if more > 0 else ''}" if worst else said
+
+
+def _difference(item: Disagreement) -> str:
+    """A layer with both figures, and the tool's policy where that explains it."""
+    figures = f"{item.layer or '(model)'} ours {item.ours:,}, theirs {item.theirs:,}"
+    return f"{figures} ({item.explanation})" if item.explanation else figures
 
 
 def measured_text(measured: Measurement) -> str:

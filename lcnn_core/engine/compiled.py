@@ -40,7 +40,6 @@ class Segment:
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
     native: NativePlan | None = None
-    layout: Layout | None = None
     packed: bytes = b""
 
     def run(self, env: dict[int, Tensor], batch: int, threads: int) -> None:
@@ -101,6 +100,18 @@ def check_inputs(inputs: tuple[Tensor, ...], shapes: list[tuple[int, ...]]) -> i
     return len(inputs[0])
 
 
+def _drop_native(module: fx.GraphModule, kept: list[fx.Node]) -> None:
+    """Take out of the graph's module the layers that PyTorch does not run, and their weights with them."""
+    needed = {str(node.target) for node in kept if node.op == "call_module"}
+    for node in kept:
+        path = str(node.target) if node.op == "get_attr" else ""
+        while path := path.rpartition(".")[0]:
+            needed.add(path)
+    for node in module.graph.nodes:
+        if node.op == "call_module" and str(node.target) not in needed:
+            module.delete_submodule(str(node.target))
+
+
 class CompiledModel(nn.Module):
     """A model for inference: call it with the inputs of the original. Made by :func:`compile`."""
 
@@ -117,22 +128,24 @@ class CompiledModel(nn.Module):
         self._parts = _segments(low)
         self._module = [module]  # hidden from nn.Module: its parameters are not ours to train
         steps: list[PlanStep] = []
-        self._keep_alive = low
+        self._keep_alive = [*low.values.values(), *low.made.values()]  # values are named by their ids
         memory, liveness, chosen = 0, 0, None
         for number, part in enumerate(self._parts):
             if isinstance(part, Segment):
-                part.layout = Layout(part.operations, part.inputs, part.outputs, options.storage)
-                part.packed = pack(part.layout, part.inputs, part.outputs)
+                layout = Layout(part.operations, part.inputs, part.outputs, options.storage)
+                part.operations = []  # their weights are in the packed plan now
+                part.packed = pack(layout, part.inputs, part.outputs)
                 part.native = NativePlan(part.packed, options.isa)
-                steps += [plan_step(record, number) for record in part.layout.records]
+                steps += [plan_step(record, number) for record in layout.records]
                 held = part.native.memory()
                 memory += held["activations"] + held["scratch"]
-                liveness, chosen = max(liveness, part.layout.liveness_bytes), part.native.isa
+                liveness, chosen = max(liveness, layout.liveness_bytes), part.native.isa
             elif part.op not in ("placeholder", "output", "get_attr"):
                 shape = self._shape_of.get(part, ())
                 name = str(part.target) if part.op == "call_module" else part.name
                 steps.append(PlanStep("torch", name, (), shape, 0, 0, number, native=False))
         self.plan = Plan(tuple(steps), chosen, memory, liveness)
+        _drop_native(module, [part for part in self._parts if isinstance(part, fx.Node)])
 
     @torch.no_grad()
     def forward(self, *inputs: Tensor) -> Any:

@@ -15,7 +15,7 @@ from lcnn_core.train.events import (
 )
 from lcnn_core.train.loop import Controller, TrainResult, train
 from lcnn_core.train.objective import CrossEntropy, Distillation, Objective, l1_penalty
-from lcnn_core.train.recorder import Recorder, RunFiles, open_log
+from lcnn_core.train.recorder import Recorder, RunFiles, RunLog, open_log
 from lcnn_core.train.schedule import SCHEDULES, Schedule, find_schedule
 from lcnn_core.train.starting import Matched, load_matching_, redraw_coefficients_, sparsify_
 from lcnn_core.train.state import load_state, save_state
@@ -39,6 +39,7 @@ __all__ = [
     "Processes",
     "Recorder",
     "RunFiles",
+    "RunLog",
     "Schedule",
     "StateReached",
     "TrainConfig",

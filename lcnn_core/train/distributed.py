@@ -81,7 +81,11 @@ def join_processes(device: str = "auto") -> Iterator[tuple[Processes, torch.devi
         torch.cuda.set_device(where)
     # Of a 1x1 kernel, whose strides mean nothing.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=TIMEOUT)
+    try:
+        dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=TIMEOUT)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"WORLD_SIZE is set, but the processes do not meet: {reason}; start with torchrun") from error
     try:
         yield Processes.current(), where
     finally:

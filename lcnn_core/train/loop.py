@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections import deque
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from lcnn_core.checkpoint.restore import check_fit
 from lcnn_core.counting import count_layer, counted_speedup
 from lcnn_core.data import Dataset
-from lcnn_core.data.files import seed_of
+from lcnn_core.data.files import seed_of, worker_deaths_said
 from lcnn_core.describe import describe
 from lcnn_core.errors import CheckpointError, ConfigError, TrainingError
 from lcnn_core.train import health
@@ -95,7 +96,8 @@ def train(
     with _own_random_state(config.seed), _deterministic(config):
         run = _Run(model, dataset, config, on_event, objective or CrossEntropy(config.label_smoothing), controller)
         try:
-            return run.go(resume)
+            with worker_deaths_said():
+                return run.go(resume)
         finally:
             run.step.end()
 
@@ -115,6 +117,8 @@ def _own_random_state(seed: int) -> Iterator[None]:
 @contextmanager
 def _deterministic(config: TrainConfig) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled()
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS asks for
     torch.use_deterministic_algorithms(before or config.deterministic)
     try:
         yield
@@ -298,8 +302,13 @@ class _Run:
             time.perf_counter() - started,
             self.is_best(at.epoch, validation),
             {name: count.dense / count.total if count.total else 0.0 for name, count in counts.items()},
-            len(self.dataset.train.unreadable) + len(self.dataset.validation.unreadable),
+            self.unreadable(),
         )
+
+    def unreadable(self) -> int:
+        """Images of training and validation that no process could read so far."""
+        own = len(self.dataset.train.unreadable) + len(self.dataset.validation.unreadable)
+        return int(self.processes.sums([own], self.step.device)[0])
 
     def was_alive(self, name: str) -> bool:
         return not self.history or bool(self.history[-1].densities.get(name, 1.0))

@@ -150,7 +150,7 @@ class Recorder:
                 if self.log_every and event.batch % self.log_every == 0:
                     self.log.write("BatchFinished", {**vars(event), "densities": self.densities()})
             case StateReached():
-                extra = {"log": self.log.position(), "settings": dict(self.settings)}
+                extra = {"log": self.log.position(), "settings": dict(self.settings), "header": dict(self.header)}
                 save_state(self.files.state, {**event.state, **extra})
             case EpochFinished():
                 self.log.write("EpochFinished", vars(event))

@@ -26,6 +26,7 @@ from lcnn_core import (
     Accuracy,
     BatchFinished,
     EpochFinished,
+    LayerDied,
     TrainingFinished,
     TrainingStarted,
     checkpoint,
@@ -314,8 +315,10 @@ def shown(epochs: bool, terminal: bool, quiet: bool = False) -> str:
     finished = EpochFinished(1, 1, 2.0, 0.25, accuracy, 10.04, {"a": 0.1, "b": 0.3}, 0.01, 0.0, 1.5, True)
     with progress("demo", quiet, epochs, console) as listen:
         listen(TrainingStarted(torch.nn.Identity(), 1, 2, 20, 1.0))
-        listen(BatchFinished(1, 1, 2, 2.5, 0.2, 0.01))
+        listen(BatchFinished(1, 1, 2, 2.5, 0.2, 0.01, 20, 0.125, 0.05))
+        listen(BatchFinished(1, 2, 2, 2.5, 0.2, 0.01, 20, 0.375, 0.05))
         listen(finished)
+        listen(LayerDied(1, "b"))
         listen(TrainingFinished(1.5, 1))
     return stream.getvalue()
 
@@ -323,11 +326,15 @@ def shown(epochs: bool, terminal: bool, quiet: bool = False) -> str:
 def test_progress_is_a_bar_on_a_terminal_and_plain_lines_elsewhere() -> None:
     line = (
         "epoch 1/1  loss 2.0000  train 25.00%  validation top-1 50.00% top-5 90.00%  counted 10.04x"
-        "  P 10% to 30%  1.5 s  best\n"
+        "  P 10% to 30%  1.5 s  best  80 images/s, 100 without 20% waiting\n"
+    )
+    warning = (
+        "warning: after epoch 1 no entry of P is left in layer 'b', which answers the same for every image; lower its "
+        "l1_scale or its threshold_scale\n"
     )
     total = "demo: 1 epochs in 2 s, validation top-1 50.0%, counted speedup 10.04x\n"
-    assert shown(epochs=True, terminal=False) == line
-    assert shown(epochs=False, terminal=False) == total
+    assert shown(epochs=True, terminal=False) == line + warning
+    assert shown(epochs=False, terminal=False) == warning + total
     assert shown(epochs=True, terminal=False, quiet=True) == ""
     assert shown(epochs=True, terminal=True, quiet=True) == ""
     on_terminal = shown(epochs=True, terminal=True)

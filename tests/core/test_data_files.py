@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from lcnn_core.data import DataOptions, load_dataset
 from lcnn_core.data.files import IMAGENET, decode
 from lcnn_core.errors import ConfigError, DataError
 from lcnn_core.models import build
-from lcnn_core.train import TrainConfig, evaluate, train
+from lcnn_core.train import BatchFinished, StateReached, TrainConfig, evaluate, train
 
 SMALL = DataOptions(image_size=16, workers=0)
 COLOURS = {"cat": (200, 40, 40), "dog": (40, 200, 40), "owl": (40, 40, 200)}
@@ -111,11 +112,11 @@ def test_the_plain_view_is_the_centre_of_the_resized_image(tmp_path: Path) -> No
     assert float(ten[0].mean()) < float(ten[4].mean()) < float(ten[1].mean())
 
 
-def test_training_views_are_a_function_of_seed_and_image_whatever_the_workers(folder: Path) -> None:
+def test_training_views_are_a_function_of_seed_and_image_whatever_the_workers() -> None:
     views = {}
     for workers in (0, 2):
         options = DataOptions(image_size=16, workers=workers)
-        data = load_dataset(f"imagefolder:{folder}", None, options)
+        data = load_dataset("fake:40x3", None, options)
         batches = [torch.tensor([5, 0, 7]), torch.tensor([11])]
         before = torch.get_rng_state()
         views[workers] = list(data.train.read(batches, seed=3))
@@ -178,6 +179,17 @@ def test_unreadable_images_are_counted_skipped_and_too_many_end_the_run(folder: 
         all_of(strict.train, seed=1)
 
 
+def test_nothing_readable_is_said(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        for name in ("x", "y"):
+            write(tmp_path / part / name / "i.png", b"nothing")
+    data = load_dataset(f"imagefolder:{tmp_path}", None, SMALL)
+    with pytest.raises(DataError, match=r"none of 2 images can be read; the first: .*train/x/i.png"):
+        all_of(data.train, seed=0)
+    with pytest.raises(DataError, match=r"none of the images to evaluate on could be read"):
+        evaluate(build("digits-resnet", num_classes=2, in_channels=3), data.validation)
+
+
 def test_training_end_to_end_on_files(folder: Path) -> None:
     write(folder / "train/cat/broken.jpg", b"\xff\xd8\xff")
     data = load_dataset(f"imagefolder:{folder}", None, DataOptions(image_size=16, workers=0, augment="crop"))
@@ -186,6 +198,49 @@ def test_training_end_to_end_on_files(folder: Path) -> None:
     result = train(model, data, TrainConfig(20, 6, lr=0.1))
     assert result.last.validation.top1 == 1.0
     assert result.last.unreadable == 1
+
+
+def test_a_worker_that_is_killed_is_said() -> None:
+    def listen(event: Any) -> None:
+        if isinstance(event, BatchFinished):
+            for child in multiprocessing.active_children():
+                child.kill()
+                child.join()
+
+    data = load_dataset("fake:200x3", None, DataOptions(image_size=16, workers=1))
+    model = build("digits-resnet", num_classes=3, in_channels=3)
+    with pytest.raises(
+        DataError, match=r"a process that reads images ended: DataLoader worker .*(killed by|exited unexp)"
+    ):
+        train(model, data, TrainConfig(1, 4), listen)
+
+
+def test_a_run_on_files_resumes_to_the_same_bits() -> None:
+    states: list[bytes] = []
+
+    def listen(event: Any) -> None:
+        if isinstance(event, StateReached):
+            stream = io.BytesIO()
+            torch.save(dict(event.state), stream)
+            states.append(stream.getvalue())
+
+    def run(resume: Any = None) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = build("digits-resnet-lcnn", num_classes=3, in_channels=3)
+        data = load_dataset("fake:24x3", None, SMALL)
+        train(
+            model,
+            data,
+            TrainConfig(2, 8, save_every=1, shift=1),
+            listen if resume is None else lambda e: None,
+            resume=resume,
+        )
+        return model.state_dict()
+
+    whole = run()
+    for number in (2, 4):
+        resumed = run(torch.load(io.BytesIO(states[number]), weights_only=True))
+        assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
 def test_classes_must_agree_and_none_may_be_empty(folder: Path) -> None:

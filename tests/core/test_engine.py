@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
@@ -224,6 +226,31 @@ def test_stored_weights(isa: str, storage: str, rounded: Callable[[Tensor], Tens
     for x in batches:  # against float64 with weights rounded in the same way: float32 arithmetic
         assert error(model, compiled, x) <= 1e-5
     assert f"stored weights change the example's outputs by {plan.storage_error:.1e} of the largest" in str(plan)
+
+
+class OwnWeight(nn.Module):
+    """Uses a layer, and its weight by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1500, 1500)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * self.layer.weight.sum(1).cos()
+
+
+def test_weights_are_held_packed_and_native_only() -> None:
+    model, x = nn.Sequential(nn.Linear(1500, 1500)), torch.randn(2, 1500)
+    tracemalloc.start()
+    compiled = compile(model, x)
+    gc.collect()
+    held, _ = tracemalloc.get_traced_memory()  # numpy's and Python's: the packed plan, no working copies in float64
+    tracemalloc.stop()
+    assert 4 * 1500 * 1500 <= held <= 4.4 * 1500 * 1500
+    assert not list(compiled._module[0].parameters())  # type: ignore[union-attr]
+    assert error(model.eval(), compiled, x) <= 1e-5
+    own = OwnWeight().eval()
+    assert error(own, compile(own, x), x) <= 1e-5
 
 
 def test_storage_is_checked_and_saves_bytes() -> None:

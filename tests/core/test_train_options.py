@@ -243,6 +243,8 @@ def test_the_average_is_the_brute_force_one_and_is_what_is_validated() -> None:
             seen["answering"] = event.model
         if isinstance(event, BatchFinished):
             steps.append({k: v.clone() for k, v in model.state_dict().items()})
+            for layer, averaged in ((model[0], seen["answering"][0]), (model[4], seen["answering"][4])):
+                assert not bool(averaged.coefficients[layer.effective_coefficients() == 0].any())
         if isinstance(event, EpochFinished):
             seen["validation"] = event.validation
 
