@@ -100,7 +100,7 @@ def test_a_study_with_other_settings_is_not_joined(tmp_path: Path) -> None:
     assert one.begin({"epochs": 3, "lr": None}, TRIALS[:2]) == TRIALS[:2]
     assert two.begin({"epochs": 3, "lr": None}, TRIALS[1:]) == TRIALS
     with pytest.raises(
-        ConfigError, match=r"has other settings: epochs was 3, is now 4; seeds was \[0\], is now \[0, 1\]"
+        ConfigError, match=r"has other settings: epochs was 3, is now 4; lr was None, is now 0.1; choose another -o"
     ):
         two.begin({"epochs": 4, "lr": 0.1}, [])
 
