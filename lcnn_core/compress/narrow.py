@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,6 +129,16 @@ def narrow_to(dense: nn.Module, input_shape: Sequence[int], speedup: float) -> n
     return narrowed(dense, input_shape, low)
 
 
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
+
+
 def train_narrow(
     dense: nn.Module,
     dataset: Dataset,
@@ -143,5 +154,5 @@ def train_narrow(
     teacher = copy.deepcopy(dense).eval().requires_grad_(False)
     objective = Distillation(teacher, config.temperature, config.weight) if config.weight else None
     # With odd numbers of channels oneDNN's backward pass damages the heap (seen with torch 2.13, widths 5, 11 and 22).
-    with torch.backends.mkldnn.flags(enabled=False):
+    with _without_onednn():
         return model, train(model, dataset, config.train, on_event, objective, resume=resume)

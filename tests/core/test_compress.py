@@ -264,7 +264,8 @@ def test_every_method_lands_on_the_asked_speedup(name: str, speedup: float) -> N
     dense, data = make(), small_data(**options)
     before = copy.deepcopy(dense.state_dict())
     for key, method in METHODS.items():
-        if key in ("narrow", "converted"):  # test_narrow and test_post_training, whose fits take long on wide layers
+        # narrow and converted have tests of their own; the rest is from-dense with other choices: once is enough.
+        if key in ("narrow", "converted") or (key != "from-dense" and (name, speedup) != ("grouped", 7.5)):
             continue
         config = method.config(speedup=speedup, train=TrainConfig(1, 8, lr=0.01, clip_norm=1.0))
         model, result = method.compress(dense, data, config)
