@@ -73,7 +73,7 @@ def solve(
     ``axes`` are those of one system; the others count independent ones, solved side by side.
     """
     mask = start != 0
-    inverse = mask / scale.clamp_min(1e-20)
+    inverse = 1 / scale.clamp_min(1e-20)
 
     def inner(a: Tensor, b: Tensor) -> Tensor:
         return (a * b).sum(axes, keepdim=True)

@@ -131,12 +131,12 @@ def narrow_to(dense: nn.Module, input_shape: Sequence[int], speedup: float) -> n
 
 @contextmanager
 def _without_onednn() -> Iterator[None]:
-    before = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = False
+    backend: Any = torch.backends.mkldnn
+    before, backend.enabled = backend.enabled, False
     try:
         yield
     finally:
-        torch.backends.mkldnn.enabled = before
+        backend.enabled = before
 
 
 def train_narrow(
