@@ -60,7 +60,7 @@ ONLY_IN = {
     "yaml": ["lcnn_analyze.cli"],
 }
 # Up to describe the analyzer holds modules; after it there is no torch.
-TORCH_IN_ANALYZER = ["inputs", "crosscheck", "latency", "bench", "cli"]
+TORCH_IN_ANALYZER = ["inputs", "crosscheck", "latency", "bench", "documents", "cli"]
 
 LINES_PER_FILE = 400
 LINES_PER_FUNCTION = 40

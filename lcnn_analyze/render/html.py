@@ -118,8 +118,8 @@ def _changes(report: Report) -> dict[str, Any]:
         values = (before, after, after - before, (change.storage[1] or 0) - (change.storage[0] or 0))
         texts = [*words.before_after(change.macs), words.before_after(change.storage)[-1]]
         rows.append((words.change_name(change), list(zip(values, texts, strict=True)), words.change_text(change)))
-    labels = _labels("changes", [("layer", ""), *headers, ("what changed", "")])
-    return {"headers": headers, "labels": labels, "rows": rows, "same": same}
+    rules = labels("changes", [("layer", ""), *headers, ("what changed", "")])
+    return {"headers": headers, "labels": rules, "rows": rows, "same": same}
 
 
 def _model(model: ModelReport, report: Report, name: str) -> dict[str, Any]:

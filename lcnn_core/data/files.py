@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from importlib import import_module
 from typing import Any
@@ -137,10 +138,14 @@ class ImageFiles:
             collate_fn=list,
             generator=torch.Generator(),  # its own: the loader draws from the global one otherwise
         )
-        for samples in _alive(loader):
+        with worker_deaths_said():
+            yield from self._batches(loader, augmented=seed is not None)
+
+    def _batches(self, loader: DataLoader[Any], augmented: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        for samples in loader:
             self._note([failure for *_, failed in samples for failure in failed])
             images = [image for image, _, _ in samples if image is not None]
-            if seed is not None and len(images) < len(samples):
+            if augmented and len(images) < len(samples):
                 raise DataError(f"none of {len(self)} images can be read; the first: {next(iter(self.unreadable))}")
             if images:
                 yield torch.stack(images), torch.tensor([label for image, label, _ in samples if image is not None])
@@ -155,9 +160,11 @@ class ImageFiles:
             )
 
 
-def _alive(loader: DataLoader[Any]) -> Iterator[Any]:
+@contextmanager
+def worker_deaths_said() -> Iterator[None]:
+    """A reading process that was killed, as a DataError of one line; torch raises it wherever the run is just then."""
     try:
-        yield from loader
+        yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lcnn_core.checkpoint.restore import check_fit
 from lcnn_core.counting import count_layer, counted_speedup
 from lcnn_core.data import Dataset
-from lcnn_core.data.files import seed_of
+from lcnn_core.data.files import seed_of, worker_deaths_said
 from lcnn_core.describe import describe
 from lcnn_core.errors import CheckpointError, ConfigError, TrainingError
 from lcnn_core.train import health
@@ -96,7 +96,8 @@ def train(
     with _own_random_state(config.seed), _deterministic(config):
         run = _Run(model, dataset, config, on_event, objective or CrossEntropy(config.label_smoothing), controller)
         try:
-            return run.go(resume)
+            with worker_deaths_said():
+                return run.go(resume)
         finally:
             run.step.end()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from lcnn_core.data import DataOptions, load_dataset
 from lcnn_core.data.files import IMAGENET, decode
 from lcnn_core.errors import ConfigError, DataError
 from lcnn_core.models import build
-from lcnn_core.train import StateReached, TrainConfig, evaluate, train
+from lcnn_core.train import BatchFinished, StateReached, TrainConfig, evaluate, train
 
 SMALL = DataOptions(image_size=16, workers=0)
 COLOURS = {"cat": (200, 40, 40), "dog": (40, 200, 40), "owl": (40, 40, 200)}
@@ -197,6 +198,21 @@ def test_training_end_to_end_on_files(folder: Path) -> None:
     result = train(model, data, TrainConfig(20, 6, lr=0.1))
     assert result.last.validation.top1 == 1.0
     assert result.last.unreadable == 1
+
+
+def test_a_worker_that_is_killed_is_said() -> None:
+    def listen(event: Any) -> None:
+        if isinstance(event, BatchFinished):
+            for child in multiprocessing.active_children():
+                child.kill()
+                child.join()
+
+    data = load_dataset("fake:200x3", None, DataOptions(image_size=16, workers=1))
+    model = build("digits-resnet", num_classes=3, in_channels=3)
+    with pytest.raises(
+        DataError, match=r"a process that reads images ended: DataLoader worker .*(killed by|exited unexp)"
+    ):
+        train(model, data, TrainConfig(1, 4), listen)
 
 
 def test_a_run_on_files_resumes_to_the_same_bits() -> None:
