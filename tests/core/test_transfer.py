@@ -246,6 +246,9 @@ def test_one_step_of_tuning_is_the_gradient_at_two_rates_and_nothing_else(kind, 
 
 def test_what_falls_below_the_threshold_while_it_is_tuned_is_zero_from_then_on(few):
     earlier, later = (SMALL.build("lcnn", 3, 0) for _ in range(2))
+    for module in [*earlier.modules(), *later.modules()]:
+        if isinstance(module, LookupLayer):
+            module.threshold *= 100  # so that there are entries to fall
     tune(earlier, few, replace(QUICK, steps=5, rate=0.1), 1.0)
     tune(later, few, replace(QUICK, steps=6, rate=0.1), 1.0)
     fallen = 0
