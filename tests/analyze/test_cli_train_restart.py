@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import resource
 import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,37 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_a_way_on(
     assert lcnn("--resume", folder, "--epochs", 4, "--allow-change", "-q") == 0
     assert "--resume" in checkpoint.load(folder / "last.pt").provenance["command"]
     assert [line["epoch"] for line in epochs_of(folder)] == [1, 2, 3, 4]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user to lose the permission")
+@pytest.mark.parametrize("resume", [False, True], ids=["new run", "resumed"])
+def test_no_permission_is_one_line_and_changes_nothing(
+    resume: bool, unbroken: tuple[Path, float], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As the user nobody, in a folder of root's: root itself may write anywhere. All is imported before."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "run"
+        if resume:
+            assert lcnn(*SMALL, "--epochs", 1, "-o", folder) == 0
+            folder.chmod(0o555)
+        Path(name).chmod(0o755)
+        before = {path: path.read_bytes() for path in folder.rglob("*")}
+
+        def nobody() -> int:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            return lcnn(*(("--resume", folder) if resume else (*SMALL, "-o", folder)), "--epochs", 2, "--allow-change")
+
+        capfd.readouterr()
+        process = in_child(nobody)
+        process.join()
+        err = capfd.readouterr().err.strip()
+        assert process.exitcode == 5
+        assert "Permission denied" in err.splitlines()[-1]
+        assert str(folder) in err.splitlines()[-1]
+        assert "Traceback" not in err
+        assert {path: path.read_bytes() for path in folder.rglob("*")} == before
 
 
 def test_a_second_writer_is_refused_and_a_dead_one_forgotten(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
