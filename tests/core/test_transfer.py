@@ -244,17 +244,20 @@ def test_one_step_of_tuning_is_the_gradient_at_two_rates_and_nothing_else(kind, 
         assert torch.equal(tensor, old), name
 
 
-def test_zeros_of_p_stay_zero_while_it_is_tuned(few):
-    model = SMALL.build("lcnn", 3, 0)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if name.endswith("coefficients"):
-                p.view(-1)[::3] = 0
-    tune(model, few, replace(QUICK, steps=4, rate=0.1), 1.0)
-    for name, p in model.named_parameters():
-        if name.endswith("coefficients"):
-            assert not p.view(-1)[::3].any(), name
-            assert p.view(-1)[1::3].any(), name
+def test_what_falls_below_the_threshold_while_it_is_tuned_is_zero_from_then_on(few):
+    earlier, later = (SMALL.build("lcnn", 3, 0) for _ in range(2))
+    for module in [*earlier.modules(), *later.modules()]:
+        if isinstance(module, LookupLayer):
+            module.threshold *= 100  # so that there are entries below it
+    tune(earlier, few, replace(QUICK, steps=5, rate=0.1), 1.0)
+    tune(later, few, replace(QUICK, steps=6, rate=0.1), 1.0)
+    fallen = 0
+    for name, layer in earlier.named_modules():
+        if isinstance(layer, LookupLayer):
+            dead = layer.effective_coefficients() == 0
+            fallen += int(dead.sum())
+            assert not later.get_submodule(name).coefficients[dead].any(), name
+    assert fallen
 
 
 def untrained(split, kind, dataset):
