@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lcnn_core import meta
@@ -86,7 +86,7 @@ def describe(model: nn.Module, input_shape: Sequence[int], architecture: str = "
         raise ConfigError(f"input shape is {shape}; expected positive whole numbers such as (3, 224, 224)")
     if isinstance(model, torch.jit.ScriptModule):
         raise UnsupportedLayerError("a ScriptModule hides its calls; pass the Python module that it was made from")
-    if any(isinstance(p, UninitializedTensorMixin) for p in (*model.parameters(), *model.buffers())):
+    if any(is_lazy(p) for p in (*model.parameters(), *model.buffers())):
         raise UnsupportedLayerError("the model holds lazy layers without sizes; run one image through it first")
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     recorder = _Recorder(model)
@@ -357,7 +357,7 @@ _OPERATIONS: dict[str, Callable[[str, Any, Any, Any], list[LayerSpec]]] = {
 """Operations outside modules in KINDS that multiply by weights or by each other, with how each is counted."""
 
 
-def _key(tensor: Tensor) -> tuple[int, int, int]:
+def _key(tensor: Tensor) -> tuple[Any, ...]:
     """Equal for a parameter and for views of all of it."""
     return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.numel()
 

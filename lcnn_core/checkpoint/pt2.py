@@ -224,7 +224,7 @@ class _Reader:
         self.recorder.linear(name, x, y, self.weight(given["weight"]), self.optional(given.get("bias")))
 
     def product(self, name: str, given: Mapping[str, Any], outputs: list[str]) -> None:
-        """mm, bmm, matmul, mv, dot and their sums: the two factors are the last two tensors, the second may be stored."""
+        """mm, bmm, matmul, mv, dot and their sums: the factors are the last two tensors, the second may be stored."""
         *bias, left, right = (value for value in given.values() if isinstance(value, str) and value in self.shapes)
         shapes = self.shapes[left], self.shapes[right]
         if right not in self.places or len(shapes[1]) != 2 or len(shapes[0]) < 2:
