@@ -15,27 +15,32 @@ _ROOMS = {
     "checkpoint": "FORMATS Checkpoint Normalization load save",
     "checkpoint.opening": "INPUTS Opened open_model",
     "checkpoint.zoo": "build_named channels_option",
-    "compress": "METHODS FromDenseConfig compress_from_dense",
+    "compress": """FINE_TUNING METHODS ConvertedConfig FromDenseConfig LayerChoice NarrowConfig PostTrainingConfig
+        PostTrainingReport calibration_images compress_from_dense convert_and_train convert_to_budget train_narrow""",
     "convert": "ConversionReport ConvertedLayer LeftLayer convert convert_",
     "counting": """FORMULAS LayerCount conv_macs count_layer counted_speedup dictionary_macs linear_macs lookup_macs
         matmul_macs output_positions padded_positions""",
-    "data": "DATASETS Dataset Split load_dataset",
+    "data": "DATASETS DataOptions Dataset Images Split load_dataset",
     "describe": "describe",
     "engine": "CompiledModel Plan PlanStep compile",
     "errors": "CheckpointError ConfigError DataError LcnnError ShapeError TrainingError UnsupportedLayerError",
     "factors": "svd_factors",
     "files": "atomic_write",
     "health": "check_health",
-    "layers": """LAYERS LookupConv2d LookupLayer LookupLinear PackedLookupConv2d PackedLookupLayer
-        PackedLookupLinear""",
+    "layers": "LAYERS LookupConv2d LookupLayer LookupLinear PackedLookupConv2d PackedLookupLayer PackedLookupLinear",
     "layers.operators": "handles",
     "layers.structure": "pack set_lookup_layers_",
     "models": "ALIASES MODELS ModelBuilder build dense_twin input_shape_of",
     "onnx": "export_onnx",
     "plain": "PlainLayer cheaper_forms plain_layers",
     "spec": "Finding LayerSpec LookupConfig LookupSpec ModelSpec Uncounted",
-    "train": """OPTIMIZERS SCHEDULES Accuracy BatchFinished CrossEntropy Distillation EpochFinished Event Listener
-        TrainConfig TrainResult TrainingFinished TrainingStarted evaluate keep_zeros train""",
+    "train": """OPTIMIZERS SCHEDULES Accuracy BatchFinished CrossEntropy Distillation EpochFinished Evaluation Event
+        LayerDied Listener Matched Processes Recorder RunFiles RunLog StateReached TrainConfig TrainResult
+        TrainingFinished TrainingStarted evaluate evaluate_classes find_schedule join_processes keep_zeros l1_penalty
+        load_matching_ load_state open_log redraw_coefficients_ save_state sparsify_ train""",
+    "transfer": """Estimate Family FewIterationConfig FewIterationResult FewIterationSummary FewShotConfig
+        FewShotResult FewShotSummary carry_dictionaries_ estimate few_iteration few_shot freeze_dictionaries_
+        summarize_few_iteration summarize_few_shot""",
 }
 """The public names by room. To add one: a word here and a line in the imports for type checkers below."""
 
@@ -90,9 +95,19 @@ if TYPE_CHECKING:
     from lcnn_core.checkpoint.opening import open_model as open_model
     from lcnn_core.checkpoint.zoo import build_named as build_named
     from lcnn_core.checkpoint.zoo import channels_option as channels_option
+    from lcnn_core.compress import FINE_TUNING as FINE_TUNING
     from lcnn_core.compress import METHODS as METHODS
+    from lcnn_core.compress import ConvertedConfig as ConvertedConfig
     from lcnn_core.compress import FromDenseConfig as FromDenseConfig
+    from lcnn_core.compress import LayerChoice as LayerChoice
+    from lcnn_core.compress import NarrowConfig as NarrowConfig
+    from lcnn_core.compress import PostTrainingConfig as PostTrainingConfig
+    from lcnn_core.compress import PostTrainingReport as PostTrainingReport
+    from lcnn_core.compress import calibration_images as calibration_images
     from lcnn_core.compress import compress_from_dense as compress_from_dense
+    from lcnn_core.compress import convert_and_train as convert_and_train
+    from lcnn_core.compress import convert_to_budget as convert_to_budget
+    from lcnn_core.compress import train_narrow as train_narrow
     from lcnn_core.convert import ConversionReport as ConversionReport
     from lcnn_core.convert import ConvertedLayer as ConvertedLayer
     from lcnn_core.convert import LeftLayer as LeftLayer
@@ -110,7 +125,9 @@ if TYPE_CHECKING:
     from lcnn_core.counting import output_positions as output_positions
     from lcnn_core.counting import padded_positions as padded_positions
     from lcnn_core.data import DATASETS as DATASETS
+    from lcnn_core.data import DataOptions as DataOptions
     from lcnn_core.data import Dataset as Dataset
+    from lcnn_core.data import Images as Images
     from lcnn_core.data import Split as Split
     from lcnn_core.data import load_dataset as load_dataset
     from lcnn_core.describe import describe as describe
@@ -161,12 +178,45 @@ if TYPE_CHECKING:
     from lcnn_core.train import CrossEntropy as CrossEntropy
     from lcnn_core.train import Distillation as Distillation
     from lcnn_core.train import EpochFinished as EpochFinished
+    from lcnn_core.train import Evaluation as Evaluation
     from lcnn_core.train import Event as Event
+    from lcnn_core.train import LayerDied as LayerDied
     from lcnn_core.train import Listener as Listener
+    from lcnn_core.train import Matched as Matched
+    from lcnn_core.train import Processes as Processes
+    from lcnn_core.train import Recorder as Recorder
+    from lcnn_core.train import RunFiles as RunFiles
+    from lcnn_core.train import RunLog as RunLog
+    from lcnn_core.train import StateReached as StateReached
     from lcnn_core.train import TrainConfig as TrainConfig
     from lcnn_core.train import TrainingFinished as TrainingFinished
     from lcnn_core.train import TrainingStarted as TrainingStarted
     from lcnn_core.train import TrainResult as TrainResult
     from lcnn_core.train import evaluate as evaluate
+    from lcnn_core.train import evaluate_classes as evaluate_classes
+    from lcnn_core.train import find_schedule as find_schedule
+    from lcnn_core.train import join_processes as join_processes
     from lcnn_core.train import keep_zeros as keep_zeros
+    from lcnn_core.train import l1_penalty as l1_penalty
+    from lcnn_core.train import load_matching_ as load_matching_
+    from lcnn_core.train import load_state as load_state
+    from lcnn_core.train import open_log as open_log
+    from lcnn_core.train import redraw_coefficients_ as redraw_coefficients_
+    from lcnn_core.train import save_state as save_state
+    from lcnn_core.train import sparsify_ as sparsify_
     from lcnn_core.train import train as train
+    from lcnn_core.transfer import Estimate as Estimate
+    from lcnn_core.transfer import Family as Family
+    from lcnn_core.transfer import FewIterationConfig as FewIterationConfig
+    from lcnn_core.transfer import FewIterationResult as FewIterationResult
+    from lcnn_core.transfer import FewIterationSummary as FewIterationSummary
+    from lcnn_core.transfer import FewShotConfig as FewShotConfig
+    from lcnn_core.transfer import FewShotResult as FewShotResult
+    from lcnn_core.transfer import FewShotSummary as FewShotSummary
+    from lcnn_core.transfer import carry_dictionaries_ as carry_dictionaries_
+    from lcnn_core.transfer import estimate as estimate
+    from lcnn_core.transfer import few_iteration as few_iteration
+    from lcnn_core.transfer import few_shot as few_shot
+    from lcnn_core.transfer import freeze_dictionaries_ as freeze_dictionaries_
+    from lcnn_core.transfer import summarize_few_iteration as summarize_few_iteration
+    from lcnn_core.transfer import summarize_few_shot as summarize_few_shot

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lcnn_core.errors import ConfigError, ShapeError
@@ -40,6 +41,9 @@ __all__ = [
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 Size = int | Sequence[int]
+
+_CHUNK = 1 << 16
+"""Entries that are worked on at a time where P is large: 256 KiB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +99,7 @@ def hard_threshold(coefficients: Tensor, threshold: float) -> Tensor:
     Shape and dtype of ``coefficients`` are kept and it is not modified; eps is rounded to that dtype before it is
     compared. NaN entries stay NaN, so that a diverged training is seen and not silently pruned. Source: section 3.2.
     """
-    return coefficients.masked_fill(coefficients.detach().abs() <= threshold, 0)
+    return F.hardshrink(coefficients, threshold)
 
 
 def keep_largest(coefficients: Tensor, lookups_per_position: int) -> Tensor:
@@ -115,7 +119,28 @@ def keep_largest(coefficients: Tensor, lookups_per_position: int) -> Tensor:
 
 def l1_term(coefficients: Tensor, threshold: float, l1_weight: float) -> Tensor:
     """lambda * sum |P| over the entries above eps: a scalar whose gradient is lambda * sign(P) there, 0 elsewhere."""
-    return l1_weight * hard_threshold(coefficients, threshold).abs().sum()
+    return l1_weight * _MagnitudeSum.apply(coefficients, threshold)
+
+
+class _MagnitudeSum(torch.autograd.Function):
+    """Sum |P| over the entries above eps, a cache's worth at a time: P of a fully connected layer has more entries
+    than all the layer's activations, and every array of its size that is made costs as much as a matrix product."""
+
+    @staticmethod
+    def forward(ctx: Any, coefficients: Tensor, threshold: float) -> Tensor:
+        ctx.save_for_backward(coefficients)
+        ctx.threshold = threshold
+        parts = coefficients.reshape(-1).split(_CHUNK)
+        return torch.stack([F.hardshrink(part, threshold).abs_().sum() for part in parts]).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (coefficients,) = ctx.saved_tensors
+        out = torch.empty_like(coefficients, memory_format=torch.contiguous_format)
+        for part, place in zip(coefficients.reshape(-1).split(_CHUNK), out.view(-1).split(_CHUNK), strict=True):
+            torch.mul(F.hardshrink(part, ctx.threshold).sign_(), grad, out=place)
+        return out, None
 
 
 def dictionary_response(x: Tensor, dictionary: Tensor, groups: int = 1) -> Tensor:
@@ -154,6 +179,15 @@ def lookup_conv(
     Cost: nnz(D) * padded positions + nnz(P) * output positions.
     """
     response = _checked_response(x, dictionary, coefficients.shape, groups)
+    if (
+        groups == 1
+        and response.shape[2:] == coefficients.shape[2:]
+        and _is_plain(padding, 0)
+        and _is_plain(dilation, 1)
+    ):
+        # One output position: a matrix product, several times faster than the same convolution, backwards above all.
+        y = F.linear(response.flatten(1), coefficients.flatten(1), bias)
+        return y.reshape(*y.shape, *(1,) * (coefficients.ndim - 2))
     return _CONV[coefficients.ndim - 2](response, coefficients, bias, stride, padding, dilation, groups)
 
 
@@ -253,6 +287,10 @@ def _checked_response(x: Tensor, dictionary: Tensor | None, shape: Sequence[int]
             f"do not fit: expected {shape[1] * groups} channels and filters divisible by {groups}"
         )
     return response
+
+
+def _is_plain(value: Size | str, plain: int) -> bool:
+    return value == "valid" or (not isinstance(value, str) and set(_expand(value, 1)) == {plain})
 
 
 def _expand(value: Size, space: int) -> tuple[int, ...]:

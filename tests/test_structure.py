@@ -33,9 +33,10 @@ ORDER = {
         convert describe health checkpoint plain onnx engine
         data
         train compress
+        transfer
     """,
     "lcnn_analyze": """
-        codec spectrum cost latency
+        codec spectrum cost latency study
         report crosscheck
         render inputs
         analysis bench
@@ -56,9 +57,10 @@ ONLY_IN = {
     "fvcore": ["lcnn_analyze.crosscheck"],
     "sklearn": ["lcnn_core.data"],
     "safetensors": ["lcnn_core.checkpoint"],
+    "yaml": ["lcnn_analyze.cli"],
 }
 # Up to describe the analyzer holds modules; after it there is no torch.
-TORCH_IN_ANALYZER = ["inputs", "crosscheck", "latency", "bench", "cli"]
+TORCH_IN_ANALYZER = ["inputs", "crosscheck", "latency", "bench", "documents", "cli"]
 
 LINES_PER_FILE = 400
 LINES_PER_FUNCTION = 40

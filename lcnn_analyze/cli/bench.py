@@ -22,6 +22,7 @@ from lcnn_core import ConfigError
 if TYPE_CHECKING:
     from lcnn_analyze.bench.bench import OpenTrial
     from lcnn_analyze.bench.report import BenchCase, BenchReport
+    from lcnn_analyze.bench.rows import Grid
 
 WORK_FAILED = 5
 SUFFIXES = {".json": "json", ".md": "md", ".txt": "table"}
@@ -39,8 +40,13 @@ def bench(
     kernels: Annotated[
         bool, typer.Option("--kernels", help="Print the native library in use and its kernels' shares of peak.")
     ] = False,
+    training: Annotated[
+        bool,
+        typer.Option("--training", help="Time a training step against the dense twin's. [default: the published four]"),
+    ] = False,
     batch: Annotated[
-        str | None, typer.Option(metavar="SIZES", help="Batch sizes, as 1,8. [default: 1; for suites 1,8]")
+        str | None,
+        typer.Option(metavar="SIZES", help="Batch sizes, as 1,8. [default: 1; for suites 1,8; for training 32]"),
     ] = None,
     threads: Annotated[str, typer.Option(metavar="COUNTS", help="Threads of every runtime, as 1,2.")] = "1",
     rounds: Annotated[int, typer.Option(help="Interleaved rounds at most.", min=1)] = 15,
@@ -66,6 +72,9 @@ def bench(
     picture = _picture(plot)
     if kernels:
         return _kernels(form, output, quiet)
+    if training:
+        sizes, counts = _numbers("--batch", batch or "32"), _numbers("--threads", threads)
+        return _training(models or [], sizes, counts, rounds, ctx.obj["command"], form, output, quiet)
     from lcnn_analyze.bench.bench import bench as run_bench
     from lcnn_analyze.bench.contenders import CONTENDERS
 
@@ -115,14 +124,37 @@ def _write(report: BenchReport, form: str, output: Path | None, streams: bool, q
 
 def _kernels(form: str, output: Path | None, quiet: bool) -> int:
     from lcnn_analyze.bench.kernels import kernel_grid, kernel_lines, kernel_report
-    from lcnn_analyze.bench.render import grid_text
     from lcnn_analyze.codec import encode
 
     report = kernel_report()
-    if form == "json":
-        text = json.dumps(encode(report), indent=2, allow_nan=False) + "\n"
-    else:
-        text = grid_text(kernel_grid(report), kernel_lines(report), markdown=form == "md", **_look())
+    text = json.dumps(encode(report), indent=2, allow_nan=False) + "\n"
+    return _write_grid(text, kernel_grid(report), kernel_lines(report), form, output, quiet)
+
+
+def _training(
+    names: list[str],
+    batches: list[int],
+    threads: list[int],
+    rounds: int,
+    command: str,
+    form: str,
+    output: Path | None,
+    quiet: bool,
+) -> int:
+    from lcnn_analyze.bench.step import PUBLISHED, StepCase, step_grid, step_lines, step_report
+
+    cases = [StepCase(name, name) for name in names] or PUBLISHED
+    with _progress(quiet) as say:
+        report = step_report(cases, batches, threads, rounds, command, say)
+    return _write_grid(report.to_json(), step_grid(report), step_lines(report), form, output, quiet)
+
+
+def _write_grid(text: str, grid: Grid, lines: list[str], form: str, output: Path | None, quiet: bool) -> int:
+    """``text`` is the JSON form."""
+    from lcnn_analyze.bench.render import grid_text
+
+    if form != "json":
+        text = grid_text(grid, lines, markdown=form == "md", **_look())
     if output is None:
         sys.stdout.write(text)
     else:

@@ -6,16 +6,21 @@ Commands import this file inside their bodies: it needs the events' classes, whi
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from lcnn_core import BatchFinished, EpochFinished, Event, Listener, TrainingFinished, TrainingStarted
+from lcnn_core import BatchFinished, EpochFinished, Event, LayerDied, Listener, TrainingFinished, TrainingStarted
 
 REFRESH = 0.1
 """Seconds between two redraws: drawing must not cost the run anything."""
+RATE_OVER = 50
+"""Batches over which the rate is taken."""
+WORTH_SAYING = 0.05
+"""Share of the time spent waiting for images from which on it is shown."""
 
 
 @contextmanager
@@ -50,28 +55,52 @@ class _Display:
         self.task = bars.add_task(title, total=None, state="")
         self.drawn = 0.0
         self.validated = ""
+        self.recent: deque[tuple[int, float, float]] = deque(maxlen=RATE_OVER)
         self.last: EpochFinished | None = None
 
     def __call__(self, event: Event) -> None:
         match event:
             case TrainingStarted():
-                self.bars.update(self.task, total=event.epochs * event.batches)
-            case BatchFinished() if time.monotonic() - self.drawn >= REFRESH:
-                self.drawn = time.monotonic()
-                state = f"loss {event.loss:.3f} train {event.running_accuracy:.0%}{self.validated}"
-                done = (event.epoch - 1) * event.batches + event.batch
-                self.bars.update(self.task, completed=done, state=state)
+                self.bars.update(self.task, total=event.epochs * event.batches, completed=event.steps_done)
+            case BatchFinished():
+                self.recent.append((event.images, event.seconds, event.waited))
+                if time.monotonic() - self.drawn >= REFRESH:
+                    self.drawn = time.monotonic()
+                    state = f"loss {event.loss:.3f} train {event.running_accuracy:.0%}{self.validated} {self.rate()}"
+                    done = (event.epoch - 1) * event.batches + event.batch
+                    self.bars.update(self.task, completed=done, state=state)
             case EpochFinished():
                 self.last = event
                 self.validated = f" val {event.validation.top1:.1%} {event.counted_speedup:.1f}x"
                 if self.epochs:
-                    self.console.print(epoch_line(event))
+                    self.console.print(f"{epoch_line(event)}{'  best' if event.best else ''}  {self.rate()}".rstrip())
+            case LayerDied():
+                self.console.print(
+                    f"warning: after epoch {event.epoch} no entry of P is left in layer {event.name!r}, which answers "
+                    "the same for every image; lower its l1_scale or its threshold_scale"
+                )
             case TrainingFinished() if self.last and not self.epochs:
                 accuracy, speedup = self.last.validation.top1, self.last.counted_speedup
                 self.console.print(
                     f"{self.title}: {self.last.epoch} epochs in {event.seconds:.0f} s, "
                     f"validation top-1 {accuracy:.1%}, counted speedup {speedup:.2f}x"
                 )
+
+    def rate(self) -> str:
+        """Images a second over the last batches, and the share of the time spent waiting for them."""
+        images, seconds, waited = (
+            (sum(values) for values in zip(*self.recent, strict=True)) if self.recent else (0, 0, 0)
+        )
+        if not seconds:
+            return ""
+        share = waited / seconds
+        speed, alone = (_rate(images / time) for time in (seconds, seconds - waited))
+        waiting = f", {alone} without {share:.0%} waiting" if share >= WORTH_SAYING else ""
+        return f"{speed} images/s{waiting}"
+
+
+def _rate(speed: float) -> str:
+    return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
 
 
 def epoch_line(event: EpochFinished) -> str:
@@ -85,5 +114,7 @@ def epoch_line(event: EpochFinished) -> str:
     ]
     if event.densities:
         parts.append(f"P {min(event.densities.values()):.0%} to {max(event.densities.values()):.0%}")
+    if event.unreadable:
+        parts.append(f"{event.unreadable} unreadable")
     parts.append(f"{event.seconds:.1f} s")
-    return "  ".join(parts) + ("  best" if event.best else "")
+    return "  ".join(parts)

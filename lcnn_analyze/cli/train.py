@@ -1,319 +1,183 @@
-"""``lcnn train``: train an architecture from scratch, or a dense checkpoint down to a counted budget."""
+"""``lcnn train``: train an architecture, go on from a checkpoint, or compress a dense one to a counted budget."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import platform
-import re
+import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+from lcnn_analyze.cli.train_job import Job, check_fit, make_job, say, versions
+from lcnn_analyze.cli.train_options import OPTIONS, differences, given_options, read_config, takes_options
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from lcnn_core import Checkpoint, Dataset, Event, FromDenseConfig, TrainConfig
+    from lcnn_core import Event, Listener, Recorder, RunFiles, RunLog, TrainResult
 
-_NETWORK, _RUN, _LOOKUPS, _BUDGET = "Network and data", "Run", "Lookup layers", "Budget"
+__all__ = ["check_fit", "train", "versions"]
+
+DEFAULTS = {"data": "digits"}
+DEFAULT_OUTPUT = "lcnn-run"
 
 
-def _option(help: str, panel: str, *names: str, **more: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **more)
-
-
-def train(
-    ctx: typer.Context,
-    model: Annotated[str | None, _option("Architecture, such as digits-resnet or resnet18-lcnn.", _NETWORK)] = None,
-    data: Annotated[str, _option("digits, or idx:FOLDER with MNIST-format files. [digits]", _NETWORK)] = "digits",
-    output: Annotated[
-        Path, _option("Best checkpoint (.pt, .safetensors), or a folder for it. [lcnn-run]", _NETWORK, "--output", "-o")
-    ] = Path("lcnn-run"),
-    quiet: Annotated[bool, _option("No progress on stderr.", _NETWORK, "--quiet", "-q")] = False,
-    epochs: Annotated[int | None, _option("Passes over the training images.", _RUN)] = None,
-    batch_size: Annotated[int | None, _option("Images in a batch.", _RUN)] = None,
-    optimizer: Annotated[str | None, _option("sgd or adam.", _RUN)] = None,
-    schedule: Annotated[
-        str | None, _option("alexnet, resnet (as published), constant, cosine or one-cycle.", _RUN)
-    ] = None,
-    lr: Annotated[float | None, _option("Peak learning rate; scales the schedule.", _RUN)] = None,
-    momentum: Annotated[float | None, _option("Of SGD; the first decay rate of Adam.", _RUN)] = None,
-    weight_decay: Annotated[float | None, _option("Replaces the schedule's own.", _RUN)] = None,
-    clip_norm: Annotated[float | None, _option("Largest norm of all gradients together.", _RUN)] = None,
-    shift: Annotated[int | None, _option("Random shifts of training images, in pixels.", _RUN)] = None,
-    seed: Annotated[int, _option("Of the weights and the order of images. [0]", _RUN)] = 0,
-    preset: Annotated[str | None, _option("Dictionary sizes by name: fast or accurate.", _LOOKUPS)] = None,
-    first: Annotated[str | None, _option("k of the first layer: a number, identity or dense.", _LOOKUPS)] = None,
-    stages: Annotated[str | None, _option("k of the stages: one, or one each, 16,32,64.", _LOOKUPS)] = None,
-    fc: Annotated[str | None, _option("k of the fully connected layers.", _LOOKUPS)] = None,
-    classifier: Annotated[str | None, _option("k of the classifier.", _LOOKUPS)] = None,
-    threshold_scale: Annotated[float | None, _option("c of the threshold c/sqrt(kh*kw*k).", _LOOKUPS)] = None,
-    l1_scale: Annotated[float | None, _option("lambda' of the l1 penalty.", _LOOKUPS)] = None,
-    speedup: Annotated[float | None, _option("Counted speedup to reach, with --from.", _BUDGET)] = None,
-    from_: Annotated[Path | None, _option("Dense checkpoint to start from.", _BUDGET, "--from")] = None,
-    dictionary_ratio: Annotated[float | None, _option("k over input channels.", _BUDGET)] = None,
-) -> None:
-    """Train a network; keep its best and last epoch as checkpoints and a log as JSON lines.
+@takes_options
+def train(ctx: typer.Context, **options: Any) -> None:
+    """Train a network; keep its best and last epoch, its state, a log as JSON lines and a report in a folder.
 
     With --speedup and --from, D and P start from a trained dense network and are pruned together until the counted
     speedup over it is reached exactly. Choices are made on validation images; `lcnn evaluate` measures on test images.
+    A run that was stopped goes on with --resume FOLDER, to the same bits. `torchrun --no-python --nproc-per-node N
+    lcnn train ...` shares every batch among N processes.
     """
-    run = {
-        **{"epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "schedule": schedule, "lr": lr},
-        **{"momentum": momentum, "weight_decay": weight_decay, "clip_norm": clip_norm, "shift": shift, "seed": seed},
-    }
-    sizes = {"preset": preset, "first": _size(first), "stages": _sizes(stages), "fc": _size(fc)}
-    sizes |= {"classifier": _size(classifier), "threshold_scale": threshold_scale, "l1_scale": l1_scale}
-    sizes = {name: value for name, value in sizes.items() if value is not None}
-    if speedup is not None or from_ is not None or dictionary_ratio is not None:
-        job = _from_dense(from_, speedup, dictionary_ratio, model, data, sizes, run)
-    else:
-        job = _from_scratch(model, data, sizes, run)
-    _execute(job, Outputs.at(output), quiet, ctx.obj["command"])
+    from lcnn_core import ConfigError, RunFiles, join_processes
 
+    given = given_options(options)
+    command = ctx.obj["command"]
+    if "config" in given:
+        given = {**read_config(given["config"]), **given}
+    if "resume" in given and "overwrite" in given:
+        raise ConfigError("--overwrite cannot go with --resume, which goes on with the run; leave one out")
+    if "resume" in given and "output" in given:
+        raise ConfigError("-o cannot go with --resume, which names the folder already; leave it out")
+    files = RunFiles.at(given.get("resume") or given.get("output") or DEFAULT_OUTPUT)
+    asked = {name: value for name, value in given.items() if OPTIONS[name].saved}
+    state = _state(files) if "resume" in given else None
+    settings = {**DEFAULTS, **(state["settings"] if state else {}), **asked}
+    with join_processes(settings.get("device", "auto")) as (processes, device):
+        job = make_job(settings)
+        job.model.to(device)
+        settings = job.settings(settings)
+        if state:
+            _check_unchanged(state["settings"], settings, "allow_change" in given, quiet=processes.rank > 0)
+        if "dry_run" in given:
+            from lcnn_analyze.cli.dry_run import print_plan
 
-@dataclass(frozen=True)
-class Job:
-    """Everything decided and loaded; what remains is to run it."""
-
-    title: str
-    architecture: str
-    arguments: dict[str, Any]
-    dataset: Dataset
-    model: nn.Module
-    config: TrainConfig | FromDenseConfig
-    source: str | None = None
-    """The dense checkpoint that the run starts from."""
-
-    def provenance(self, command: str) -> dict[str, Any]:
-        """How to do it again, as plain data; ``command`` is what was typed."""
-        config = dataclasses.asdict(self.config)
-        return {
-            "command": command,
-            "data": self.dataset.name,
-            "from": self.source,
-            "config": config,
-            "seed": config.get("train", config)["seed"],
-            "versions": versions(),
-        }
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """Where a run writes."""
-
-    best: Path
-    last: Path
-    log: Path
-
-    @classmethod
-    def at(cls, path: Path) -> Outputs:
-        """Files beside the checkpoint ``path``, or in the folder ``path``, which is made here."""
-        from lcnn_core import ConfigError, checkpoint
-
-        if path.suffix in checkpoint.FORMATS and not path.is_dir():
-            stem = path.with_suffix("")
-            outputs = cls(path, Path(f"{stem}-last{path.suffix}"), Path(f"{stem}-log.jsonl"))
-        elif path.suffix in (".pth", ".ckpt", ".t7", ".onnx"):
-            suffixes = " or ".join(checkpoint.FORMATS)
-            raise ConfigError(f"output {str(path)!r} ends in {path.suffix}; expected {suffixes}, or a folder")
+            print_plan(job, processes)
+            return
+        if state is None and files.made() and "overwrite" not in given:
+            raise ConfigError(
+                f"{files.made()[0]} is of a run already; go on with --resume {files.best.parent}, replace it with "
+                "--overwrite, or choose another -o"
+            )
+        if processes.rank:
+            _train(job, lambda event: None, state)
         else:
-            outputs = cls(path / "best.pt", path / "last.pt", path / "log.jsonl")
-        try:
-            outputs.best.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OSError(
-                error.errno, f"cannot make the folder {str(outputs.best.parent)!r}: {error.strerror}; choose another -o"
-            ) from error
-        return outputs
+            _write_run(job, files, settings, state, "quiet" in given, command)
 
 
-def versions() -> dict[str, str]:
-    """What a run was made with, for its provenance."""
-    import torch
+def _state(files: RunFiles) -> dict[str, Any]:
+    from lcnn_core import load_state
 
-    try:
-        lcnn = version("lcnn")
-    except PackageNotFoundError:
-        lcnn = "not installed"
-    return {"lcnn": lcnn, "torch": str(torch.__version__), "python": platform.python_version()}
+    return load_state(files.state)
 
 
-def _size(text: str | None) -> int | str | None:
-    return int(text) if text is not None and re.fullmatch(r"-?[0-9]+", text) else text
-
-
-def _sizes(text: str | None) -> Any:
-    parts = [] if text is None else [_size(part.strip()) for part in text.split(",")]
-    return tuple(parts) if len(parts) > 1 else (parts or [None])[0]
-
-
-def _configured(config: TrainConfig, run: dict[str, Any]) -> TrainConfig:
-    """``config`` with the options that were given."""
-    from lcnn_core import SCHEDULES, ConfigError
-
-    given = {name: value for name, value in run.items() if value is not None}
-    if "schedule" in given:
-        if given["schedule"] not in SCHEDULES:
-            raise ConfigError(f"schedule is {given['schedule']!r}; expected one of {', '.join(SCHEDULES)}")
-        given["schedule"] = SCHEDULES[given["schedule"]]
-    return dataclasses.replace(config, **given)
-
-
-def _from_scratch(name: str | None, data: str, sizes: dict[str, Any], run: dict[str, Any]) -> Job:
-    import torch
-
-    from lcnn_core import ConfigError, TrainConfig, load_dataset, models
-
-    if name is None:
-        raise ConfigError("no network to train; give --model, such as --model digits-resnet")
-    config = _configured(TrainConfig(), run)
-    models.resolve(name, **sizes)
-    dataset = load_dataset(data)
-    arguments = {"num_classes": len(dataset.class_names), "in_channels": dataset.input_shape[0], **sizes}
-    torch.manual_seed(config.seed)
-    return Job(name, name, arguments, dataset, models.build(name, **arguments), config)
-
-
-def _from_dense(
-    source: Path | None,
-    speedup: float | None,
-    ratio: float | None,
-    name: str | None,
-    data: str,
-    sizes: dict[str, Any],
-    run: dict[str, Any],
-) -> Job:
-    from lcnn_core import ConfigError, FromDenseConfig, checkpoint, load_dataset
-
-    if source is None or speedup is None:
-        missing = "--from" if source is None else "--speedup"
-        raise ConfigError(f"a budget needs both --speedup and --from with a dense checkpoint; {missing} is missing")
-    if sizes or name is not None:
-        given = ["--model"] * (name is not None) + [f"--{option.replace('_', '-')}" for option in sizes]
-        raise ConfigError(f"{', '.join(given)} cannot go with --from, whose checkpoint decides that; leave it out")
-    config = FromDenseConfig(speedup=speedup, dictionary_ratio=ratio)
-    config = dataclasses.replace(config, train=_configured(config.train, run))
-    dense = checkpoint.load(source)
-    dataset = load_dataset(data, dense.normalization)
-    check_fit(dense, dataset, source)
-    title = f"{dense.architecture} at {speedup:g}x"
-    return Job(title, dense.architecture, dict(dense.arguments), dataset, dense.build(), config, str(source))
-
-
-def check_fit(checkpoint: Checkpoint, dataset: Dataset, path: Path) -> None:
-    """Raise ConfigError unless the data has the shape and the classes that the checkpoint was trained for."""
+def _check_unchanged(old: Mapping[str, Any], new: Mapping[str, Any], allowed: bool, quiet: bool) -> None:
     from lcnn_core import ConfigError
 
-    if checkpoint.input_shape != dataset.input_shape:
-        raise ConfigError(
-            f"{path} takes images of shape {checkpoint.input_shape}, {dataset.name} has {dataset.input_shape}; "
-            "choose the data that it was trained on"
-        )
-    if checkpoint.class_names and checkpoint.class_names != dataset.class_names:
-        raise ConfigError(
-            f"{path} has the {len(checkpoint.class_names)} classes {', '.join(checkpoint.class_names)[:60]}, "
-            f"{dataset.name} the {len(dataset.class_names)} classes {', '.join(dataset.class_names)[:60]}; "
-            "choose the data that it was trained on"
-        )
+    found = differences(old, new)
+    if found and allowed and not quiet:
+        say(f"changed: {'; '.join(found)}")
+    elif found and not allowed:
+        raise ConfigError(f"the run was started otherwise: {'; '.join(found)}; leave it, or give --allow-change")
 
 
-class Recorder:
-    """Writes down what a run's events say: the log, the last epoch's checkpoint, and the best one's."""
-
-    def __init__(self, job: Job, outputs: Outputs, log: TextIO, command: str) -> None:
-        self.job, self.outputs, self.log = job, outputs, log
-        self.provenance = job.provenance(command)
-        self.epoch = 0
-        self.write("Configured", self.provenance)
-
-    def __call__(self, event: Event) -> None:
-        from lcnn_core import BatchFinished, EpochFinished, TrainingStarted
-
-        if isinstance(event, BatchFinished):
-            return
-        if isinstance(event, TrainingStarted):
-            self.model = event.model
-            # Before the first step, so that a folder that cannot be written costs no training.
-            self.save(self.outputs.last, ())
-        self.write(type(event).__name__, {k: v for k, v in vars(event).items() if k != "model"})
-        if isinstance(event, EpochFinished):
-            self.epoch = event.epoch
-            dataset, validation = f"{self.job.dataset.name} (validation)", event.validation
-            metrics = [
-                {"name": name, "value": value, "dataset": dataset, "count": validation.count, "epoch": event.epoch}
-                for name, value in (("top1", validation.top1), ("top5", validation.top5))
-            ]
-            self.save(self.outputs.last, metrics)
-            if event.best:
-                self.save(self.outputs.best, metrics)
-
-    def write(self, event: str, fields: Mapping[str, Any]) -> None:
-        """One line of the log, on the disk when this returns."""
-        plain = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in fields.items()}  # type: ignore[arg-type]
-        self.log.write(json.dumps({"event": event, **plain}) + "\n")
-        self.log.flush()
-
-    def save(self, path: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
-        from lcnn_core import checkpoint
-
-        job = self.job
-        checkpoint.save(
-            path,
-            checkpoint.Checkpoint.from_model(
-                self.model,
-                architecture=job.architecture,
-                arguments=job.arguments,
-                input_shape=job.dataset.input_shape,
-                normalization=job.dataset.normalization,
-                class_names=job.dataset.class_names,
-                metrics=metrics,
-                provenance=self.provenance | {"epoch": self.epoch},
-            ),
-        )
-
-
-def _execute(job: Job, outputs: Outputs, quiet: bool, command: str) -> None:
-    """Run the job; what it wrote stands whole however it ends."""
-    from lcnn_analyze.cli.progress import progress
-    from lcnn_core import ConfigError, FromDenseConfig, compress_from_dense
+def _train(job: Job, listen: Listener, state: Mapping[str, Any] | None) -> TrainResult:
+    from lcnn_core import FromDenseConfig, compress_from_dense
     from lcnn_core import train as train_model
 
-    with _open_log(outputs.log) as log, progress(job.title, quiet, epochs=True) as show:
-        recorder = Recorder(job, outputs, log, command)
+    if isinstance(job.config, FromDenseConfig):
+        return compress_from_dense(job.model, job.dataset, job.config, listen, state)[1]
+    return train_model(job.model, job.dataset, job.config, listen, resume=state)
+
+
+def _write_run(
+    job: Job,
+    files: RunFiles,
+    settings: Mapping[str, Any],
+    state: Mapping[str, Any] | None,
+    quiet: bool,
+    command: str,
+) -> None:
+    """Run the job; what it wrote stands whole however it ends."""
+    from lcnn_analyze.cli.progress import progress
+    from lcnn_analyze.cli.run_report import RunReport, save_config, tensorboard
+    from lcnn_core import open_log
+
+    for note in job.notes if state is None else ():
+        say(note)
+    with ExitStack() as stack:
+        log = stack.enter_context(open_log(files.log))
+        if state:
+            log.cut(state["log"])
+        recorder = _recorder(job, files, log, settings, state, command)
+        report = RunReport(files, job.title, state["history"] if state else ())
+        listeners: list[Listener] = [recorder, lambda event: save_config(files, settings, event), report]
+        if settings.get("tensorboard"):
+            listeners.append(stack.enter_context(tensorboard(files.log.parent / "tensorboard")))
+        listeners.append(stack.enter_context(progress(job.title, quiet, epochs=True)))
 
         def listen(event: Event) -> None:
-            recorder(event)
-            show(event)
+            for listener in listeners:
+                listener(event)
 
         try:
-            if isinstance(job.config, FromDenseConfig):
-                result = compress_from_dense(job.model, job.dataset, job.config, listen)[1]
-            else:
-                result = train_model(job.model, job.dataset, job.config, listen)
-        except ConfigError:  # refused before it started
-            outputs.log.unlink(missing_ok=True)
-            raise
-        except KeyboardInterrupt:
-            typer.echo(f"interrupted; {outputs.last} holds the network after epoch {recorder.epoch}", err=True)
-            raise typer.Exit(130) from None
+            with _terminable():
+                result = _train(job, listen, state)
+        except KeyboardInterrupt as stop:
+            word, held = str(stop) or "interrupted", f"{files.last} holds the network after epoch {recorder.epoch}"
+            say(f"{word}; {held}; go on with --resume {_run(files)}")
+            raise typer.Exit(143 if str(stop) else 130) from None
     best = result.history[result.best_epoch - 1]
     typer.echo(
-        f"{outputs.best}: epoch {best.epoch} of {best.epochs}, validation top-1 {best.validation.top1:.2%}, "
+        f"{files.best}: epoch {best.epoch} of {best.epochs}, validation top-1 {best.validation.top1:.2%}, "
         f"top-5 {best.validation.top5:.2%}, counted speedup {best.counted_speedup:.2f}x"
     )
 
 
+def _recorder(
+    job: Job,
+    files: RunFiles,
+    log: RunLog,
+    settings: Mapping[str, Any],
+    state: Mapping[str, Any] | None,
+    command: str,
+) -> Recorder:
+    """Writes the run down; a resumed one goes by the command that started it, unless its settings changed."""
+    from lcnn_core import Recorder
+
+    provenance = job.provenance(command)
+    if state and not differences(state["settings"], settings):
+        provenance |= {"command": state["header"]["command"]}
+
+    def snapshot(model: nn.Module, metrics: Sequence[Mapping[str, Any]], epoch: int) -> Any:
+        return job.checkpoint(model, metrics, {**provenance, "epoch": epoch})
+
+    return Recorder(files, log, snapshot, job.dataset.name, provenance, settings, settings.get("log_every"))
+
+
+def _run(files: RunFiles) -> Path:
+    """What ``--resume`` takes."""
+    return files.best.parent if files.best.name == "best.pt" else files.best
+
+
 @contextmanager
-def _open_log(path: Path) -> Iterator[TextIO]:
+def _terminable() -> Iterator[None]:
+    """SIGTERM, which schedulers and torchrun send, ends a run as an interrupt does."""
+    if threading.current_thread() is not threading.main_thread() or os.name == "nt":
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt("terminated")
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
-        log = path.open("w", encoding="utf-8")
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write {str(path)!r}: {error.strerror}; choose another -o") from error
-    with log:
-        yield log
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

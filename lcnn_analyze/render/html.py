@@ -28,7 +28,7 @@ from lcnn_analyze.report import ModelReport, Report
 
 def render(report: Report) -> bytes:
     """The report as an HTML page, the report's JSON inside it."""
-    page = _environment().get_template("report.html.j2")
+    page = environment().get_template("report.html.j2")
     return page.render(
         report=report,
         words=words,
@@ -41,14 +41,15 @@ def render(report: Report) -> bytes:
         baselines=bool(svg.baselines_to_draw(report)),
         panels=[(panel, svg.spectrum(panel, f"spectrum{n}")) for n, panel in enumerate(words.panels_to_show(report))],
         models=[_model(model, report, f"m{n}") for n, model in enumerate(report.models)],
-        style=_asset("report.css"),
-        script=_asset("report.js"),
+        style=asset("report.css"),
+        script=asset("report.js"),
         data=_embedded(report),
     ).encode()
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Of the pages' templates: strict, everything escaped."""
     loader = PackageLoader("lcnn_analyze", "render/templates")
     return Environment(
         loader=loader,
@@ -62,7 +63,8 @@ def _environment() -> Environment:
 
 
 @cache
-def _asset(name: str) -> Markup:
+def asset(name: str) -> Markup:
+    """A file beside the templates."""
     # Ours, not a file's: may be put into the page as it is.
     return Markup(files("lcnn_analyze").joinpath("render", "templates", name).read_text(encoding="utf-8"))
 
@@ -103,8 +105,8 @@ def _comparison(report: Report) -> dict[str, Any]:
         accuracy = "; ".join(map(words.accuracy_text, model.headline)) or ABSENT
         rows.append((model.name, cells, accuracy, model.name in front))
     headers = [("total", "MACs"), *(("counted speedup", f"x {name}") for name in baselines), ("storage", "values")]
-    labels = _labels("compare", [("model", ""), *headers, ("accuracy", "")])
-    return {"headers": headers, "labels": labels, "rows": rows, "front": bool(front)}
+    rules = labels("compare", [("model", ""), *headers, ("accuracy", "")])
+    return {"headers": headers, "labels": rules, "rows": rows, "front": bool(front)}
 
 
 def _changes(report: Report) -> dict[str, Any]:
@@ -116,8 +118,8 @@ def _changes(report: Report) -> dict[str, Any]:
         values = (before, after, after - before, (change.storage[1] or 0) - (change.storage[0] or 0))
         texts = [*words.before_after(change.macs), words.before_after(change.storage)[-1]]
         rows.append((words.change_name(change), list(zip(values, texts, strict=True)), words.change_text(change)))
-    labels = _labels("changes", [("layer", ""), *headers, ("what changed", "")])
-    return {"headers": headers, "labels": labels, "rows": rows, "same": same}
+    rules = labels("changes", [("layer", ""), *headers, ("what changed", "")])
+    return {"headers": headers, "labels": rules, "rows": rows, "same": same}
 
 
 def _model(model: ModelReport, report: Report, name: str) -> dict[str, Any]:
@@ -132,7 +134,7 @@ def _model(model: ModelReport, report: Report, name: str) -> dict[str, Any]:
         "bars_left_out": left_out,
         "headers": headers,
         "docs": [(column.metric.title, column.unit, column.metric.doc) for column in shown],
-        "labels": _labels(name, headers),
+        "labels": labels(name, headers),
         "minor": [len(headers) - len(shown) + place for place, column in enumerate(shown, 1) if column.metric.rank > 2],
         "rows": [_row(layer, shown) for layer in model.costs.layers],
         "totals": [column.text(model.costs.totals.get(column.metric.name)) for column in shown],
@@ -156,7 +158,7 @@ def _free(layer: LayerCost) -> bool:
     return not (layer.values.get("dense_macs") or layer.values.get("macs"))
 
 
-def _labels(table: str, headers: list[tuple[str, str]]) -> Markup:
+def labels(table: str, headers: list[tuple[str, str]]) -> Markup:
     """Style rules that write each column's header beside its cells, for phones, where rows become cards."""
     rules = []
     for place, (title, unit) in enumerate(headers, 1):

@@ -55,7 +55,7 @@ def bars(rows: Sequence[Bar], title: str, description: str, name: str) -> Markup
                     f"<title>{_text(part)}</title></rect>"
                 )
                 start += width
-    return _picture(drawn, title, description, name, len(rows) * _ROW)
+    return picture(drawn, title, description, name, len(rows) * _ROW)
 
 
 def total_bars(report: Report) -> Markup:
@@ -123,7 +123,7 @@ def spectrum(panel: Panel, name: str) -> Markup:
     )
     best = ", ".join(f"{p.label} {p.accuracy:.1f} % at {ratio_text(p.speedup)}" for p in panel.front)
     description = f"Pareto front: {best}." if best else "Published points only."
-    return _picture(drawn, words.panel_title(panel), description, name, _HEIGHT)
+    return picture(drawn, words.panel_title(panel), description, name, _HEIGHT)
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,8 @@ def _parts(values: Values) -> tuple[tuple[str, float, str], ...]:
     return tuple((style, macs, f"{name}: {count_text(macs)} MACs") for style, macs, name in spent)
 
 
-def _picture(drawn: Sequence[str], title: str, description: str, name: str, height: int) -> Markup:
+def picture(drawn: Sequence[str], title: str, description: str, name: str, height: int) -> Markup:
+    """What was drawn, as an SVG element with a title and a description; ``name`` is its own on the page."""
     return Markup(
         f'<svg role="img" aria-labelledby="{name}-t {name}-d" width="100%" height="{height}">'
         f'<title id="{name}-t">{_text(title)}</title><desc id="{name}-d">{_text(description)}</desc>'

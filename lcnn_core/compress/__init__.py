@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from torch import nn
 
+from lcnn_core.compress.converted import ConvertedConfig, calibration_images, convert_and_train
 from lcnn_core.compress.from_dense import FromDenseConfig, compress_from_dense
+from lcnn_core.compress.narrow import NarrowConfig, train_narrow
+from lcnn_core.compress.post_training import (
+    FINE_TUNING,
+    LayerChoice,
+    PostTrainingConfig,
+    PostTrainingReport,
+    convert_to_budget,
+)
 from lcnn_core.train import TrainResult
 
 
@@ -16,7 +27,8 @@ class Method:
     """A way to compress: what it does, the configuration it takes, and the function that does it."""
 
     doc: str
-    config: type
+    config: Callable[..., Any]
+    """Makes the frozen configuration; takes speedup, train and what else it has."""
     compress: Callable[..., tuple[nn.Module, TrainResult]]
     """(dense model, dataset, config, on_event) -> (the compressed network, what the run did)."""
 
@@ -27,6 +39,42 @@ METHODS: dict[str, Method] = {
         FromDenseConfig,
         compress_from_dense,
     ),
+    "lookup-only": Method(
+        "from-dense with a dictionary in every layer that has vectors to share",
+        partial(FromDenseConfig, forms="lookup"),
+        compress_from_dense,
+    ),
+    "converted": Method(
+        "each layer's cheapest form fitted to a calibration set, then trained at the budget under distillation",
+        ConvertedConfig,
+        convert_and_train,
+    ),
+    "pruning": Method(
+        "gradual magnitude pruning, unstructured: from-dense without dictionaries",
+        partial(FromDenseConfig, forms="sparse"),
+        compress_from_dense,
+    ),
+    "published": Method(
+        "the paper's recipe: fresh weights, l1 and threshold (lambda' 0.3, c 0.001), held to the budget",
+        partial(FromDenseConfig, start="scratch", weight=0.0, threshold_scale=0.001, l1_scale=0.3),
+        compress_from_dense,
+    ),
+    "narrow": Method("the dense network with fewer channels, trained from scratch", NarrowConfig, train_narrow),
 }
 
-__all__ = ["METHODS", "FromDenseConfig", "Method", "compress_from_dense"]
+__all__ = [
+    "FINE_TUNING",
+    "METHODS",
+    "ConvertedConfig",
+    "FromDenseConfig",
+    "LayerChoice",
+    "Method",
+    "NarrowConfig",
+    "PostTrainingConfig",
+    "PostTrainingReport",
+    "calibration_images",
+    "compress_from_dense",
+    "convert_and_train",
+    "convert_to_budget",
+    "train_narrow",
+]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,10 +16,13 @@ from lcnn_core.convert import convert
 from lcnn_core.data import Dataset
 from lcnn_core.errors import ConfigError
 from lcnn_core.layers import LookupLayer
-from lcnn_core.spec import LookupConfig
+from lcnn_core.spec import LookupConfig, default_threshold
 from lcnn_core.train import SCHEDULES, Distillation, TrainConfig, TrainResult, train
 from lcnn_core.train.events import Listener, ignore
 from lcnn_core.train.objective import check_distillation
+
+FORMS = ("mixed", "lookup", "sparse")
+STARTS = ("dense", "scratch")
 
 
 @dataclass(frozen=True)
@@ -27,8 +32,12 @@ class FromDenseConfig:
     dictionary_ratio: k over the input channels of layers with kernels beyond 1x1; None for 0.5 at 10x, falling with
         the root of the speedup (0.29 at 30x). Ratios of 1 or more mean a plain sparse layer.
     phase: share of the run in which the cost is lowered; cuts: in how many steps.
-    floor: share of an even split of the budget that every tensor keeps.
-    temperature, weight: of the distillation from the dense network.
+    floor: share of an even split of the budget that every tensor keeps; 1 gives every tensor the same density.
+    temperature, weight: of the distillation from the dense network; weight 0 trains on the labels alone.
+    forms: "mixed" gives dictionaries to layers with kernels beyond 1x1 and makes the others plain sparse, "lookup"
+        gives one to every layer that has vectors to share, "sparse" to none: gradual magnitude pruning.
+    start: "dense" begins with the dense weights, "scratch" with fresh ones, as published.
+    threshold_scale, l1_scale: c and lambda' of the published threshold and l1 penalty, beside the budget; 0 for none.
     """
 
     speedup: float = 10.0
@@ -38,6 +47,10 @@ class FromDenseConfig:
     floor: float = 0.25
     temperature: float = 2.0
     weight: float = 0.7
+    forms: str = "mixed"
+    start: str = "dense"
+    threshold_scale: float = 0.0
+    l1_scale: float = 0.0
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             epochs=40, batch_size=32, schedule=SCHEDULES["one-cycle"], lr=0.05, clip_norm=1.0, shift=1
@@ -54,6 +67,9 @@ class FromDenseConfig:
                 f"phase is {self.phase}, cuts {self.cuts}, floor {self.floor}; expected 0 < phase <= 1, "
                 "cuts of 1 or more, 0 <= floor <= 1"
             )
+        for name, known in (("forms", FORMS), ("start", STARTS)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
         check_distillation(self.temperature, self.weight)
 
     @property
@@ -63,20 +79,20 @@ class FromDenseConfig:
         return 0.5 * math.sqrt(10 / self.speedup)
 
 
-def lookup_config(module: nn.Module, ratio: float) -> LookupConfig | None:
-    """How one layer of a dense network starts: a dictionary of ``ratio`` of its channels, or a plain sparse layer.
+def lookup_config(module: nn.Module, config: FromDenseConfig) -> LookupConfig | None:
+    """How one layer of a dense network starts: a dictionary of ``config.ratio`` of its channels, or plain sparse.
 
     Dictionaries pay where several kernel positions share them: not in 1x1 convolutions, linear layers and stems.
     """
-    size = None
-    if isinstance(module, nn.Conv2d):
-        width = module.in_channels // module.groups
-        size = max(1, round(ratio * width))
-        if math.prod(module.kernel_size) == 1 or width < 8 or size >= width:
-            size = None
-    elif not isinstance(module, nn.Linear):
+    if not isinstance(module, nn.Conv2d | nn.Linear):
         return None
-    return LookupConfig(size, threshold=0.0, l1_weight=0.0)
+    width, kernel = module.weight.shape[1], module.weight.shape[2:]
+    size = max(1, round(config.ratio * width))
+    shared = math.prod(kernel) > 1 and width >= 8 if config.forms == "mixed" else width > 1
+    if config.forms == "sparse" or not shared or size >= min(width, len(module.weight) * math.prod(kernel)):
+        return LookupConfig(None, threshold=0.0, l1_weight=0.0)
+    threshold = default_threshold(size, kernel, config.threshold_scale)
+    return LookupConfig(size, threshold=threshold, l1_weight=config.l1_scale * threshold)
 
 
 @torch.no_grad()
@@ -96,23 +112,40 @@ def balance_(layer: LookupLayer) -> None:
     grouped.div_(factor[:, None, :, None])
 
 
+def _restart_(model: nn.Module, seed: int) -> None:
+    """Fresh weights in every module that knows how to make them; the caller's random state stays."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in model.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+
+
 def compress_from_dense(
-    dense: nn.Module, dataset: Dataset, config: FromDenseConfig | None = None, on_event: Listener = ignore
+    dense: nn.Module,
+    dataset: Dataset,
+    config: FromDenseConfig | None = None,
+    on_event: Listener = ignore,
+    resume: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, TrainResult]:
     """Make a lookup network of ``dense`` that meets ``config.speedup``; ``dense`` itself is left as it is.
 
-    Returns the network with the last epoch's weights, and what the run did. Raises ConfigError, with the reachable
-    maximum and what bounds it, when the budget cannot be met.
+    Returns the network with the last epoch's weights, and what the run did. resume: as in ``train``. Raises
+    ConfigError, with the reachable maximum and what bounds it, when the budget cannot be met.
     """
     config = config or FromDenseConfig()
     for name, module in dense.named_modules():
         if isinstance(module, LookupLayer):
             raise ConfigError(f"{name!r} is already a lookup layer; start from a dense network")
-    model, _ = convert(dense, lambda name, module: lookup_config(module, config.ratio))
-    for layer in model.modules():
-        if isinstance(layer, LookupLayer):
-            balance_(layer)
+    model, _ = convert(dense, lambda name, module: lookup_config(module, config))
+    if config.start == "scratch":
+        _restart_(model, config.train.seed)
+    else:
+        for layer in model.modules():
+            if isinstance(layer, LookupLayer):
+                balance_(layer)
     teacher = copy.deepcopy(dense).eval().requires_grad_(False)
     budget = Budget(model, dataset.input_shape, config.speedup, config.phase, config.cuts, config.floor)
-    objective = Distillation(teacher, config.temperature, config.weight)
-    return model, train(model, dataset, config.train, on_event, objective, budget)
+    objective = Distillation(teacher, config.temperature, config.weight) if config.weight else None
+    return model, train(model, dataset, config.train, on_event, objective, budget, resume)

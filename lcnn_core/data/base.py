@@ -2,15 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lcnn_core.checkpoint import Normalization
-from lcnn_core.errors import DataError, ShapeError
+from lcnn_core.errors import ConfigError, DataError, ShapeError
+
+AUGMENTS = ("resized", "crop", "none")
+
+
+class Images(Protocol):
+    """Labelled images, in memory or not."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 (N,)."""
+
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        """The images that could not be read so far: name -> reason."""
+
+    def __len__(self) -> int: ...
+
+    def read(
+        self, batches: Sequence[Tensor], seed: int | None = None, crops: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each of ``batches`` (indices, int64) its images, float32 (b, c, h, w), normalised, and labels (b,).
+
+        seed: training's view, its random changes a function of this number and of the image; None for the plain view.
+        Training gets as many images as it asked for: a readable one takes an unreadable one's place. The plain view
+        leaves unreadable ones out. crops: 5 or 10 gives (b, crops, c, h, w), where the source has room for them.
+        """
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How image files become images; None for the source's own.
+
+    image_size: pixels a side of what the network sees (224). resize: shorter side before the crop (8/7 of that: 256).
+    augment: "resized" (random area and aspect, flip), "crop" (as published: a random crop of the resized image,
+        flip), "none".
+    workers: processes that read; unreadable_limit: so many unreadable images are passed over, one more ends the run.
+    """
+
+    image_size: int | None = None
+    resize: int | None = None
+    augment: str | None = None
+    workers: int | None = None
+    unreadable_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("image_size", 1), ("resize", 1), ("workers", 0), ("unreadable_limit", 0)):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise ConfigError(f"{name} is {value!r}; expected a whole number of {least} or more")
+        if self.augment not in (None, *AUGMENTS):
+            raise ConfigError(f"augment is {self.augment!r}; expected one of {', '.join(AUGMENTS)}")
+        if self.resize is not None and self.resize < (self.image_size or 224):
+            raise ConfigError(
+                f"resize is {self.resize}; expected the image size, {self.image_size or 224}, or more: a crop follows"
+            )
+
+    def given(self) -> dict[str, int | str]:
+        """The options that are not None."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -30,6 +91,23 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        """None: what is in memory was read."""
+        return {}
+
+    def read(
+        self, batches: Sequence[Tensor], seed: int | None = None, crops: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """As :class:`Images` says; ``seed`` changes nothing, and there is no room for crops."""
+        if crops != 1:
+            raise ConfigError(
+                f"crops is {crops}; expected 1: these images are just as large as the network's input, "
+                "there is nothing to crop from"
+            )
+        for chosen in batches:
+            yield self.images[chosen], self.labels[chosen]
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -42,9 +120,9 @@ class Dataset:
     """The specification that loads it again, e.g. ``digits`` or ``idx:FOLDER``."""
     input_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
-    train: Split
-    validation: Split
-    test: Split
+    train: Images
+    validation: Images
+    test: Images
     normalization: Normalization
     """Of pixels in [0, 1], per channel; from the training split unless the caller brought one."""
 
@@ -54,8 +132,10 @@ class Source:
     """A kind of data source: how its specification is written, and what loads it."""
 
     usage: str
-    load: Callable[[str, Normalization | None], Dataset]
-    """Takes what follows the colon, and the normalisation to use (None for the training split's own)."""
+    load: Callable[[str, Normalization | None, DataOptions], Dataset]
+    """Takes what follows the colon, the normalisation to use (None for the source's own), and the options."""
+    files: bool = False
+    """Whether it reads image files, to which :class:`DataOptions` apply."""
 
 
 def stratified_split(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 
 from lcnn_core.checkpoint import Normalization
-from lcnn_core.data.base import Dataset, build_dataset, stratified_split
+from lcnn_core.data.base import DataOptions, Dataset, build_dataset, stratified_split
 from lcnn_core.errors import ConfigError
 
 TEST, VALIDATION = 450, 197
 SEED = 20170726
 
 
-def load(argument: str, normalization: Normalization | None = None) -> Dataset:
+def load(argument: str, normalization: Normalization | None, options: DataOptions) -> Dataset:
     """The digits with their fixed, stratified split; takes no argument after the name."""
     if argument:
         raise ConfigError(f"dataset 'digits:{argument}' takes nothing after the name; write 'digits'")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lcnn_core.checkpoint import Normalization
-from lcnn_core.data.base import Dataset, build_dataset, stratified_split
+from lcnn_core.data.base import DataOptions, Dataset, build_dataset, stratified_split
 from lcnn_core.errors import ConfigError, DataError
 
 VALIDATION_SHARE = 1 / 12
@@ -30,7 +30,7 @@ _DIMENSIONS = {"images": 3, "labels": 1}
 _CHUNK = 1 << 20
 
 
-def load(argument: str, normalization: Normalization | None = None) -> Dataset:
+def load(argument: str, normalization: Normalization | None, options: DataOptions) -> Dataset:
     """Read train and t10k images and labels from the folder ``argument``; validation is 1/12 of the training set."""
     if not argument:
         raise ConfigError("dataset 'idx:' names no folder; write idx:FOLDER, e.g. idx:data/mnist")

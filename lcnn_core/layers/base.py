@@ -106,6 +106,8 @@ class LookupLayer(nn.Module):
 
     def l1_term(self) -> Tensor:
         """lambda * sum |P| over the entries in use; its gradient is the published lambda * sign(P)."""
+        if self.lookups_per_position is None:
+            return functional.l1_term(self.coefficients, self.threshold, self.l1_weight)
         return self.l1_weight * self.effective_coefficients().abs().sum()
 
     def dense_weight(self) -> Tensor:
@@ -130,19 +132,22 @@ class LookupLayer(nn.Module):
         self.coefficients.copy_(self.effective_coefficients())
         return self
 
-    def uses_dense_form(self) -> bool:
+    def uses_dense_form(self, positions: int) -> bool:
         """Whether the forward pass rebuilds W: where two steps cost over 0.85 of the dense layer's MACs.
 
-        ``form`` set to two_convs or dense overrides the choice. Counted per output position: the dictionary runs at
-        stride 1, so it costs its size times the stride's area; zeros of P are multiplied in training. The input's
-        size has no say, so that the choice is a constant of the layer and graphs can be captured.
+        positions: output positions of the whole batch, over which the MACs of rebuilding W are spread. ``form`` set to
+        two_convs or dense overrides the choice. Counted per output position: the dictionary runs at stride 1, so it
+        costs its size times the stride's area; zeros of P are multiplied in training. A graph that is exported may be
+        for batches of any size, so there positions are taken to be enough.
         """
         if self.form != "auto":
             return self.form == "dense"
         if self.dictionary is None:
             return False
         two_convs = self.dictionary.numel() * math.prod(self.stride) + self.coefficients.numel()
-        return two_convs > DENSE_FORM_RATIO * math.prod(self.dense_shape)
+        rebuilding = self.coefficients.numel() * self.dictionary.shape[1]
+        gain = two_convs - DENSE_FORM_RATIO * math.prod(self.dense_shape)
+        return gain > 0 and (torch.compiler.is_exporting() or rebuilding < gain * positions)
 
     def _lookup_repr(self) -> str:
         size = self.config.dictionary_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -111,9 +112,10 @@ class LookupConv2d(LookupLayer):
             )
         batched = x if x.ndim == 4 else x.unsqueeze(0)
         padding: Any = self.padding
+        rebuild = self.uses_dense_form(self._positions(batched))
         if self.padding_mode != "zeros":
             batched, padding = self._pad(batched), 0
-        if self.uses_dense_form():
+        if rebuild:
             y = F.conv2d(batched, self.dense_weight(), self.bias, self.stride, padding, self.dilation, self.groups)
         else:
             coefficients = self.effective_coefficients()
@@ -121,6 +123,11 @@ class LookupConv2d(LookupLayer):
                 batched, self.dictionary, coefficients, self.bias, self.stride, padding, self.dilation, self.groups
             )
         return y if x.ndim == 4 else y.squeeze(0)
+
+    def _positions(self, x: Tensor) -> int:
+        """Output positions of the whole batch."""
+        sizes = zip(x.shape[2:], self.padding_total(), self.kernel_size, self.stride, self.dilation, strict=True)
+        return math.prod([x.shape[0], *[(size + pad - d * (k - 1) - 1) // s + 1 for size, pad, k, s, d in sizes]])
 
     def _pad(self, x: Tensor) -> Tensor:
         (height, width) = self.padding_total()

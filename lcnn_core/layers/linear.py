@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ class LookupLinear(LookupLayer):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1:] != (self.in_features,):
             raise ShapeError(f"input {tuple(x.shape)} does not fit; expected (*, {self.in_features})")
-        if self.uses_dense_form():
+        if self.uses_dense_form(math.prod(x.shape[:-1])):
             return F.linear(x, self.dense_weight(), self.bias)
         return functional.lookup_linear(x, self.dictionary, self.effective_coefficients(), self.bias)
 

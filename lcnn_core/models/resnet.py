@@ -183,7 +183,7 @@ def resnet(depth: int, shortcut: str, num_classes: int, in_channels: int, stem: 
 
 def small_resnet(
     widths: Sequence[int],
-    blocks: Sequence[int],
+    blocks: int | Sequence[int],
     shortcut: str,
     num_classes: int,
     in_channels: int,
@@ -191,10 +191,14 @@ def small_resnet(
 ) -> ResNet:
     """The family for small images: basic blocks, small stem, widths and blocks as options.
 
+    blocks: of each stage, or one number for all: 1 makes the small sibling of ResNet-10, 2 that of ResNet-18.
     Presets are this project's: a plain sparse stem, and a quarter ("fast") or half ("accurate") of each stage's width
     as dictionary size; the published sizes are too small for layers this narrow.
     """
-    widths, blocks = check_counts("widths", widths), check_counts("blocks", blocks)
+    widths = check_counts("widths", widths)
+    blocks = (
+        (check_count("blocks", blocks),) * len(widths) if isinstance(blocks, int) else check_counts("blocks", blocks)
+    )
     if len(widths) != len(blocks):
         raise ConfigError(f"widths {widths} and blocks {blocks} differ in length; expected one number each a stage")
     presets = {

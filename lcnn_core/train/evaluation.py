@@ -1,15 +1,18 @@
-"""Top-1 and top-5 of a model on a split, every image counted once."""
+"""What a model answers on a split, every image counted once: top-1, top-5, and which class it took for which."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lcnn_core.data import Split
-from lcnn_core.errors import ConfigError, TrainingError
+from lcnn_core.data import Images
+from lcnn_core.errors import ConfigError, DataError, TrainingError
+from lcnn_core.train.distributed import Processes
 from lcnn_core.train.health import diagnose_outputs
 
 
@@ -25,6 +28,25 @@ class Accuracy:
     """Mean cross entropy."""
 
 
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """An accuracy, and the confusion matrix that it comes from."""
+
+    accuracy: Accuracy
+    confusion: Tensor
+    """int64 (classes, classes): images of the row's class that the model takes for the column's."""
+
+    @property
+    def precision(self) -> Tensor:
+        """float64 (classes,): of the images taken for a class, the share that is of it; NaN where there are none."""
+        return self.confusion.diagonal().double() / self.confusion.sum(0)
+
+    @property
+    def recall(self) -> Tensor:
+        """float64 (classes,): of the images of a class, the share taken for it; NaN where there are none."""
+        return self.confusion.diagonal().double() / self.confusion.sum(1)
+
+
 def label_ranks(logits: Tensor, labels: Tensor) -> Tensor:
     """Place of each label among its row's answers, 0 for the first; equal logits rank by class number.
 
@@ -35,34 +57,79 @@ def label_ranks(logits: Tensor, labels: Tensor) -> Tensor:
     return ((logits > own) | ((logits == own) & lower)).sum(dim=1)
 
 
-def evaluate(model: nn.Module, split: Split, batch_size: int = 256) -> Accuracy:
+def evaluate(model: nn.Module, split: Images, batch_size: int = 256, crops: int = 1) -> Accuracy:
     """Accuracy of ``model`` in eval mode on ``split``; the model's training flag is put back.
 
-    Raises ConfigError when labels and outputs do not fit or the split is empty, TrainingError for NaN outputs.
+    crops: 5 (corners and centre) or 10 (mirrored too) views of each image, their probabilities averaged, where the
+    source has room for them. In a run of many processes each takes a share of the images. Raises ConfigError when
+    labels and outputs do not fit or the split is empty, TrainingError for NaN outputs.
     """
+    top1 = top5 = count = 0
+    loss = 0.0
+    for logits, labels in _answers(model, split, batch_size, crops, Processes.current()):
+        ranks = label_ranks(logits, labels)
+        top1 += int((ranks < 1).sum())
+        top5 += int((ranks < 5).sum())
+        count += len(labels)
+        loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
+    sums = Processes.current().sums((top1, top5, count, loss), model_device(model))
+    if not sums[2]:
+        raise DataError("none of the images to evaluate on could be read")
+    return Accuracy(sums[0] / sums[2], sums[1] / sums[2], int(sums[2]), sums[3] / sums[2])
+
+
+def evaluate_classes(model: nn.Module, split: Images, batch_size: int = 256, crops: int = 1) -> Evaluation:
+    """As :func:`evaluate`, on this process alone, with the confusion matrix of the first answers."""
+    found = [
+        (logits.double().cpu(), labels.cpu())
+        for logits, labels in _answers(model, split, batch_size, crops, Processes())
+    ]
+    if not found:
+        raise DataError("none of the images to evaluate on could be read")
+    logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+    ranks, classes = label_ranks(logits, labels), logits.shape[1]
+    confusion = torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes)
+    top1, top5 = (float((ranks < first).double().mean()) for first in (1, 5))
+    accuracy = Accuracy(top1, top5, len(labels), float(F.cross_entropy(logits, labels)))
+    return Evaluation(accuracy, confusion.reshape(classes, classes))
+
+
+def _answers(
+    model: nn.Module, split: Images, batch_size: int, crops: int, processes: Processes
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits and labels, batch by batch, of the share of the images that falls to this process."""
     if len(split) == 0:
         raise ConfigError("the split to evaluate on has no images; expected at least one")
-    modes = {module: module.training for module in model.modules()}
     device = model_device(model)
-    top1 = top5 = 0
-    loss = 0.0
+    own = torch.arange(len(split)).tensor_split(processes.count)[processes.rank]
+    with _eval_mode(model), torch.no_grad():
+        for images, labels in split.read(list(own.split(batch_size)) if len(own) else [], None, crops):
+            images, labels = images.to(device), labels.to(device)
+            logits = _logits(model, images)
+            check_outputs(logits, labels)
+            if bool(logits.isnan().any()):
+                views = images.flatten(0, 1) if images.ndim == 5 else images
+                raise TrainingError(f"the model answers NaN in evaluation: {diagnose_outputs(model, views)}")
+            yield logits, labels
+
+
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    """Of (b, c, h, w) the model's own; of (b, crops, c, h, w) the logarithm of the crops' mean probabilities."""
+    if images.ndim == 4:
+        return model(images)
+    each = model(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+    return each.softmax(dim=2).mean(dim=1).log()
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad():
-            for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
-                images, labels = images.to(device), labels.to(device)
-                logits = model(images)
-                check_outputs(logits, labels)
-                if bool(logits.isnan().any()):
-                    raise TrainingError(f"the model answers NaN in evaluation: {diagnose_outputs(model, images)}")
-                ranks = label_ranks(logits, labels)
-                top1 += int((ranks < 1).sum())
-                top5 += int((ranks < 5).sum())
-                loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
+        yield
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return Accuracy(top1 / len(split), top5 / len(split), len(split), loss / len(split))
 
 
 def check_outputs(logits: Tensor, labels: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -15,13 +16,15 @@ class TrainingStarted:
     """Before the first batch: what is to come."""
 
     model: nn.Module = field(repr=False, compare=False)
-    """The network that this run trains, for listeners that save it: its weights change until the run is finished."""
+    """The network that this run makes, for listeners that save it: its weights change until the run is finished."""
     epochs: int
     batches: int
     """Batches in an epoch, the last, partial one included."""
     images: int
     """Training images in an epoch."""
     counted_speedup: float
+    steps_done: int = 0
+    """Steps that the run had done when it was resumed."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,12 @@ class BatchFinished:
     running_accuracy: float
     """Share of training images classified right over the last 100 batches."""
     learning_rate: float
+    images: int = 0
+    """In the batch, over all processes."""
+    seconds: float = 0.0
+    """Wall time since the batch before."""
+    waited: float = 0.0
+    """Part of it spent waiting for images."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,32 @@ class EpochFinished:
     """Wall time of the epoch, validation included."""
     best: bool
     """Whether this epoch's validation is the best so far: the model that the listener sees is worth keeping."""
+    speedups: Mapping[str, float] = field(default_factory=dict)
+    """Counted, of each lookup layer over its dense twin."""
+    unreadable: int = 0
+    """Images of training and validation that could not be read so far."""
+
+
+@dataclass(frozen=True)
+class LayerDied:
+    """After the epoch that left a lookup layer without any entry of P: it answers its bias, whatever the image."""
+
+    epoch: int
+    name: str
+
+
+@dataclass(frozen=True)
+class StateReached:
+    """A point from which ``train(resume=...)`` can go on.
+
+    Before the first batch, after every epoch, and every ``save_every`` batches.
+    """
+
+    epoch: int
+    batch: int
+    """Batches done in that epoch."""
+    state: Mapping[str, Any] = field(repr=False, compare=False)
+    """Plain data and the run's own tensors, which the next step changes: write or copy them at once."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +107,7 @@ class TrainingFinished:
     best_epoch: int
 
 
-Event = TrainingStarted | BatchFinished | EpochFinished | TrainingFinished
+Event = TrainingStarted | BatchFinished | EpochFinished | LayerDied | StateReached | TrainingFinished
 Listener = Callable[[Event], None]
 
 

@@ -1,101 +1,55 @@
-"""The training loop: one pass over the data after the other, told in events, stopped at the first damage."""
+"""The training loop: one epoch after the other, told in events, stopped at the first damage, resumable at any batch."""
 
 from __future__ import annotations
 
+import os
+import random
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lcnn_core.counting import counted_speedup
+from lcnn_core.checkpoint.restore import check_fit
+from lcnn_core.counting import count_layer, counted_speedup
 from lcnn_core.data import Dataset
+from lcnn_core.data.files import seed_of, worker_deaths_said
 from lcnn_core.describe import describe
-from lcnn_core.errors import ConfigError, TrainingError
+from lcnn_core.errors import CheckpointError, ConfigError, TrainingError
 from lcnn_core.train import health
-from lcnn_core.train.batches import batch_count, batches
-from lcnn_core.train.evaluation import Accuracy, check_outputs, evaluate, label_ranks, model_device
+from lcnn_core.train.averaging import Average
+from lcnn_core.train.batches import Order, shifted
+from lcnn_core.train.config import OPTIMIZERS, TrainConfig
+from lcnn_core.train.distributed import Processes
+from lcnn_core.train.evaluation import Accuracy, evaluate
 from lcnn_core.train.events import (
     BatchFinished,
     EpochFinished,
+    LayerDied,
     Listener,
+    StateReached,
     TrainingFinished,
     TrainingStarted,
     ignore,
 )
-from lcnn_core.train.objective import CrossEntropy, Objective, l1_penalty
-from lcnn_core.train.schedule import SCHEDULES, Schedule
+from lcnn_core.train.objective import CrossEntropy, Objective
+from lcnn_core.train.state import plain_epoch, random_state, restore_epoch, set_random_state
+from lcnn_core.train.step import ADVICE, Step
 from lcnn_core.train.zeros import keep_zeros
 
-OPTIMIZERS: dict[str, Callable[[nn.Module, float], torch.optim.Optimizer]] = {
-    "sgd": lambda model, momentum: torch.optim.SGD(model.parameters(), lr=0.0, momentum=momentum),
-    "adam": lambda model, momentum: torch.optim.Adam(model.parameters(), lr=0.0, betas=(momentum, 0.999)),
-}
-ADAM_SHARE = 0.02
-"""Adam's usual rate over SGD's: the schedules' peaks are meant for SGD."""
 RUNNING_BATCHES = 100
-LARGEST = 1e6
-"""Bound of rates, decay and norms: beyond any use, and well within float32, in which optimizers multiply them."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Everything that decides a run but the model, the data and the objective.
-
-    lr: the schedule's peak rate; None for the schedule's own (a fiftieth of it for Adam).
-    weight_decay: of every parameter, all along; None for the schedule's own, which may change by epoch.
-    clip_norm: largest 2-norm of all gradients together; None for no limit.
-    shift: training images move by up to so many pixels each way, at random.
-    """
-
-    epochs: int = 30
-    batch_size: int = 64
-    optimizer: str = "sgd"
-    schedule: Schedule = field(default=SCHEDULES["cosine"])
-    lr: float | None = None
-    momentum: float = 0.9
-    weight_decay: float | None = None
-    clip_norm: float | None = None
-    shift: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("shift", 0), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
-                raise ConfigError(f"{name} is {value!r}; expected a whole number of {least} or more, below 2^63")
-        if self.optimizer not in OPTIMIZERS:
-            raise ConfigError(f"optimizer is {self.optimizer!r}; expected one of {', '.join(OPTIMIZERS)}")
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"momentum is {self.momentum}; expected 0 or more and below 1")
-        for name in ("lr", "clip_norm"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= LARGEST:
-                raise ConfigError(f"{name} is {value}; expected a number above 0 and at most {LARGEST:g}")
-        if self.weight_decay is not None and not 0 <= self.weight_decay <= LARGEST:
-            raise ConfigError(f"weight_decay is {self.weight_decay}; expected a number from 0 to {LARGEST:g}")
-
-    @property
-    def peak(self) -> float:
-        """The highest learning rate of the run."""
-        if self.lr is not None:
-            return self.lr
-        return self.schedule.peak * (ADAM_SHARE if self.optimizer == "adam" else 1)
-
-    def rate(self, epoch: float) -> float:
-        """Learning rate after ``epoch`` epochs, fractions included."""
-        return self.schedule.rate(epoch, self.epochs) * self.peak / self.schedule.peak
-
-    def decay(self, epoch: float) -> float:
-        """Weight decay then."""
-        return self.schedule.weight_decay(epoch) if self.weight_decay is None else self.weight_decay
 
 
 class Controller(Protocol):
-    """Steers the model from within the run, e.g. prunes it down to a budget."""
+    """Steers the model from within the run, e.g. prunes it down to a budget.
+
+    A resumed run makes a new one: what it does follows from the progress that it is told and from the model.
+    """
 
     def before_batch(self, progress: float) -> None:
         """Called before each batch with the share of the run's batches done so far, and at the end with 1."""
@@ -106,7 +60,7 @@ class Controller(Protocol):
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run did; the model itself holds the last epoch's weights."""
+    """What a run did; the model itself holds the last epoch's weights, or their average where the run keeps one."""
 
     history: tuple[EpochFinished, ...]
     best_epoch: int
@@ -125,23 +79,66 @@ def train(
     on_event: Listener = ignore,
     objective: Objective | None = None,
     controller: Controller | None = None,
+    resume: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Train ``model`` in place on ``dataset.train``, measured on ``dataset.validation`` after every epoch.
 
     Minimises ``objective`` (cross entropy) plus the l1 terms of lookup layers; entries of P that are zero stay zero.
     On the CPU a run is bit-reproducible from the model's weights and ``config``; the caller's random state is left
-    as it was. Raises TrainingError, naming epoch, batch and layer, as soon as something is not finite, ConfigError
-    when model and data do not fit.
+    as it was. resume: the state of a ``StateReached`` event of a run with the same arguments; what follows is bit for
+    bit what followed then. In a process group (torchrun) each process takes its share of every batch. Raises
+    TrainingError, naming epoch, batch and layer, as soon as something is not finite, ConfigError when model and data
+    do not fit, CheckpointError for the state of another model.
     """
     config = config or TrainConfig()
-    device = model_device(model)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(config.seed)
-        return _Run(model, dataset, config, on_event, objective or CrossEntropy(), controller).go()
+    if objective is not None and config.label_smoothing:
+        raise ConfigError("label_smoothing belongs to cross entropy, and this run minimises something else; leave it 0")
+    with _own_random_state(config.seed), _deterministic(config):
+        run = _Run(model, dataset, config, on_event, objective or CrossEntropy(config.label_smoothing), controller)
+        try:
+            with worker_deaths_said():
+                return run.go(resume)
+        finally:
+            run.step.end()
+
+
+@contextmanager
+def _own_random_state(seed: int) -> Iterator[None]:
+    before = random_state()
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        set_random_state(before)
+
+
+@contextmanager
+def _deterministic(config: TrainConfig) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS asks for
+    torch.use_deterministic_algorithms(before or config.deterministic)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@dataclass
+class _Position:
+    """Where a run is: an epoch, its batches done, and the sums over them."""
+
+    epoch: int = 1
+    batch: int = 0
+    loss: float = 0.0
+    right: int = 0
+    images: int = 0
 
 
 class _Run:
-    """The state of one run: optimizer, data order, history."""
+    """The state of one run: optimizer, data order, position, history."""
 
     def __init__(
         self,
@@ -153,105 +150,168 @@ class _Run:
         controller: Controller | None,
     ) -> None:
         self.model, self.dataset, self.config = model, dataset, config
-        self.on_event, self.objective, self.controller = on_event, objective, controller
-        self.device = model_device(model)
-        self.generator = torch.Generator().manual_seed(config.seed)
+        self.on_event, self.controller = on_event, controller
+        self.processes = Processes.current()
+        self.average = Average(model, config.ema) if config.ema else None
+        self.step = Step(model, config, objective, self.processes, len(dataset.class_names))
+        if config.batch_size % self.step.pieces:
+            raise ConfigError(
+                f"batch_size is {config.batch_size}; expected a multiple of {self.step.pieces}, the pieces of all "
+                f"{self.processes.count} processes"
+            )
         self.optimizer = OPTIMIZERS[config.optimizer](model, config.momentum)
-        self.batches = batch_count(len(dataset.train), config.batch_size)
+        self.order = Order(len(dataset.train), config.batch_size, self.step.pieces, config.seed)
+        self.batches = config.batches_per_epoch or self.order.per_pass
         mean, std = (torch.tensor(values) for values in (dataset.normalization.mean, dataset.normalization.std))
         self.background = -mean / std
+        self.at = _Position()
         self.history: list[EpochFinished] = []
         self.best: tuple[float, float] | None = None
         self.best_epoch = 0
         self.recent: deque[tuple[int, int]] = deque(maxlen=RUNNING_BATCHES)
+        self.rate = config.rate(0)
 
-    def go(self) -> TrainResult:
+    @property
+    def result(self) -> nn.Module:
+        """The network that the run makes: the averaged one where it keeps an average."""
+        return self.average.model if self.average else self.model
+
+    def go(self, resume: Mapping[str, Any] | None) -> TrainResult:
         started = time.perf_counter()
-        spec = describe(self.model, self.dataset.input_shape)
-        speedup = counted_speedup(spec.layers)
-        self.on_event(TrainingStarted(self.model, self.config.epochs, self.batches, len(self.dataset.train), speedup))
+        if resume is not None:
+            self.load_state(resume)
+        speedup = counted_speedup(describe(self.result, self.dataset.input_shape).layers)
+        done = (self.at.epoch - 1) * self.batches + self.at.batch
+        images = min(self.batches * self.config.batch_size, len(self.dataset.train))
+        self.on_event(TrainingStarted(self.result, self.config.epochs, self.batches, images, speedup, done))
+        if not done:
+            self.on_event(StateReached(1, 0, self.state()))
         end = keep_zeros(self.optimizer, self.model)
         try:
-            for epoch in range(1, self.config.epochs + 1):
-                self.history.append(self.epoch(epoch))
-                self.on_event(self.history[-1])
+            while self.at.epoch <= self.config.epochs:
+                self.epoch()
         finally:
             end()
+        if self.average:
+            self.model.load_state_dict(self.average.model.state_dict())
         seconds = time.perf_counter() - started
         self.on_event(TrainingFinished(seconds, self.best_epoch))
         return TrainResult(tuple(self.history), self.best_epoch, seconds)
 
-    def epoch(self, epoch: int) -> EpochFinished:
-        started = time.perf_counter()
+    def epoch(self) -> None:
+        started, at = time.perf_counter(), self.at
         self.model.train()
-        loss = right = 0.0
-        source = batches(self.dataset.train, self.config.batch_size, self.generator, self.background, self.config.shift)
-        for batch, (images, labels) in enumerate(source, start=1):
-            images, labels = images.to(self.device), labels.to(self.device)
-            batch_loss, batch_right = self.step(epoch, batch, images, labels)
-            loss += batch_loss * len(labels)
-            right += batch_right
-            self.recent.append((batch_right, len(labels)))
-            running = sum(r for r, _ in self.recent) / sum(n for _, n in self.recent)
-            self.on_event(BatchFinished(epoch, batch, self.batches, batch_loss, running, self.rate))
-        if self.controller and epoch == self.config.epochs:
+        clock = started
+        while at.batch < self.batches:
+            planned = self.order.ahead(self.batches - at.batch)
+            source = self.dataset.train.read(
+                [self.step.own(batch) for batch in planned], seed_of(self.config.seed, self.order.passes)
+            )
+            for batch in planned:
+                images, labels = next(source)
+                self.order.advance()
+                waited = time.perf_counter() - clock
+                event = self.batch(self.move(images, len(batch)), labels, len(batch))
+                clock, before = time.perf_counter(), clock
+                self.on_event(event(seconds=clock - before, waited=waited))
+                if self.config.save_every and at.batch % self.config.save_every == 0 and at.batch < self.batches:
+                    self.on_event(StateReached(at.epoch, at.batch, self.state()))
+        if self.controller and at.epoch == self.config.epochs:
             self.controller.before_batch(1.0)
-        images_seen = len(self.dataset.train)
-        return self.measure(epoch, loss / images_seen, right / images_seen, started)
+        finished = self.measure(started)
+        died = [name for name, density in finished.densities.items() if not density and self.was_alive(name)]
+        self.history.append(finished)
+        self.at = _Position(at.epoch + 1)
+        self.on_event(finished)
+        for name in died:
+            self.on_event(LayerDied(at.epoch, name))
+        self.on_event(StateReached(at.epoch, self.batches, self.state()))
 
-    def step(self, epoch: int, batch: int, images: Tensor, labels: Tensor) -> tuple[float, int]:
-        """One batch: returns its loss and how many images were right before the step."""
-        at = epoch - 1 + (batch - 1) / self.batches
+    def move(self, images: Tensor, total: int) -> Tensor:
+        """This process's images of a batch of ``total``, each shifted at random where the run does so."""
+        shift = self.config.shift
+        if not shift:
+            return images
+        moves = torch.randint(0, 2 * shift + 1, (2, total), generator=self.order.generator)
+        first = self.step.offset(total)
+        return shifted(images, shift, moves[:, first : first + len(images)], self.background)
+
+    def batch(self, images: Tensor, labels: Tensor, total: int) -> Any:
+        """One step of the optimizer; returns the event that tells it, without its times."""
+        at = self.at
+        done = at.epoch - 1 + at.batch / self.batches
         if self.controller:
-            self.controller.before_batch(at / self.config.epochs)
-        self.rate = self.config.rate(at)
+            self.controller.before_batch(done / self.config.epochs)
+        self.rate = self.config.rate(done)
         for group in self.optimizer.param_groups:
-            group["lr"], group["weight_decay"] = self.rate, self.config.decay(at)
+            group["lr"], group["weight_decay"] = self.rate, self.config.decay(done)
         self.optimizer.zero_grad()
-        logits = self.model(images)
-        check_outputs(logits, labels)
-        loss = self.objective(logits, images, labels) + l1_penalty(self.model)
-        if not bool(loss.isfinite()):
-            self.stop(epoch, batch, f"the loss is {float(loss.detach())}", images, labels)
-        loss.backward()
+        where = f"epoch {at.epoch}, batch {at.batch + 1}"
+        number = (at.epoch - 1) * self.batches + at.batch
+        loss, right = self.step(images, labels, total, number, where)
         norm = health.gradient_norm(self.model)
         if not bool(norm.isfinite()):
-            self.stop(epoch, batch, f"the gradient's norm is {float(norm)}", images, labels)
+            self.step.stop(where, f"the gradient's norm is {float(norm)}", images, labels)
         if self.config.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.clip_norm, norm)
         self.optimizer.step()
-        return float(loss.detach()), int((label_ranks(logits.detach(), labels) < 1).sum())
+        if self.average:
+            self.average.update()
+        at.batch, at.loss, at.right, at.images = (
+            at.batch + 1,
+            at.loss + loss * total,
+            at.right + right,
+            at.images + total,
+        )
+        self.recent.append((right, total))
+        running = sum(r for r, _ in self.recent) / sum(n for _, n in self.recent)
 
-    def measure(self, epoch: int, loss: float, train_accuracy: float, started: float) -> EpochFinished:
+        def event(seconds: float, waited: float) -> BatchFinished:
+            return BatchFinished(at.epoch, at.batch, self.batches, loss, running, self.rate, total, seconds, waited)
+
+        return event
+
+    def measure(self, started: float) -> EpochFinished:
         """Validate; a model with damaged weights or answers ends the run here and is never called the best."""
+        at = self.at
+        self.processes.send_buffers(self.model)
+        if self.average:
+            self.average.keep_zeros()
         if not health.all_finite(self.model):
             raise TrainingError(
-                f"epoch {epoch}, batch {self.batches}: {health.first_damaged(self.model)!r} is not finite after the "
-                f"last step; {_ADVICE}"
+                f"epoch {at.epoch}, batch {self.batches}: {health.first_damaged(self.model)!r} is not finite after the "
+                f"last step; {ADVICE}"
             )
         try:
-            validation = evaluate(self.model, self.dataset.validation)
+            validation = evaluate(self.result, self.dataset.validation)
         except TrainingError as error:
-            raise TrainingError(f"epoch {epoch}, validation: {error}; {_ADVICE}") from error
-        spec = describe(self.model, self.dataset.input_shape)
-        best = self.is_best(epoch, validation)
+            raise TrainingError(f"epoch {at.epoch}, validation: {error}; {ADVICE}") from error
+        spec = describe(self.result, self.dataset.input_shape)
+        lookups = [layer for layer in spec.layers if layer.lookup is not None]
+        counts = {layer.name: count_layer(layer) for layer in lookups}
         return EpochFinished(
-            epoch,
+            at.epoch,
             self.config.epochs,
-            loss,
-            train_accuracy,
+            at.loss / at.images,
+            at.right / at.images,
             validation,
             counted_speedup(spec.layers),
-            {
-                layer.name: layer.lookup.coefficients_nnz / layer.lookup.coefficients_size
-                for layer in spec.layers
-                if layer.lookup is not None
-            },
+            {layer.name: layer.lookup.coefficients_nnz / layer.lookup.coefficients_size for layer in lookups},  # type: ignore[union-attr]
             self.rate,
-            self.config.decay(epoch - 1),
+            self.config.decay(at.epoch - 1),
             time.perf_counter() - started,
-            best,
+            self.is_best(at.epoch, validation),
+            {name: count.dense / count.total if count.total else 0.0 for name, count in counts.items()},
+            self.unreadable(),
         )
+
+    def unreadable(self) -> int:
+        """Images of training and validation that no process could read so far."""
+        own = len(self.dataset.train.unreadable) + len(self.dataset.validation.unreadable)
+        return int(self.processes.sums([own], self.step.device)[0])
+
+    def was_alive(self, name: str) -> bool:
+        return not self.history or bool(self.history[-1].densities.get(name, 1.0))
 
     def is_best(self, epoch: int, validation: Accuracy) -> bool:
         merit = (validation.top1, -validation.loss)
@@ -260,9 +320,41 @@ class _Run:
         self.best, self.best_epoch = merit, epoch
         return True
 
-    def stop(self, epoch: int, batch: int, what: str, images: Tensor, labels: Tensor) -> None:
-        why = health.diagnose(self.model, self.objective, images, labels)
-        raise TrainingError(f"epoch {epoch}, batch {batch}: {what}: {why}; {_ADVICE}")
+    def state(self) -> dict[str, Any]:
+        """Everything that decides what comes next, as plain data and the run's own tensors."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "order": self.order.state_dict(),
+            "random": random_state(),
+            "position": asdict(self.at),
+            "batches": self.batches,
+            "pieces": self.step.pieces,
+            "recent": [list(pair) for pair in self.recent],
+            "history": [plain_epoch(event) for event in self.history],
+            "best": [*self.best, self.best_epoch] if self.best else None,
+        }
 
-
-_ADVICE = "lower the learning rate or clip the gradient's norm"
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        check_fit(self.model, state["model"], "the network of this run")
+        if (state["average"] is None) != (self.average is None):
+            raise CheckpointError("the state was made with another choice of ema; resume with the same")
+        middle = state["position"]["batch"] > 0
+        if middle and (state["batches"], state["pieces"]) != (self.batches, self.step.pieces):
+            raise CheckpointError(
+                f"the state is in the middle of an epoch of {state['batches']} batches in {state['pieces']} pieces, "
+                f"now there are {self.batches} in {self.step.pieces}; change that at an epoch's end only"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        self.order.load_state_dict(state["order"])
+        self.at = _Position(**state["position"])
+        self.recent.extend((right, total) for right, total in state["recent"])
+        self.history = [restore_epoch(fields) for fields in state["history"]]
+        if state["best"]:
+            *merit, self.best_epoch = state["best"]
+            self.best = (merit[0], merit[1])
+        set_random_state(state["random"])

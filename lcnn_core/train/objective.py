@@ -19,11 +19,17 @@ class Objective(Protocol):
     def __call__(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor: ...
 
 
+@dataclass(frozen=True)
 class CrossEntropy:
-    """Mean cross entropy between the answers and the labels."""
+    """Mean cross entropy between the answers and the labels: class numbers (b,), or shares of the classes.
+
+    label_smoothing: share of each target that is spread evenly over all classes (Szegedy et al. 2016).
+    """
+
+    label_smoothing: float = 0.0
 
     def __call__(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels)
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
 
 @dataclass(frozen=True)

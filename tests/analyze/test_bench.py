@@ -247,7 +247,7 @@ def test_the_float64_reference_follows_the_paper_not_the_twin(model):
 def test_the_float64_reference_does_not_go_through_the_dense_filter(monkeypatch):
     """A layer that PyTorch runs as W = P D is still computed as D, then P."""
     layer = LookupConv2d(4, 4, 3, dictionary_size=4)
-    assert layer.uses_dense_form()
+    assert layer.uses_dense_form(16)
     x = torch.randn(1, 4, 6, 6)
     known = layer.double()(x.double()).detach()
     monkeypatch.setattr(LookupLayer, "dense_weight", lambda self: torch.zeros(()))

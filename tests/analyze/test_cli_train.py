@@ -26,6 +26,7 @@ from lcnn_core import (
     Accuracy,
     BatchFinished,
     EpochFinished,
+    LayerDied,
     TrainingFinished,
     TrainingStarted,
     checkpoint,
@@ -58,7 +59,8 @@ def test_train_writes_best_last_and_log(tmp_path: Path, capsys: pytest.CaptureFi
     out, err = capsys.readouterr()
     assert out.startswith(f"{tmp_path}/run/best.pt: epoch ")
     assert [line.split("  ")[0] for line in err.splitlines()] == ["epoch 1/2", "epoch 2/2"]
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["best.pt", "last.pt", "log.jsonl"]
+    names = ["best.pt", "config.yaml", "curves.png", "last.pt", "log.jsonl", "report.md", "state.pt"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == names
     log = lines(tmp_path / "run" / "log.jsonl")
     assert [line["event"] for line in log] == [
         "Configured", "TrainingStarted", "EpochFinished", "EpochFinished", "TrainingFinished"
@@ -203,9 +205,9 @@ MISTAKES: dict[str, tuple[int, list[str], str]] = {
     "k of a dense model": (2, [*TINY, "--stages", "4"], "digits-resnet has no option 'stages'; its options are"),
     "too small images": (2, ["--model", "alexnet", "--epochs", "1"], "input of shape (1, 8, 8) does not run through"),
     "budget alone": (2, ["--speedup", "5"], "a budget needs both --speedup and --from with a dense checkpoint; --from"),
-    "from alone": (
+    "ratio alone": (
         2,
-        ["--from", "DENSE"],
+        ["--from", "DENSE", "--dictionary-ratio", "0.5"],
         "a budget needs both --speedup and --from with a dense checkpoint; --speedup",
     ),
     "budget and model": (2, ["--from", "DENSE", "--speedup", "5", *TINY], "--model cannot go with --from, whose"),
@@ -234,8 +236,12 @@ def test_mistakes_are_one_line_and_the_right_exit_code(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["nowhere.pt"], 3, "nowhere.pt does not exist; expected a checkpoint file"),
-        (["."], 3, ". is a folder; expected a checkpoint file"),
+        (["nowhere.pt"], 3, "nowhere.pt does not exist; check the path"),
+        (["."], 3, ". is a folder; expected a file of .pt"),
+        (["digits-resnet"], 2, "digits-resnet is an architecture without weights; expected a checkpoint or a state"),
+        (["DENSE", "--store-as", "x"], 2, "--store-as names what --store writes; give both"),
+        (["DENSE", "--confusion", "x.gif"], 2, "confusion is 'x.gif'; expected a file that ends in .png"),
+        (["DENSE", "--crops", "10"], 2, "crops is 10; expected 1: these images are just as large"),
         (["DENSE", "--split", "dev"], 2, "split is 'dev'; expected one of test, validation, train"),
         (["DENSE", "--batch-size", "0"], 2, "batch size is 0; expected 1 or more"),
         (["DENSE", "--data", "cifar"], 2, "dataset 'cifar' is unknown"),
@@ -296,7 +302,7 @@ def test_an_interrupt_leaves_a_whole_last_checkpoint(tmp_path: Path) -> None:
     assert f"interrupted; {tmp_path / 'last.pt'} holds the network after epoch " in rest
     assert "Traceback" not in rest
     saved = checkpoint.load(tmp_path / "last.pt")
-    assert f"after epoch {saved.provenance['epoch']}\n" in rest
+    assert f"after epoch {saved.provenance['epoch']}; go on with --resume {tmp_path}\n" in rest
     assert saved.provenance["epoch"] >= 2
     assert lines(tmp_path / "log.jsonl")[-1]["epoch"] == saved.provenance["epoch"]
     saved.build()
@@ -309,8 +315,10 @@ def shown(epochs: bool, terminal: bool, quiet: bool = False) -> str:
     finished = EpochFinished(1, 1, 2.0, 0.25, accuracy, 10.04, {"a": 0.1, "b": 0.3}, 0.01, 0.0, 1.5, True)
     with progress("demo", quiet, epochs, console) as listen:
         listen(TrainingStarted(torch.nn.Identity(), 1, 2, 20, 1.0))
-        listen(BatchFinished(1, 1, 2, 2.5, 0.2, 0.01))
+        listen(BatchFinished(1, 1, 2, 2.5, 0.2, 0.01, 20, 0.125, 0.05))
+        listen(BatchFinished(1, 2, 2, 2.5, 0.2, 0.01, 20, 0.375, 0.05))
         listen(finished)
+        listen(LayerDied(1, "b"))
         listen(TrainingFinished(1.5, 1))
     return stream.getvalue()
 
@@ -318,11 +326,15 @@ def shown(epochs: bool, terminal: bool, quiet: bool = False) -> str:
 def test_progress_is_a_bar_on_a_terminal_and_plain_lines_elsewhere() -> None:
     line = (
         "epoch 1/1  loss 2.0000  train 25.00%  validation top-1 50.00% top-5 90.00%  counted 10.04x"
-        "  P 10% to 30%  1.5 s  best\n"
+        "  P 10% to 30%  1.5 s  best  80 images/s, 100 without 20% waiting\n"
+    )
+    warning = (
+        "warning: after epoch 1 no entry of P is left in layer 'b', which answers the same for every image; lower its "
+        "l1_scale or its threshold_scale\n"
     )
     total = "demo: 1 epochs in 2 s, validation top-1 50.0%, counted speedup 10.04x\n"
-    assert shown(epochs=True, terminal=False) == line
-    assert shown(epochs=False, terminal=False) == total
+    assert shown(epochs=True, terminal=False) == line + warning
+    assert shown(epochs=False, terminal=False) == warning + total
     assert shown(epochs=True, terminal=False, quiet=True) == ""
     assert shown(epochs=True, terminal=True, quiet=True) == ""
     on_terminal = shown(epochs=True, terminal=True)

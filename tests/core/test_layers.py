@@ -237,16 +237,50 @@ def test_l1_term_by_loops(eps):
     ],
 )
 def test_auto_rebuilds_w_where_two_steps_cost_more(layer, two_convs, dense):
-    choices = {k: layer(k).uses_dense_form() for k in range(1, 70)}
+    choices = {k: layer(k).uses_dense_form(10**9) for k in range(1, 70)}
     assert choices == {k: two_convs(k) > 0.85 * dense for k in choices}
     assert {True, False} == set(choices.values())
     assert DENSE_FORM_RATIO == 0.85
 
 
 def test_form_is_obeyed_and_the_identity_never_rebuilds():
-    assert LookupConv2d(4, 4, 3, dictionary_size=1, form="dense").uses_dense_form()
-    assert not LookupConv2d(4, 4, 3, dictionary_size=40, form="two_convs").uses_dense_form()
-    assert not LookupConv2d(4, 4, 1, stride=3, dictionary_size=None).uses_dense_form()
+    assert LookupConv2d(4, 4, 3, dictionary_size=1, form="dense").uses_dense_form(1)
+    assert not LookupConv2d(4, 4, 3, dictionary_size=40, form="two_convs").uses_dense_form(10**9)
+    assert not LookupConv2d(4, 4, 1, stride=3, dictionary_size=None).uses_dense_form(10**9)
+
+
+def test_auto_spreads_the_rebuilding_over_the_positions():
+    """fc6 of the published AlexNet, 32 images: 38.7 G MACs to rebuild W, while two steps need 5.1 G for all of them."""
+    with torch.device("meta"):
+        fc6 = LookupConv2d(256, 4096, 6, dictionary_size=1024)
+    two_convs, dense = 256 * 1024 + 4096 * 1024 * 36, 4096 * 256 * 36
+    least = 4096 * 1024 * 36 * 256 / (two_convs - 0.85 * dense)
+    assert 300 < least < 400
+    assert [fc6.uses_dense_form(n) for n in (32, math.floor(least), math.ceil(least) + 1)] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("layer", "small", "large"),
+    [
+        # W is worth rebuilding from 15.3 positions on: 4 * 4 * 9 * 4 MACs over 160 - 0.85 * 144 a position.
+        (LookupConv2d(4, 4, 3, dictionary_size=4), (1, 4, 5, 5), (1, 4, 6, 6)),
+        (LookupConv2d(4, 4, 3, padding=1, dictionary_size=4), (1, 4, 3, 5), (1, 4, 4, 4)),
+        (LookupConv2d(4, 4, 3, padding=1, padding_mode="reflect", dictionary_size=4), (1, 4, 3, 5), (1, 4, 4, 4)),
+        (LookupConv2d(4, 4, 3, dilation=2, dictionary_size=4), (5, 4, 5, 7), (4, 4, 6, 6)),
+        # Stride: the dictionary costs four times as much a position, so from 6.7 on.
+        (LookupConv2d(4, 4, 3, stride=2, padding=1, dictionary_size=4), (1, 4, 5, 4), (1, 4, 4, 7)),
+        # 8 * 8 * 8 MACs over 128 - 0.85 * 64 a position: from 6.96 on.
+        (LookupLinear(8, 8, dictionary_size=8), (2, 3, 8), (7, 1, 8)),
+    ],
+)
+def test_the_batch_s_positions_decide_the_form(layer, small, large, monkeypatch):
+    rebuilt = []
+    dense_weight = type(layer).dense_weight
+    monkeypatch.setattr(type(layer), "dense_weight", lambda self: rebuilt.append(1) or dense_weight(self))
+    layer(torch.randn(small))
+    assert not rebuilt
+    layer(torch.randn(large))
+    assert rebuilt
 
 
 # Start and shapes

@@ -26,6 +26,7 @@ from lcnn_core.train import (
     CrossEntropy,
     Distillation,
     EpochFinished,
+    StateReached,
     TrainConfig,
     TrainingFinished,
     TrainingStarted,
@@ -34,7 +35,7 @@ from lcnn_core.train import (
     l1_penalty,
     train,
 )
-from lcnn_core.train.batches import batch_count, batches, shifted
+from lcnn_core.train.batches import Order, batch_count, shifted
 from lcnn_core.train.evaluation import label_ranks
 
 
@@ -346,7 +347,8 @@ def test_training_learns_and_tells_its_events_in_order() -> None:
     assert evaluate(small_net(), small_data().test).top1 < 0.8
     assert result.last.validation.top1 == 1.0
     kinds = [type(event) for event in recorder.events]
-    assert kinds == [TrainingStarted, *([BatchFinished] * 4 + [EpochFinished]) * 8, TrainingFinished]
+    epoch = [*[BatchFinished] * 4, EpochFinished, StateReached]
+    assert kinds == [TrainingStarted, StateReached, *epoch * 8, TrainingFinished]
     started = recorder.of(TrainingStarted)[0]
     assert (started.epochs, started.batches, started.images) == (8, 4, 50)
     assert [(event.epoch, event.batch) for event in recorder.of(BatchFinished)[:5]] == [
@@ -407,15 +409,28 @@ def test_a_run_is_bit_reproducible_and_the_seed_matters(name: str) -> None:
     assert not all(torch.equal(first[key], other[key]) for key in first)
 
 
-@given(st.integers(1, 70), st.integers(1, 20), st.integers(0, 2))
-def test_an_epoch_uses_every_image_once(images: int, size: int, shift: int) -> None:
-    part = Split(torch.zeros(images, 1, 2, 2), torch.arange(images))
-    seen = [labels for _, labels in batches(part, size, torch.Generator().manual_seed(0), torch.zeros(1), shift)]
-    assert len(seen) == batch_count(images, size)
-    assert sorted(torch.cat(seen).tolist()) == list(range(images))
-    assert all(len(labels) == size for labels in seen[:-1])
-    assert len(seen[-1]) > 0
-    assert images == 1 or size == 1 or all(1 < len(labels) <= size + 1 for labels in seen)
+@given(st.integers(1, 70), st.integers(1, 20), st.integers(1, 3), st.integers(1, 9))
+def test_every_pass_uses_every_image_once_however_it_is_asked_for(
+    images: int, size: int, pieces: int, most: int
+) -> None:
+    size *= pieces
+    if images < pieces:
+        with pytest.raises(ConfigError, match=f"{pieces} batch pieces, but {images} training images"):
+            Order(images, size, pieces, seed=0)
+        return
+    order, passes = Order(images, size, pieces, seed=0), []
+    for _ in range(2):
+        seen = []
+        while sum(map(len, seen)) < images:
+            for batch in order.ahead(most):
+                seen.append(batch)
+                order.advance()
+        assert len(seen) == batch_count(images, size, pieces)
+        assert sorted(torch.cat(seen).tolist()) == list(range(images))
+        assert all(len(batch) == size for batch in seen[:-1])
+        assert size == pieces or images < 2 * pieces or len(seen[-1]) >= 2 * pieces
+        passes.append(torch.cat(seen))
+    assert images < 9 or not torch.equal(*passes)
 
 
 def test_shifts_move_images_and_fill_with_the_background() -> None:
@@ -423,7 +438,8 @@ def test_shifts_move_images_and_fill_with_the_background() -> None:
     background = torch.tensor([-1.0, -2.0, -3.0])
     moved = set()
     for seed in range(60):
-        out = shifted(images, 1, torch.Generator().manual_seed(seed), background)
+        moves = torch.randint(0, 3, (2, 2), generator=torch.Generator().manual_seed(seed))
+        out = shifted(images, 1, moves, background)
         for image, result in zip(images, out, strict=True):
             found = []
             for dy in (-1, 0, 1):

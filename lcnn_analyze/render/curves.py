@@ -1,0 +1,173 @@
+"""Curves with intervals, as inline SVG that follows light and dark, and as PNG."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+from markupsafe import Markup, escape
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from lcnn_analyze.render.numbers import safe
+from lcnn_analyze.render.palette import INK, LOOKUPS, MUTED, OWN, PUBLISHED
+from lcnn_analyze.render.plots import STYLE
+from lcnn_analyze.render.svg import picture
+from lcnn_analyze.render.ticks import linear_ticks
+
+HEIGHT, TOP, FLOOR = 340, 34, 40
+LOOKS = (("own", OWN, "-"), ("other", PUBLISHED, "--"), ("third", LOOKUPS, ":"))
+"""Of the first curve, the second and the third: the class in the page, the colour and the stroke in the picture."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point of a curve, with the ends of its interval where it has one."""
+
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Marks in rising order of x."""
+
+    label: str
+    marks: tuple[Mark, ...]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Up to three curves on one pair of axes. Places on x are even steps for ``even``, else to scale.
+
+    ends: of what y can be, such as 0 and 100; an interval that goes on is cut there.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    curves: tuple[Curve, ...]
+    even: bool = False
+    ends: tuple[float, float] = (-math.inf, math.inf)
+
+    @property
+    def xs(self) -> list[float]:
+        """Every x there is, rising."""
+        return sorted({mark.x for curve in self.curves for mark in curve.marks})
+
+    @property
+    def y_bounds(self) -> tuple[float, float]:
+        """Ends of the y axis, with room for what is drawn."""
+        values = [v for c in self.curves for m in c.marks for v in (m.y, *self.spread(m))]
+        room = max((max(values) - min(values)) * 0.08, 0.5)
+        return min(values) - room, max(values) + room
+
+    def spread(self, mark: Mark) -> tuple[float, float]:
+        """The interval as it is drawn; the mark itself where it has none."""
+        low, high = (mark.y if end is None else end for end in (mark.low, mark.high))
+        return max(low, self.ends[0]), min(high, self.ends[1])
+
+    @property
+    def description(self) -> str:
+        """The ends of the curves in words."""
+        return "; ".join(
+            f"{c.label}: {c.marks[0].y:.1f} at {c.marks[0].x:g} to {c.marks[-1].y:.1f} at {c.marks[-1].x:g}"
+            for c in self.curves
+        )
+
+    def place(self, x: float) -> float:
+        """Where x stands on its axis, from 0 to 1, with room at both ends."""
+        xs = self.xs
+        share = xs.index(x) / max(1, len(xs) - 1) if self.even else (x - xs[0]) / ((xs[-1] - xs[0]) or 1)
+        return 0.08 + 0.84 * share if self.even else 0.03 + 0.94 * share
+
+
+def inline(chart: Chart, name: str) -> Markup:
+    """The chart for an HTML page; widths in percent, colours by class."""
+    bottom, top = chart.y_bounds
+
+    def x(value: float, shift: float = 0.0) -> str:
+        return f"{7 + 91 * chart.place(value) + shift:.2f}%"
+
+    def y(value: float) -> float:
+        return round(TOP + (HEIGHT - FLOOR - TOP) * (top - value) / (top - bottom), 1)
+
+    drawn = [
+        f'<line class="grid" x1="0" x2="100%" y1="{y(tick)}" y2="{y(tick)}"/>'
+        f'<text class="tick" y="{y(tick) - 3}">{tick:g}</text>'
+        for tick in linear_ticks(bottom, top)
+    ]
+    drawn += [
+        f'<text class="tick middle" x="{x(tick)}" y="{HEIGHT - FLOOR + 18}">{tick:g}</text>' for tick in _ticks(chart)
+    ]
+    for place, (curve, (style, _, _)) in enumerate(zip(chart.curves, LOOKS, strict=False)):
+        shift = _beside(chart, place) * 100
+        drawn += _inline_curve(chart, curve, style, lambda value, shift=shift: x(value, shift), y)  # type: ignore[misc]
+    drawn.append(
+        f'<text class="axis" y="12">{escape(chart.y_label)}</text>'
+        f'<text class="axis value" x="100%" y="{HEIGHT - 4}">{escape(chart.x_label)}</text>'
+    )
+    return picture(drawn, chart.title, chart.description, name, HEIGHT)
+
+
+def _inline_curve(
+    chart: Chart, curve: Curve, style: str, x: Callable[[float], str], y: Callable[[float], float]
+) -> list[str]:
+    drawn = [
+        f'<line class="curve {style}" x1="{x(a.x)}" y1="{y(a.y)}" x2="{x(b.x)}" y2="{y(b.y)}"/>'
+        for a, b in zip(curve.marks, curve.marks[1:], strict=False)
+    ]
+    for mark in curve.marks:
+        text = f"{curve.label}, {mark.x:g}: {mark.y:.1f}"
+        if mark.low is not None and mark.high is not None:
+            text += f" ({mark.low:.1f} to {mark.high:.1f})"
+            low, high = chart.spread(mark)
+            drawn.append(
+                f'<line class="spread {style}" x1="{x(mark.x)}" x2="{x(mark.x)}" y1="{y(low)}" y2="{y(high)}"/>'
+            )
+        drawn.append(
+            f'<circle class="mark {style}" cx="{x(mark.x)}" cy="{y(mark.y)}" r="4.5">'
+            f"<title>{escape(safe(text))}</title></circle>"
+        )
+    return drawn
+
+
+def _ticks(chart: Chart) -> Sequence[float]:
+    return chart.xs if chart.even else linear_ticks(chart.xs[0], chart.xs[-1], 8)
+
+
+def _beside(chart: Chart, place: int) -> float:
+    """Shift along x, as a share of the axis, that keeps intervals at the same x apart."""
+    return (place - (len(chart.curves) - 1) / 2) * 0.012
+
+
+def png(charts: Sequence[Chart]) -> bytes:
+    """The charts one below the other."""
+    stream = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, 4.2 * len(charts)))
+        FigureCanvasAgg(figure)
+        for axis, chart in zip(figure.subplots(len(charts), 1, squeeze=False)[:, 0], charts, strict=True):
+            for place, (curve, (_, color, stroke)) in enumerate(zip(chart.curves, LOOKS, strict=False)):
+                at = [chart.place(mark.x) + _beside(chart, place) for mark in curve.marks]
+                ys = [mark.y for mark in curve.marks]
+                spread = [[abs(m.y - chart.spread(m)[end]) for m in curve.marks] for end in (0, 1)]
+                axis.errorbar(
+                    at, ys, spread, color=color, linestyle=stroke, marker="o", capsize=3, label=safe(curve.label)
+                )
+            axis.set_xticks([chart.place(x) for x in _ticks(chart)], [f"{x:g}" for x in _ticks(chart)])
+            axis.set_ylim(chart.y_bounds)
+            axis.grid(True, color=MUTED, alpha=0.18, linewidth=0.8)
+            axis.tick_params(colors=INK)
+            axis.set_title(safe(chart.title), loc="left", color=INK, fontweight="bold")
+            axis.set_xlabel(chart.x_label)
+            axis.set_ylabel(chart.y_label)
+            axis.legend(frameon=False, labelcolor=INK)
+        figure.tight_layout()
+        figure.savefig(stream, format="png", dpi=150, metadata={"Software": None})
+    return stream.getvalue()

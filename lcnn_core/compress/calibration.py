@@ -1,0 +1,155 @@
+"""What a set of images says about a network without labels: covariances of every layer's input, batch-norm statistics.
+
+A layer's output error is a quadratic form in its weights: with E = W - W' and C the covariance of the input patches,
+the mean squared error of the outputs, their means corrected, is trace(E C E^T). Means are corrected in the layer's
+bias, or by the batch norm behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+PATCHES = 65_536
+"""Patches of a layer's input that its covariance is measured on, where it has more; or 16 for each patch's entry."""
+CHUNK = 32
+"""Images that go through the network at a time."""
+WIDEST = 8192
+"""Entries of a patch up to which a whole covariance is kept; beyond it, only the variances."""
+
+
+@dataclass
+class Moments:
+    """Second moments of a layer's input patches, sums over what was seen so far.
+
+    products: (groups, d, d), d = (m / groups) * kh * kw in the order of the layer's weight; sums: (groups, d).
+    """
+
+    products: Tensor
+    sums: Tensor
+    count: int = 0
+
+    def add(self, patches: Tensor) -> None:
+        """patches: (groups, count, d)."""
+        self.count += patches.shape[1]
+        self.sums += patches.sum(1)
+        if self.products.shape[1] == self.products.shape[2]:
+            self.products.baddbmm_(patches.transpose(1, 2), patches)
+        else:
+            self.products += patches.square().sum(1, keepdim=True)
+
+    def covariance(self, centred: bool) -> Tensor:
+        """(groups, d, d), or without ``centred`` the mean product; its diagonal raised by a ten-thousandth of its mean.
+
+        The raise keeps inputs that are never on, or always on together, from leaving their weights undecided.
+        """
+        mean = self.sums / self.count
+        if self.products.shape[1] == self.products.shape[2]:
+            found = self.products / self.count
+            if centred:
+                found = found - mean[:, :, None] * mean[:, None, :]
+        else:
+            found = torch.diag_embed(self.products[:, 0] / self.count - (mean.square() if centred else 0))
+        diagonal = found.diagonal(dim1=1, dim2=2)
+        diagonal += 1e-4 * diagonal.mean(1, keepdim=True).clamp_min(1e-12)
+        return found
+
+
+def patches_of(layer: nn.Module, x: Tensor, generator: torch.Generator, most: int) -> Tensor:
+    """Patches of ``x`` that the layer multiplies by its weight, at most about ``most``: (groups, count, d)."""
+    if not isinstance(layer, nn.Conv2d):
+        rows = x.reshape(-1, x.shape[-1])
+        return _some(rows, generator, most)[None]
+    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+        sides = layer._reversed_padding_repeated_twice
+        x = F.pad(x, sides, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+        padding: tuple[int, ...] = (0, 0)
+    else:
+        padding = layer.padding  # type: ignore[assignment]
+    found = F.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride)
+    found = found.unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+    return torch.stack([_some(group, generator.manual_seed(0), most) for group in found])
+
+
+def _some(rows: Tensor, generator: torch.Generator, most: int) -> Tensor:
+    if len(rows) <= most:
+        return rows
+    return rows[torch.randperm(len(rows), generator=generator)[:most].to(rows.device)]
+
+
+@contextmanager
+def watching(layers: Mapping[str, nn.Module], images: int) -> Iterator[dict[str, Moments]]:
+    """Moments of the inputs of ``layers``, by name, of what the network is called on in the block."""
+    moments: dict[str, Moments] = {}
+    generator = torch.Generator()
+
+    def watch(name: str, layer: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        groups, width = getattr(layer, "groups", 1), weight[0].numel()
+
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x = args[0].detach().float()
+            batch = len(x) if x.ndim != 3 or not isinstance(module, nn.Conv2d) else 1
+            share = max(PATCHES, 16 * width) * batch // images + 1
+            if name not in moments:
+                side = width if width <= WIDEST else 1
+                moments[name] = Moments(x.new_zeros(groups, side, width), x.new_zeros(groups, width))
+            moments[name].add(patches_of(layer, x if x.ndim != 3 or batch != 1 else x[None], generator, share))
+
+        return layer.register_forward_pre_hook(hook)
+
+    handles = [watch(name, layer) for name, layer in layers.items()]
+    try:
+        yield moments
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def run(model: nn.Module, images: Tensor) -> Tensor:
+    """What ``model`` answers, as it is, piece by piece: (N, ...)."""
+    device = next(model.parameters()).device
+    return torch.cat([model(piece.to(device)).float().cpu() for piece in images.split(CHUNK)])
+
+
+@torch.no_grad()
+def input_moments(model: nn.Module, layers: Mapping[str, nn.Module], images: Tensor) -> dict[str, Moments]:
+    """Moments of the input of each of ``layers`` that ``images`` (N, c, h, w) reach, in evaluation mode."""
+    model.eval()
+    with watching(layers, len(images)) as moments:
+        run(model, images)
+    return moments
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether a batch norm with statistics of its own is in ``model``."""
+    return any(isinstance(module, _BatchNorm) and module.track_running_stats for module in model.modules())
+
+
+@torch.no_grad()
+def reestimate_batch_norm_(model: nn.Module, images: Tensor) -> None:
+    """Measure the running statistics of every batch norm anew on ``images``, in place; the model is left in eval mode.
+
+    The mean over all pieces of what each piece shows, which is what each norm sees in training.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    if norms:
+        pieces = images.split(4 * CHUNK)
+        for piece in pieces if len(pieces[-1]) > 1 else pieces[:-1]:
+            model(piece.to(next(model.parameters()).device))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()

@@ -1,0 +1,337 @@
+"""Conversion without gradients: fits against least squares and brute force, landing, and what the answers lose."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lcnn_core.compress import PostTrainingConfig, calibration, convert_to_budget, fitting
+from lcnn_core.compress.allocation import Option, allocate, pareto
+from lcnn_core.compress.calibration import Moments, input_moments, patches_of, reestimate_batch_norm_
+from lcnn_core.compress.fitting import Path, Problem, fit_to
+from lcnn_core.counting import counted_speedup
+from lcnn_core.data import load_dataset
+from lcnn_core.describe import describe
+from lcnn_core.errors import ConfigError, ShapeError
+from lcnn_core.layers import LookupLayer
+from lcnn_core.models import build
+from lcnn_core.train import TrainConfig, evaluate, train
+
+# --- what a layer sees ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"stride": 2, "padding": 1}, {"dilation": 2, "padding": 2}, {"groups": 2}, {"padding": "same"},
+        {"padding": 1, "padding_mode": "reflect"}, {"padding": (1, 0), "padding_mode": "circular"},
+    ],
+)  # fmt: skip
+def test_patches_times_weight_are_the_layers_outputs(options: dict) -> None:
+    layer = nn.Conv2d(4, 6, 3, bias=False, **options).double()
+    x = torch.randn(2, 4, 7, 6).double()
+    patches = patches_of(layer, x, torch.Generator(), 10**6)
+    weight = layer.weight.reshape(layer.groups, 6 // layer.groups, -1)
+    found = (patches @ weight.transpose(1, 2)).transpose(1, 2)
+    expected = layer(x).reshape(2, layer.groups, 6 // layer.groups, -1).permute(1, 2, 0, 3).flatten(2)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_error_is_the_mean_square_of_the_outputs_differences() -> None:
+    layer = nn.Conv2d(4, 6, 3, stride=2, padding=1).double()
+    x, other = torch.randn(5, 4, 8, 8).double() + 1, torch.randn(6, 4, 3, 3).double()
+    problem = problem_of(layer, x)
+    difference = layer.weight.detach() - other
+    lost = F.conv2d(x, difference, None, 2, 1).transpose(0, 1).flatten(1)
+    expected = float(lost.var(1, unbiased=False).sum())
+    assert problem.squared(difference.reshape(problem.weight.shape).float()) == pytest.approx(expected, rel=1e-3)
+
+
+def test_moments_of_pieces_are_those_of_the_whole() -> None:
+    rows = torch.randn(1, 50, 6).double() + 2
+    moments = Moments(torch.zeros(1, 6, 6).double(), torch.zeros(1, 6).double())
+    for piece in rows.split(13, 1):
+        moments.add(piece)
+    for centred, expected in (
+        (True, np.cov(rows[0].T.numpy(), bias=True)),
+        (False, (rows[0].T @ rows[0] / 50).numpy()),
+    ):
+        found = moments.covariance(centred)[0].numpy()
+        np.testing.assert_allclose(found - np.diag(np.diag(found - expected)), expected, rtol=1e-9)
+        np.testing.assert_allclose(np.diag(found), np.diag(expected) + 1e-4 * np.diag(expected).mean(), rtol=1e-9)
+
+
+def test_of_a_patch_too_wide_only_the_variances_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "WIDEST", 5)
+    model = nn.Sequential(nn.Linear(6, 3))
+    x = torch.randn(40, 6)
+    found = input_moments(model, {"0": model[0]}, x)["0"].covariance(True)[0]
+    assert torch.equal(found, torch.diag(found.diagonal()))
+    torch.testing.assert_close(found.diagonal(), x.var(0, unbiased=False), rtol=1e-3, atol=0)
+
+
+def test_batch_norm_statistics_are_measured_anew() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.BatchNorm2d(3))
+    images = torch.randn(100, 3, 4, 4) * 3 + 5
+    reestimate_batch_norm_(model, images)
+    torch.testing.assert_close(model[0].running_mean, images.mean((0, 2, 3)), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(model[0].running_var, images.var((0, 2, 3)), rtol=1e-2, atol=0)
+    assert model[0].momentum == 0.1
+    assert not any(module.training for module in model.modules())
+
+
+# --- fits -----------------------------------------------------------------------------------------------------------
+
+
+def problem_of(layer: nn.Module, x: Tensor, coefficient: int = 10, row: int = 12) -> Problem:
+    covariance = input_moments(layer, {"": layer}, x)[""].covariance(True)
+    groups = getattr(layer, "groups", 1)
+    weight: Tensor = layer.weight.detach().to(covariance)
+    return Problem(weight.reshape(groups, len(weight) // groups, weight.shape[1], -1), covariance, coefficient, row)
+
+
+def small_problem(groups: int = 1) -> Problem:
+    torch.manual_seed(3)
+    mixing = torch.randn(6, 6)  # correlated channels
+    return problem_of(
+        nn.Conv2d(6, 8, 3, groups=groups), torch.einsum("bchw,cd->bdhw", torch.randn(40, 6, 8, 8), mixing)
+    )
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_refitted_coefficients_are_the_least_squares_solution_on_their_support(groups: int) -> None:
+    problem = small_problem(groups)
+    support = torch.rand_like(problem.weight) < 0.4
+    path = Path(problem, None, problem.weight * support, steps=200)
+    path.refit_coefficients()
+    for g, f in itertools.product(range(groups), range(8 // groups)):
+        on = support[g, f].flatten().nonzero()[:, 0].numpy()
+        covariance = problem.covariance[g].double().numpy()
+        right = covariance @ problem.weight[g, f].flatten().double().numpy()
+        expected = np.linalg.solve(covariance[np.ix_(on, on)], right[on])
+        np.testing.assert_allclose(path.coefficients[g, f].flatten()[on].numpy(), expected, rtol=2e-2, atol=2e-4)
+    assert torch.equal(path.coefficients != 0, support)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_refitted_dictionary_is_stationary_and_each_step_lowers_the_error(groups: int) -> None:
+    problem = small_problem(groups)
+    path = fitting.start(problem, 2)
+    path.prune(1200)
+    errors = [path.fit().error]
+    assert path.cost() <= 1200
+    for refit in (path.refit_coefficients, path.refit_dictionary, path.refit_coefficients, path.refit_dictionary):
+        refit()
+        errors.append(path.fit().error)
+    assert all(later <= earlier * 1.0001 for earlier, later in itertools.pairwise(errors))
+    assert errors[-1] < 0.99 * errors[0]
+    path.steps = 300
+    path.refit_dictionary()
+    assert path.dictionary is not None
+    leaf = path.dictionary.clone().requires_grad_()
+    difference = problem.weight - fitting.compose(leaf, path.coefficients)
+    (problem.seen(difference) * difference).sum().backward()
+    assert leaf.grad is not None
+    assert float((leaf.grad * (leaf != 0)).abs().max()) < 1e-2 * float(path.row_curvature().max())
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_curvatures_are_second_derivatives(groups: int) -> None:
+    problem = dataclasses.replace(small_problem(groups), covariance=small_problem(groups).covariance.double())
+    problem = dataclasses.replace(problem, weight=problem.weight.double())
+    path = fitting.start(problem, 2)
+    assert path.dictionary is not None
+    for index in ((0, 0, 0), (groups - 1, 1, 2)):
+        step = torch.zeros_like(path.dictionary)
+        step[index] = 1
+        moved = fitting.compose(path.dictionary + step, path.coefficients) - fitting.compose(
+            path.dictionary, path.coefficients
+        )
+        assert float(path.row_curvature()[index]) == pytest.approx(problem.squared(moved), rel=1e-6)
+    for index in ((0, 0, 0, 0), (groups - 1, 3, 1, 5)):
+        step = torch.zeros_like(path.coefficients)
+        step[index] = 1
+        expected = problem.squared(fitting.compose(path.dictionary, step))
+        seen = path.inner_covariance().diagonal(dim1=1, dim2=2).reshape(groups, -1, 9)
+        assert float(seen[index[0], index[2], index[3]]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_svd_start_beats_one_that_ignores_the_inputs() -> None:
+    from lcnn_core.factors import svd_factors
+
+    torch.manual_seed(1)
+    mixing = torch.randn(16, 3) @ torch.randn(3, 16) + 0.1 * torch.randn(16, 16)
+    layer = nn.Conv2d(16, 24, 3)
+    problem = problem_of(layer, torch.einsum("bchw,cd->bdhw", torch.randn(30, 16, 8, 8), mixing))
+    dictionary, coefficients = svd_factors(layer.weight.detach(), 4)
+    blind = Path(problem, dictionary[None], coefficients.reshape(1, 24, 4, 9))
+    blind.refit_coefficients()
+    assert fitting.start(problem, 4).fit().error < 0.5 * blind.fit().error
+
+
+@pytest.mark.parametrize("size", [None, 2])
+def test_a_fit_costs_at_most_what_was_asked_and_errors_rise_as_costs_fall(size: int | None) -> None:
+    problem = small_problem()
+    fits = list(fitting.fits(problem, size, 200))
+    assert len(fits) > 8
+    errors = [fit.error for fit in fits]
+    assert all(later > 0.98 * earlier for earlier, later in itertools.pairwise(errors))
+    for cost in (3000, 1717, 333):
+        fit = fit_to(problem, size, cost)
+        spent = int(fit.coefficients.count_nonzero()) * 10
+        if fit.dictionary is not None:
+            spent += int(fit.dictionary.count_nonzero()) * 12
+            read = fit.coefficients.any(3).any(1)
+            assert torch.equal(read, fit.dictionary.any(2))
+        assert fit.cost == spent <= cost
+        assert fit.error == pytest.approx(problem.squared(problem.weight - fit.dense()) / problem.energy, rel=1e-4)
+
+
+# --- the choice under one budget ------------------------------------------------------------------------------------
+
+OPTIONS = st.lists(st.builds(Option, st.just(None), st.integers(0, 60), st.floats(0, 1)), min_size=1, max_size=5)
+
+
+@given(st.lists(OPTIONS, min_size=1, max_size=4), st.integers(1, 150))
+def test_allocation_is_the_best_of_all_choices(menus: list[list[Option]], budget: int) -> None:
+    weights = [1.0 + row for row in range(len(menus))]
+    reachable = [c for c in itertools.product(*menus) if sum(o.cost for o in c) <= budget]
+    if not reachable:
+        with pytest.raises(ConfigError, match="cannot be met"):
+            allocate(menus, weights, budget)
+        return
+
+    def total(choice: object) -> float:
+        return sum(w * o.error for w, o in zip(weights, choice, strict=True))  # type: ignore[call-overload]
+
+    chosen = allocate(menus, weights, budget)
+    assert sum(option.cost for option in chosen) <= budget
+    assert total(chosen) == pytest.approx(min(map(total, reachable)))
+
+
+def test_costs_beyond_the_number_of_cells_never_exceed_the_budget() -> None:
+    menus = [[Option(None, 10**6 + 7 * i, 1 / (i + 1)) for i in range(50)] for _ in range(9)]
+    budget = 9 * 10**6 + 1500
+    assert budget - 600 * 9 < sum(option.cost for option in allocate(menus, [1.0] * 9, budget)) <= budget
+
+
+@given(OPTIONS)
+def test_pareto_keeps_what_nothing_beats(options: list[Option]) -> None:
+    kept = pareto(options)
+    for option in options:
+        assert any(k.cost <= option.cost and k.error <= option.error for k in kept)
+    assert all(a.cost < b.cost and a.error > b.error for a, b in itertools.pairwise(kept))
+
+
+# --- whole networks -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits() -> nn.Module:
+    torch.manual_seed(0)
+    model = build("digits-resnet")
+    train(model, load_dataset("digits"), TrainConfig(epochs=6, batch_size=32, lr=0.05))
+    return model.eval()
+
+
+def test_digits_at_two_and_four_times_without_labels(digits: nn.Module) -> None:
+    data = load_dataset("digits")
+    images = data.train.images[:512]
+    before = {name: tensor.clone() for name, tensor in digits.state_dict().items()}
+    reference = evaluate(digits, data.validation).top1
+    for speedup, lost in ((2.0, 0.01), (4.0, 0.04)):
+        model, report = convert_to_budget(digits, images, PostTrainingConfig(speedup, ratios=(0.5,)))
+        landed = counted_speedup(describe(model, (1, 8, 8)).layers)
+        assert speedup <= landed <= 1.02 * speedup
+        assert landed == pytest.approx(report.speedup, rel=1e-12)
+        assert evaluate(model, data.validation).top1 >= reference - lost
+    assert all(torch.equal(tensor, before[name]) for name, tensor in digits.state_dict().items())
+    by_name = {row.name: row for row in report.layers}
+    for name, layer in model.named_modules():
+        if isinstance(layer, LookupLayer):
+            row = by_name.pop(name)
+            assert row.form == ("sparse" if layer.dictionary is None else "lookup")
+            assert row.density == pytest.approx(float((layer.coefficients != 0).float().mean()), abs=1e-6)
+    assert all(row.form == "dense" for row in by_name.values())
+
+
+def stem(name: str) -> nn.Module:
+    return build(name, num_classes=10, in_channels=1, stem="small")
+
+
+def mixed() -> nn.Module:
+    """Biases without batch norm, groups, a depthwise layer, strides."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=2), nn.ReLU(),
+        nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 24, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(24, 10),
+    )  # fmt: skip
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "digits-resnet": (lambda: build("digits-resnet"), 8),
+    "small-alexnet": (lambda: build("small-alexnet"), 28),
+    "mixed": (mixed, 8),
+    "mlp": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 40), nn.ReLU(), nn.Linear(40, 10)), 8),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_lands_within_two_percent(name: str) -> None:
+    make, size = NETWORKS[name]
+    torch.manual_seed(0)
+    images = F.interpolate(load_dataset("digits").train.images[:32], size=size)
+    model, _ = convert_to_budget(make(), images, PostTrainingConfig(7.5, ratios=(0.25,) if size == 8 else ()))
+    assert 7.5 <= counted_speedup(describe(model, tuple(images.shape[1:])).layers) <= 7.65
+    assert not model.training
+    assert bool(model(images).isfinite().all())
+
+
+def test_forms_limit_what_layers_become(digits: nn.Module) -> None:
+    images = load_dataset("digits").train.images[:64]
+    _, report = convert_to_budget(digits, images, PostTrainingConfig(3.0, forms=("sparse",)))
+    assert {row.form for row in report.layers} == {"sparse"}
+    _, report = convert_to_budget(digits, images, PostTrainingConfig(3.0, forms=("dense", "lookup"), ratios=(0.5,)))
+    assert {row.form for row in report.layers} <= {"dense", "lookup"}
+
+
+def test_biases_take_up_the_change_of_the_means() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 30))
+    images = torch.rand(64, 1, 1, 20) + 3
+    converted, _ = convert_to_budget(model, images, PostTrainingConfig(4.0))
+    torch.testing.assert_close(converted(images).mean((0, 1, 2)), model(images).mean((0, 1, 2)), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda m, x: (m, x[:3], {}), ConfigError, r"3 calibration images; expected 16 or more"),
+        (lambda m, x: (m, x.repeat(1, 3, 1, 1), {}), ShapeError, r"input of shape \(3, 8, 8\) does not run through"),
+        (lambda m, x: (m, x / 0, {}), ConfigError, r"hold NaN or infinity; check how they were normalised"),
+        (lambda m, x: (m, x, {"speedup": 1.0}), ConfigError, r"speedup is 1.0; expected a finite number above 1"),
+        (lambda m, x: (m, x, {"forms": ("tiny",)}), ConfigError, r"forms are \('tiny',\); expected one or more"),
+        (lambda m, x: (m, x, {"ratios": (1.5,)}), ConfigError, r"ratios are \(1.5,\); expected numbers between"),
+        (lambda m, x: (m, x, {"images": 1}), ConfigError, r"images is 1; expected 16 or more"),
+        (lambda m, x: (m, x, {"speedup": 5000.0}), ConfigError, r"5000 cannot be met: at most \d+.*bounded by the"),
+        (lambda m, x: (build("digits-resnet-lcnn"), x, {}), ConfigError, r"already a lookup layer; start from a dense"),
+        (lambda m, x: (nn.Flatten(), x, {}), ConfigError, r"no layer that can be converted"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(digits: nn.Module, change: Callable, error: type[Exception], message: str) -> None:
+    images = load_dataset("digits").train.images[:32]
+    model, images, options = change(digits, images)
+
+    def attempt() -> object:
+        return convert_to_budget(model, images, PostTrainingConfig(**{"ratios": (), **options}))
+
+    with pytest.raises(error, match=message):
+        attempt()
