@@ -197,7 +197,9 @@ class Report:
             raise DataError("not a report: schema_version is missing; expected the output of `analyze --format json`")
         if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
             raise DataError(f"report schema_version is {version!r}; this version reads {SCHEMA_VERSION}")
-        return decode(cls, data)
+        report = decode(cls, data)
+        _require_whole(report)
+        return report
 
     @staticmethod
     def schema() -> dict[str, Any]:
@@ -225,6 +227,20 @@ class Report:
         return (
             f'<iframe srcdoc="{page}" style="width:100%;height:40rem;border:0" title="{escape(self.title)}"></iframe>'
         )
+
+
+def _require_whole(report: Report) -> None:
+    """What every renderer relies on, beyond the types of the fields."""
+    if not report.models:
+        raise DataError("not a whole report: it holds no model; analyze one again")
+    names = {metric.name for metric in report.metrics} | {"macs"}
+    for model in report.models:
+        if not any(baseline.kind == "twin" for baseline in model.baselines):
+            raise DataError(f"not a whole report: {model.name} has no dense twin; analyze it again")
+        if missing := sorted(names - (model.costs.totals.keys() & model.costs.status.keys())):
+            raise DataError(
+                f"not a whole report: {model.name} has no total or status of {missing[0]}; analyze it again"
+            )
 
 
 def layer_rows(report: Report) -> list[dict[str, Any]]:

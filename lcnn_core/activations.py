@@ -29,11 +29,12 @@ class ActivationMeter:
 
     def saw(self, arguments: Any, results: Any) -> None:
         """An operation made ``results`` of ``arguments``."""
-        if any(self._known(tensor) for tensor in _tensors(arguments)):
+        if any(self.knows(tensor) for tensor in _tensors(arguments)):
             for tensor in _tensors(results):
                 self._add(tensor)
 
-    def _known(self, tensor: Tensor) -> bool:
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether ``tensor`` depends on the input."""
         return tensor.untyped_storage()._cdata in self._storages
 
     def _add(self, tensor: Tensor) -> None:

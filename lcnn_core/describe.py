@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lcnn_core import meta
@@ -61,9 +62,13 @@ FREE_OPERATIONS = frozenset(
     replication_pad1d replication_pad2d roll rrelu_with_noise scalar_tensor scatter select_scatter slice_scatter sort
     stack std sum topk tril triu unfold upsample_nearest1d upsample_nearest2d upsample_nearest3d var var_mean zeros
     zero zeros_like _assert_async _local_scalar_dense alias item clone contiguous embedding fill _reshape_alias prod
-    split_with_sizes_copy linalg_vector_norm""".split()  # noqa: SIM905
+    split_with_sizes_copy linalg_vector_norm unsafe_split
+    unsafe_split_with_sizes im2col col2im""".split()  # noqa: SIM905
 )
 """Operations without multiplications by weights, free by convention, beside element-wise ones and views."""
+
+_REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What the code of a model raises for an input that it does not take."""
 
 
 def describe(model: nn.Module, input_shape: Sequence[int], architecture: str = "") -> ModelSpec:
@@ -73,7 +78,7 @@ def describe(model: nn.Module, input_shape: Sequence[int], architecture: str = "
         nonzeros are upper bounds (``ModelSpec.weights_known`` is False).
     input_shape: without the batch, for example (3, 224, 224).
     Returns a ModelSpec with layers in call order. Raises ShapeError when the input does not run through the model
-    and UnsupportedLayerError for a ScriptModule, whose calls cannot be seen.
+    and UnsupportedLayerError for a ScriptModule, whose calls cannot be seen, and for lazy layers without sizes.
     """
     model = getattr(model, "_orig_mod", model)
     shape = tuple(input_shape)
@@ -81,6 +86,8 @@ def describe(model: nn.Module, input_shape: Sequence[int], architecture: str = "
         raise ConfigError(f"input shape is {shape}; expected positive whole numbers such as (3, 224, 224)")
     if isinstance(model, torch.jit.ScriptModule):
         raise UnsupportedLayerError("a ScriptModule hides its calls; pass the Python module that it was made from")
+    if any(is_lazy(p) for p in (*model.parameters(), *model.buffers())):
+        raise UnsupportedLayerError("the model holds lazy layers without sizes; run one image through it first")
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     recorder = _Recorder(model)
     with _as_found(model), recorder.attached(), torch.no_grad(), recorder:
@@ -88,8 +95,8 @@ def describe(model: nn.Module, input_shape: Sequence[int], architecture: str = "
             x = torch.zeros(1, *shape, device=like.device, dtype=like.dtype)
             recorder.activations.start(x)
             model(x)
-        except (OverflowError, RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except _REFUSALS as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ShapeError(f"an input of shape {shape} does not run through the model: {reason}") from error
     return ModelSpec(
         architecture=architecture or type(model).__name__,
@@ -116,6 +123,7 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.names = {module: name for name, module in model.named_modules()}
+        self.own = {_key(p): p for p in model.parameters()}
         self.layers: list[LayerSpec] = []
         self.unknown: Counter[tuple[str, str]] = Counter()
         self.activations = ActivationMeter()
@@ -152,7 +160,7 @@ class _Recorder(TorchDispatchMode):
             self.unknown[name, type(module).__name__] += 1
             return
         with _paused():
-            self._add(_module_spec(name, module, x, output, self._new_parameters(module)))
+            self._add(_module_spec(name, module, x, output, self._new_parameters(module.parameters())))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = meta.run(func, args, kwargs or {})
@@ -163,14 +171,37 @@ class _Recorder(TorchDispatchMode):
             with _paused():
                 if operation in _OPERATIONS:
                     for spec in _OPERATIONS[operation](name, args, kwargs or {}, out):
-                        self._add(spec)
+                        self._add(self._with_weight(spec, operation, args))
                 elif not _is_free(func, operation):
                     self.unknown[name, str(func)] += 1
         return out
 
-    def _new_parameters(self, module: nn.Module) -> int:
-        """Parameters of a module that no layer before it held: tied weights and second calls count once."""
-        fresh = {id(p): p.numel() for p in module.parameters() if id(p) not in self._held}
+    def _with_weight(self, spec: LayerSpec, operation: str, args: Any) -> LayerSpec:
+        """With the parameters that it brings; a product with a matrix that no image changes is a linear layer."""
+        if operation == "convolution":
+            weight, bias = args[1:3]
+        elif operation in ("mm", "addmm") and not self.activations.knows(args[-1]):
+            weight, bias = args[-1], args[0] if operation == "addmm" else None
+        else:
+            return spec
+        parts = [self.own[key] for part in (weight, bias) if part is not None and (key := _key(part)) in self.own]
+        held = self._new_parameters(parts) if _key(weight) in self.own else 0
+        if spec.kind == "conv":
+            return replace(spec, parameters=held)
+        return LayerSpec(
+            spec.name,
+            "linear",
+            spec.input_shape[1:],
+            spec.output_shape[1:],
+            weight_size=weight.numel(),
+            weight_nnz=_nonzeros(weight),
+            bias_size=0 if bias is None else bias.shape[-1],
+            parameters=held,
+        )
+
+    def _new_parameters(self, parameters: Iterable[nn.Parameter]) -> int:
+        """Parameters that no layer before it held: tied weights and second calls count once."""
+        fresh = {id(p): p.numel() for p in parameters if id(p) not in self._held}
         self._held |= fresh.keys()
         return sum(fresh.values())
 
@@ -324,6 +355,11 @@ _OPERATIONS: dict[str, Callable[[str, Any, Any, Any], list[LayerSpec]]] = {
     "_scaled_dot_product_cudnn_attention": _attention,
 }
 """Operations outside modules in KINDS that multiply by weights or by each other, with how each is counted."""
+
+
+def _key(tensor: Tensor) -> tuple[Any, ...]:
+    """Equal for a parameter and for views of all of it."""
+    return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.numel()
 
 
 def _is_free(func: Any, operation: str) -> bool:

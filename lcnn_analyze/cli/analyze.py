@@ -13,12 +13,12 @@ import typer
 from lcnn_analyze import RENDERERS, Renderer, Report, compare
 from lcnn_analyze import analyze as analyze_model
 from lcnn_analyze.cli.errors import CHECK_FAILED, fail
-from lcnn_analyze.cli.limits import Limits
+from lcnn_analyze.cli.limits import Limits, holds
 from lcnn_analyze.cli.output import print_report, write_file
 from lcnn_analyze.cost.conventions import CONVENTIONS
 from lcnn_analyze.render import renderer_for
 from lcnn_analyze.render.words import check_text
-from lcnn_core import ConfigError, DataError
+from lcnn_core import ConfigError, DataError, UnsupportedLayerError
 
 
 def analyze(
@@ -42,8 +42,9 @@ def analyze(
         bool, typer.Option("--check", help="Recount the dense twin with fvcore and torch; exit 1 if they disagree.")
     ] = False,
     convention: Annotated[
-        str, typer.Option(help=f"How multiplications are counted: {', '.join(CONVENTIONS)}.")
-    ] = "published",
+        str | None,
+        typer.Option(help=f"How multiplications are counted: {', '.join(CONVENTIONS)}. [default: published]"),
+    ] = None,
     baseline: Annotated[
         str | None,
         typer.Option(
@@ -77,18 +78,18 @@ def analyze(
     picture = None if plot is None else renderer_for(str(plot))
     if picture is not None and picture.name not in ("png", "svg"):
         raise ConfigError(f"--plot is {str(plot)!r}; expected a file that ends in .png or .svg")
-    if convention not in CONVENTIONS:
+    if convention not in (None, *CONVENTIONS):
         raise ConfigError(f"--convention is {convention!r}; expected one of {', '.join(CONVENTIONS)}")
     shape = _shape(input_shape)
     limits = Limits.parse(fail_under_speedup, baseline, max_macs)
     command = ctx.obj["command"]
     reports = [
-        _read(Path(model))
+        _read(Path(model), convention, baseline, strict)
         if model.endswith(".json")
         else analyze_model(
             model,
             shape,
-            convention=convention,
+            convention=convention or "published",
             baseline=baseline,
             check=check,
             strict=strict,
@@ -144,7 +145,28 @@ def _names(models: Sequence[str]) -> list[str | None]:
     ]
 
 
-def _read(path: Path) -> Report:
+def _read(path: Path, convention: str | None, baseline: str | None, strict: bool) -> Report:
+    """A report written before, which must be what the options ask for: nothing is counted again."""
+    report = _report(path)
+    if convention not in (None, report.convention.name):
+        raise ConfigError(
+            f"--convention is {convention!r}, and {path} counts as {report.convention.name}; analyze its model again"
+        )
+    for model in report.models:
+        if not holds(model, baseline):
+            raise ConfigError(
+                f"--baseline is {baseline!r}, and {path} compares {model.name} with "
+                f"{' and '.join(b.name for b in model.baselines)}; analyze it again"
+            )
+        if strict and model.costs.uncounted:
+            raise UnsupportedLayerError(
+                f"{path}: {model.name} is counted in part: {model.costs.status['macs'].reason}; "
+                "leave out --strict to see the rest"
+            )
+    return report
+
+
+def _report(path: Path) -> Report:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -160,6 +182,8 @@ def _check_result(report: Report) -> int:
     """0 when every second count agrees; else 1, with a line on stderr that names tool, layer and figures."""
     code = 0
     for model in report.models:
+        if model.cross_check is None:
+            code = fail("check", f"{model.name}: its report holds no second count; analyze it again", CHECK_FAILED)
         for tool in model.cross_check.tools if model.cross_check else ():
             if tool.state != "agrees":
                 code = fail("check", f"{model.name}: {check_text(tool)}", CHECK_FAILED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from lcnn_analyze import Report
 from lcnn_analyze.cli.errors import CHECK_FAILED, fail
@@ -51,9 +52,7 @@ class Limits:
         if self.speedup is None:
             return misses
         baseline = model.twin if self.twin else model.reference
-        if baseline is None:
-            return [*misses, "the report holds no such baseline; analyze the model again with --baseline"]
-        if baseline.speedup is not None and baseline.speedup < self.speedup:
+        if baseline is not None and baseline.speedup is not None and baseline.speedup < self.speedup:
             misses.append(
                 f"{baseline.speedup:.3f}x counted speedup over {baseline.name} {under}{partial}; "
                 f"the limit is {self.speedup:g}x"
@@ -66,3 +65,11 @@ def _count(text: str) -> int:
     if not found:
         raise ConfigError(f"--max-macs is {text!r}; expected a number of MACs such as 700000000, 700M or 0.7G")
     return int(float(found[1]) * _UNITS[found[2]])
+
+
+def holds(model: ModelReport, baseline: str | None) -> bool:
+    """Whether the report compares ``model`` with what ``--baseline`` names: a file is called by its stem."""
+    reference = model.reference
+    if baseline in (None, "twin"):
+        return True
+    return reference is not None and reference.name in (baseline, Path(str(baseline)).stem)

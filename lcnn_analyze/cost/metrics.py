@@ -66,7 +66,10 @@ def _on_zeros(layer: LayerSpec, count: LayerCount) -> int | None:
 
 
 def _weights(layer: LayerSpec, count: LayerCount) -> int | None:
-    return None if layer.call or layer.lookup or not count.dense or not layer.weight_size else layer.weight_size
+    if layer.lookup or not count.dense or not layer.weight_size:
+        return None
+    # A later call of a layer has the weights of the first, unless it brings its own, as the output of attention does.
+    return None if layer.call and not layer.parameters else layer.weight_size
 
 
 def _weights_nnz(layer: LayerSpec, count: LayerCount) -> int | None:

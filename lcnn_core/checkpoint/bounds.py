@@ -26,8 +26,9 @@ def view_fits(sizes: Sequence[int], strides: Sequence[int], offset: int, room: i
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor infinity; in one pass, without memory for a mask."""
+    """Whether a tensor holds neither NaN nor infinity; in one pass, without memory for a mask, unless it has 8 bits."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
-    low, high = torch.aminmax(tensor)
+    # PyTorch has no order for numbers of 8 bits.
+    low, high = torch.aminmax(tensor.float() if tensor.itemsize == 1 else tensor)
     return bool(torch.isfinite(low) and torch.isfinite(high))

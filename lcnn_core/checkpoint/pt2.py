@@ -224,9 +224,13 @@ class _Reader:
         self.recorder.linear(name, x, y, self.weight(given["weight"]), self.optional(given.get("bias")))
 
     def product(self, name: str, given: Mapping[str, Any], outputs: list[str]) -> None:
-        """mm, bmm, matmul, mv, dot and their sums: the two factors are the last two tensors."""
-        tensors = [value for value in given.values() if isinstance(value, str) and value in self.shapes]
-        self.recorder.matmul(name, *(self.shapes[tensor] for tensor in tensors[-2:]))
+        """mm, bmm, matmul, mv, dot and their sums: the factors are the last two tensors, the second may be stored."""
+        *bias, left, right = (value for value in given.values() if isinstance(value, str) and value in self.shapes)
+        shapes = self.shapes[left], self.shapes[right]
+        if right not in self.places or len(shapes[1]) != 2 or len(shapes[0]) < 2:
+            return self.recorder.matmul(name, *shapes)
+        stored = self.weight(bias[0]) if bias and bias[0] in self.places else None
+        return self.recorder.linear(name, shapes[0], self.shapes[outputs[0]], self.weight(right), stored)
 
     def einsum(self, name: str, given: Mapping[str, Any], outputs: list[str]) -> None:
         self.recorder.einsum(name, given["equation"], [self.shapes[tensor] for tensor in given["tensors"]])

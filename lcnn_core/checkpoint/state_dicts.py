@@ -50,7 +50,8 @@ def find_weights(value: Any, source: str) -> Weights:
     notes: list[str] = []
     found = _find(value, notes, depth=4)
     if found is None:
-        keys = f"a dict with {', '.join(map(_shown, list(value)[:6]))}" if isinstance(value, dict) else _shown(value)
+        first = ", ".join(map(_shown, list(value)[:6])) or "nothing in it" if isinstance(value, dict) else ""
+        keys = f"a dict with {first}" if first else _shown(value)
         raise CheckpointError(
             f"{source} holds {keys}; expected a state dict, bare or under one of {', '.join(NESTS + AVERAGES)}"
         )

@@ -10,6 +10,7 @@ from test_cli_analyze import COMMAND
 from torch import nn
 from torch.nn.utils import prune
 
+import lcnn_analyze
 import lcnn_core
 from lcnn_analyze import Report
 from lcnn_analyze.cli.errors import run
@@ -113,6 +114,39 @@ def test_bad_input_is_one_line(analyze, arguments, message):
     assert code in (2, 3)
     assert (out, err.count("\n")) == ("", 1)
     assert message in err
+
+
+@pytest.fixture(scope="module")
+def kept(folder):
+    """A report of a.pt against b.pt, and one of a model that is counted in part."""
+    (folder / "kept.json").write_text(lcnn_analyze.analyze(folder / "a.pt", baseline=str(folder / "b.pt")).to_json())
+    resized = nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(1, 2, 3))
+    (folder / "part.json").write_text(lcnn_analyze.analyze(resized, (1, 8, 8), name="resized").to_json())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["kept.json", "--baseline", "resnet18"], 2, "kept.json compares a with dense twin and b; analyze it again"),
+        (["kept.json", "--fail-under-speedup", "9", "--baseline", "dense.pt"], 2, "--baseline is 'dense.pt', and kept"),
+        (["kept.json", "--fail-under-speedup", "9", "--baseline", "./b.pt"], 1, "x counted speedup over b counted as"),
+        (["kept.json", "--convention", "executed"], 2, "--convention is 'executed', and kept.json counts as published"),
+        (["kept.json", "--check"], 1, "check: a: its report holds no second count; analyze it again"),
+        (["part.json", "--strict"], 4, "part.json: resized is counted in part: 1 calls of operations without"),
+    ],
+)
+@pytest.mark.usefixtures("kept")
+def test_a_report_that_is_not_what_was_asked_for_is_no_pass(analyze, arguments, code, message):
+    found, _, err = analyze(*arguments)
+    assert (found, err.count("\n")) == (code, 1)
+    assert message in err
+
+
+@pytest.mark.usefixtures("kept")
+def test_a_report_that_is_what_was_asked_for_passes(analyze):
+    asked = ("--convention", "published", "--baseline", "b.pt", "--fail-under-speedup", "0.1", "--strict")
+    assert analyze("kept.json", *asked)[::2] == (0, "")
+    assert analyze("kept.json", "--baseline", "twin", "--fail-under-speedup", "1")[::2] == (0, "")
 
 
 def test_another_checkpoint_is_a_baseline(analyze):

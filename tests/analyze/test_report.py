@@ -96,6 +96,10 @@ def test_the_schema_describes_every_field_and_requires_them():
         (lambda d: d["models"][0]["costs"]["totals"].update(macs="many"), "totals.macs is 'many'"),
         (lambda d: d["models"][0]["costs"]["status"]["macs"].update(state="so-so"), "state is 'so-so'"),
         (lambda d: d["models"][0]["costs"]["layers"][0].update(call=True), "call is True; expected int"),
+        (lambda d: d.update(models=[]), "it holds no model"),
+        (lambda d: d["models"][0].update(baselines=[]), "has no dense twin"),
+        (lambda d: d["models"][0]["costs"].update(totals={}), "has no total or status of coefficients; analyze it"),
+        (lambda d: d["models"][0]["costs"]["status"].pop("macs"), "has no total or status of macs; analyze it"),
     ],
 )
 def test_a_damaged_report_is_refused_with_the_place(change, message):

@@ -85,7 +85,7 @@ def test_shared_parameters_are_counted_once_and_the_total_holds_them_all():
     net = Net()
     spec = describe(net, (3, 12, 10))
     assert spec.parameters == sum(p.numel() for p in net.parameters())
-    assert sum(layer.parameters for layer in spec.layers) == spec.parameters - net.kernel.numel()
+    assert sum(layer.parameters for layer in spec.layers) == spec.parameters
 
 
 def test_model_comes_out_as_it_was():
@@ -172,6 +172,72 @@ class Spectral(nn.Module):
 def test_unknown_operations_are_listed_and_never_taken_for_zero():
     spec = describe(Spectral(), (1, 8, 8))
     assert [(u.operation, u.calls) for u in spec.uncounted] == [("aten._fft_r2c.default", 1)]
+
+
+class Pruned(nn.Module):
+    """Weights that no module in KINDS holds: attention's, a subclass's masked one, and two of functional layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.masked = Masked(8, 6)
+        self.kernels = nn.ParameterList([nn.Parameter(torch.randn(2, 1, 3)), nn.Parameter(torch.randn(3, 2, 1))])
+        with torch.no_grad():
+            self.attention.in_proj_weight[3:20] = 0
+            self.attention.out_proj.weight[:, 1] = 0
+            self.kernels[1][0] = 0
+
+    def forward(self, x):
+        x = self.masked(self.attention(x, x, x)[0])
+        x = x.transpose(0, 1).reshape(-1, 1, 6)
+        return F.conv1d(F.conv1d(x, self.kernels[0]), self.kernels[1])
+
+
+class Masked(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, self.weight * (torch.arange(8) % 2), self.bias)
+
+
+def test_zeros_are_seen_wherever_the_weights_are():
+    """Of 5 tokens: 17 * 8 zeros in three projections, 8 in the output's, 4 * 6 masked; 2 of 6 taps at 4 places."""
+    spec = describe(Pruned(), (5, 8))
+    counts = [count_layer(layer) for layer in spec.layers]
+    assert sum(count.skipped for count in counts) == 5 * (17 * 8 + 8 + 4 * 6) + 5 * 4 * 2
+    weighted = [(layer.kind, layer.weight_size, layer.parameters) for layer in spec.layers if layer.weight_size]
+    assert weighted == [("linear", 192, 216), ("linear", 64, 72), ("linear", 48, 0), ("conv", 6, 6), ("conv", 6, 6)]
+    assert not spec.uncounted
+
+
+class Refuses(nn.Module):
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, x):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [AssertionError(), KeyError("x"), ValueError(" "), ZeroDivisionError("by zero")])
+def test_what_a_model_raises_for_an_input_is_a_shape_error(error):
+    with pytest.raises(
+        ShapeError, match=rf"does not run through the model: {str(error).strip() or type(error).__name__}"
+    ):
+        describe(Refuses(error), (3,))
+
+
+def test_lazy_layers_are_refused_and_left_lazy():
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.Conv2d(4, 2, 1))
+    with pytest.raises(UnsupportedLayerError, match="lazy layers without sizes; run one image through it first"):
+        describe(model, (3, 8, 8))
+    assert type(model[0]) is nn.LazyConv2d
+    model(torch.zeros(1, 3, 8, 8))
+    assert [layer.name for layer in describe(model, (3, 8, 8)).layers] == ["0", "1"]
+
+
+def test_moving_values_is_free():
+    """A GRU on the CPU splits its gates, unfolding copies windows: no multiplication in either."""
+    assert not describe(nn.Sequential(nn.Flatten(2), nn.GRU(8, 5)), (3, 2, 4)).uncounted
+    assert not describe(nn.Sequential(nn.Unfold(3), nn.Fold((8, 8), 3)), (3, 8, 8)).uncounted
 
 
 def test_meta_model_gives_upper_bounds():

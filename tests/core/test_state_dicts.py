@@ -182,12 +182,23 @@ def test_half_precision_and_values_that_are_not_finite(tmp_path):
     assert layers(opened)[0].weight_nnz == state[name].numel()
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16])
+def test_numbers_of_few_bits_are_read(tmp_path, dtype):
+    state = build("digits-resnet").state_dict()
+    state["fc.weight"].view(-1)[:2] = torch.tensor([0.0, torch.nan])
+    path = tmp_path / "small.pt"
+    torch.save({name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}, path)
+    opened = open_model(path, "digits-resnet")
+    assert opened.notes == ("1 tensors hold NaN or infinity, fc.weight first; they count as nonzero",)
+    assert int(opened.model.fc.weight.count_nonzero()) == int(state["fc.weight"].to(dtype).float().count_nonzero())
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
         ({"epoch": 3, "lr": 0.1}, r"holds a dict with 'epoch', 'lr'; expected a state dict, bare or under"),
         ([1, 2], "holds a list"),
-        ({}, "a dict with ; expected a state dict"),
+        ({}, "a dict with nothing in it; expected a state dict"),
         ({"state_dict": {"model": {"net": {"module": {"w": 1}}}}}, "expected a state dict"),
         (
             {"strange.weight": torch.ones(2, 2)},
