@@ -283,7 +283,7 @@ def _lookup_spec(layer: LookupLayer | PackedLookupLayer) -> LookupSpec:
     else:
         size = nonzeros = layer.coefficients.numel()
         if not layer.coefficients.is_meta:
-            nonzeros = int(torch.count_nonzero(layer.effective_coefficients()))
+            nonzeros = layer.coefficients_nnz()
     stored = 0
     if layer.dictionary is not None:
         known = _nonzeros(layer.dictionary)

@@ -29,8 +29,7 @@ def check_health(model: nn.Module) -> tuple[Finding, ...]:
 
 
 def _findings(name: str, layer: LookupLayer) -> Iterator[Finding]:
-    used = layer.effective_coefficients() != 0
-    used = used.flatten(2).any(2) if used.ndim > 2 else used  # (n, k)
+    used = layer.rows_in_use()  # (n, k)
     filters = len(used)
     empty = int((~used.any(1)).sum())
     if empty:

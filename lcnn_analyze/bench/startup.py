@@ -1,7 +1,8 @@
 """``python -m lcnn_analyze.bench.startup MODEL``: what a count costs as a whole process, beside other tools' scripts.
 
 Each row is a fresh Python process, started in turns: wall-clock time, CPU time and peak memory, medians. The other
-tools get the shortest script that counts the same model, made by ``lcnn_core`` for all of them.
+tools count a module, so they get the usual short script: build the architecture, ``load_state_dict`` where there is a
+file (.pt of this project), count.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def scripts(model: str) -> tuple[Script, ...]:
     if Path(model).suffix:
         if not Path(model).is_file():
             raise CheckpointError(f"{model} does not exist; give a checkpoint or the name of an architecture")
-        start += f"c = lcnn_core.load({model!r}); model, shape = c.build(), c.input_shape; "
+        start += f"c = torch.load({model!r}, weights_only=True); model = lcnn_core.build(c['architecture'], **dict("
+        start += "c['arguments'])).eval(); model.load_state_dict(c['state_dict']); shape = tuple(c['input_shape']); "
         read = (Script("import torch, read the file", "torch", f"import torch; open({model!r}, 'rb').read()"),)
     else:
         models.resolve(model)

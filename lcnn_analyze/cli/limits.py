@@ -45,6 +45,12 @@ class Limits:
     def _misses(self, model: ModelReport) -> list[str]:
         macs, under = int(model.costs.totals["macs"] or 0), f"counted as {model.costs.convention}"
         misses = []
+        if model.costs.uncounted and (self.macs is not None or self.speedup is not None):
+            first = model.costs.uncounted[0]
+            misses.append(
+                f"{first.operation} in {first.name or 'the model'} has no formula ({len(model.costs.uncounted)} such "
+                "operations); a limit cannot be checked on a part of the model"
+            )
         status = model.costs.status["macs"]
         partial = f" (partial: {status.reason})" if status.state == "partial" else ""
         if self.macs is not None and macs > self.macs:

@@ -86,7 +86,7 @@ def open_model(
 
 def _torch(request: Request) -> Opened:
     """Our checkpoint, or a state dict that ``torch.save`` wrote, bare or nested."""
-    document = load_plain(request.path)
+    document = load_plain(request.path, mapped=True)
     if isinstance(document, dict) and document.get("format") == FORMAT and isinstance(document.get("state_dict"), dict):
         return _checkpoint(request, document, document["state_dict"])
     return _state_dict(request, document)

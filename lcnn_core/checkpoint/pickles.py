@@ -39,11 +39,12 @@ _ITEM_SIZES = {
 }
 
 
-def load_plain(path: Path) -> Any:
+def load_plain(path: Path, mapped: bool = False) -> Any:
     """The object that ``torch.save`` wrote to ``path``: plain containers, numbers, text and tensors on the CPU.
 
     Reads the zip form and the older one (a row of pickles); refuses tar archives, TorchScript and whatever needs
-    classes. Raises CheckpointError, with the reason, for every file that it does not return.
+    classes. mapped: tensors of the zip form are read from the file when they are looked at, which must stay as it is
+    meanwhile. Raises CheckpointError, with the reason, for every file that it does not return.
     """
     try:
         with path.open("rb") as file:
@@ -59,7 +60,7 @@ def load_plain(path: Path) -> Any:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}; check the path") from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and head.startswith(b"PK\3\4"))
     except Exception as error:  # torch's reader raises nearly every kind of exception on damaged files
         raise CheckpointError(f"{path} cannot be loaded with weights_only=True: {_first_line(error)}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
@@ -18,6 +19,10 @@ Layer = TypeVar("Layer", bound="LookupLayer")
 
 DENSE_FORM_RATIO = 0.85
 """Above this share of the dense layer's MACs, rebuilding W is the faster training step (measured)."""
+
+
+IN_CACHE = 1 << 18
+"""Entries that are looked at together."""
 
 
 class LookupLayer(nn.Module):
@@ -99,10 +104,31 @@ class LookupLayer(nn.Module):
 
     def effective_coefficients(self) -> Tensor:
         """P as the forward pass uses it: below-threshold entries zero, at most s per position where s is set."""
-        coefficients = functional.hard_threshold(self.coefficients, self.threshold)
+        return self._effective(self.coefficients)
+
+    def _effective(self, coefficients: Tensor) -> Tensor:
+        """The same of some filters' rows of P."""
+        coefficients = functional.hard_threshold(coefficients, self.threshold)
         if self.lookups_per_position is not None:
             coefficients = functional.keep_largest(coefficients, self.lookups_per_position)
         return coefficients
+
+    @torch.no_grad()
+    def coefficients_nnz(self) -> int:
+        """nnz(P): entries in use. No copy of P is made."""
+        return sum(int(torch.count_nonzero(part)) for part in self._parts())
+
+    @torch.no_grad()
+    def rows_in_use(self) -> Tensor:
+        """Which dictionary rows each filter reads, (n, k) bool. No copy of P is made."""
+        # Sums of magnitudes by a matrix product: several times faster than a reduction of so few entries.
+        ones = self.coefficients.new_ones(self.coefficients[0, 0].numel())
+        return torch.cat([part.abs().reshape(*part.shape[:2], -1) @ ones != 0 for part in self._parts()])
+
+    def _parts(self) -> Iterator[Tensor]:
+        """The effective P, a few filters at a time, so that it stays in the cache: P may hold 10^8 entries."""
+        filters = max(1, IN_CACHE // max(1, self.coefficients[0].numel()))
+        return map(self._effective, self.coefficients.split(filters))
 
     def l1_term(self) -> Tensor:
         """lambda * sum |P| over the entries in use; its gradient is the published lambda * sign(P)."""

@@ -239,3 +239,15 @@ def test_no_measured_speedup_where_outputs_disagree(analyze, monkeypatch):
     assert (code, out) == (5, "")
     assert "outputs are off by" in err
     assert "no speedup is shown" in err
+
+
+def test_no_limit_holds_for_a_model_that_is_counted_in_part(analyze, folder):
+    report = json.loads(analyze("dense.pt", "--json")[1])
+    report["models"][0]["costs"]["uncounted"] = [
+        {"name": "body", "operation": "aten.lstm", "calls": 1, "reason": "no formula"}
+    ]
+    (folder / "part.json").write_text(json.dumps(report))
+    code, _, err = analyze("part.json", "--max-macs", "100G")
+    assert code == 1
+    assert "aten.lstm in body has no formula (1 such operations); a limit cannot be checked" in err
+    assert analyze("part.json")[0] == 0
