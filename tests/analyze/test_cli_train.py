@@ -290,14 +290,21 @@ def test_an_interrupt_leaves_a_whole_last_checkpoint(tmp_path: Path) -> None:
     arguments = ["train", *TINY, "--epochs", "1000", "-o", str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(
-        [sys.executable, "-c", program, *arguments], stderr=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", program, *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     ) as process:
         assert process.stderr is not None
         deadline = time.monotonic() + 120
         while "epoch    2/1000" not in process.stderr.readline():
             assert time.monotonic() < deadline
         process.send_signal(signal.SIGINT)
-        rest = process.stderr.read()
+        try:
+            _, rest = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert f"interrupted; {tmp_path / 'last.pt'} holds the network after epoch " in rest
     assert "Traceback" not in rest
