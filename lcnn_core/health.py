@@ -22,7 +22,7 @@ def check_health(model: nn.Module) -> tuple[Finding, ...]:
     """Dead and duplicate rows of D, and filters without lookups, of every lookup layer, in the model's order.
 
     model: with weights; it is left as it is. A row of D is dead when it is zero or no filter of its group reads it;
-    it is a duplicate when it is a multiple of a row before it. Memory: one copy of P of one layer at a time.
+    it is a duplicate when it is a multiple of a row before it. P is looked at in parts, not copied.
     """
     layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, LookupLayer))
     return tuple(finding for name, layer in layers for finding in _findings(name, layer))

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
 from lcnn_core import functional
-from lcnn_core.errors import ConfigError, ShapeError
+from lcnn_core.errors import ConfigError
 from lcnn_core.layers.base import Form, LookupLayer, lookup_arguments
+from lcnn_core.layers.inputs import batched_images, pad_images
 from lcnn_core.layers.packed import PackedLookupConv2d
 from lcnn_core.spec import LookupConfig
 
@@ -105,16 +106,11 @@ class LookupConv2d(LookupLayer):
         return (2 * self.padding[0], 2 * self.padding[1])  # type: ignore[operator,return-value]
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim not in (3, 4) or x.shape[-3] != self.in_channels:
-            raise ShapeError(
-                f"input {tuple(x.shape)} does not fit; "
-                f"expected (b, {self.in_channels}, h, w) or ({self.in_channels}, h, w)"
-            )
-        batched = x if x.ndim == 4 else x.unsqueeze(0)
+        batched = batched_images(x, self.in_channels)
         padding: Any = self.padding
         rebuild = self.uses_dense_form(self._positions(batched))
         if self.padding_mode != "zeros":
-            batched, padding = self._pad(batched), 0
+            batched, padding = pad_images(batched, self.padding_total(), self.padding_mode), 0
         if rebuild:
             y = F.conv2d(batched, self.dense_weight(), self.bias, self.stride, padding, self.dilation, self.groups)
         else:
@@ -128,11 +124,6 @@ class LookupConv2d(LookupLayer):
         """Output positions of the whole batch."""
         sizes = zip(x.shape[2:], self.padding_total(), self.kernel_size, self.stride, self.dilation, strict=True)
         return math.prod([x.shape[0], *[(size + pad - d * (k - 1) - 1) // s + 1 for size, pad, k, s, d in sizes]])
-
-    def _pad(self, x: Tensor) -> Tensor:
-        (height, width) = self.padding_total()
-        sides = [width // 2, width - width // 2, height // 2, height - height // 2]
-        return F.pad(x, sides, mode=self.padding_mode)
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"

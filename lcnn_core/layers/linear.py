@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lcnn_core import functional
-from lcnn_core.errors import ShapeError
 from lcnn_core.layers.base import Form, LookupLayer, lookup_arguments
+from lcnn_core.layers.inputs import check_features
 from lcnn_core.layers.packed import PackedLookupLinear
 from lcnn_core.spec import LookupConfig
 
@@ -60,8 +60,7 @@ class LookupLinear(LookupLayer):
         return PackedLookupLinear(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1:] != (self.in_features,):
-            raise ShapeError(f"input {tuple(x.shape)} does not fit; expected (*, {self.in_features})")
+        check_features(x, self.in_features)
         if self.uses_dense_form(math.prod(x.shape[:-1])):
             return F.linear(x, self.dense_weight(), self.bias)
         return functional.lookup_linear(x, self.dictionary, self.effective_coefficients(), self.bias)

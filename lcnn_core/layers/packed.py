@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lcnn_core.errors import ConfigError, ShapeError
 from lcnn_core.functional import Lookups
 from lcnn_core.layers import operators
+from lcnn_core.layers.inputs import batched_images, check_features, pad_images
 
 if TYPE_CHECKING:
     from lcnn_core.layers.base import LookupLayer
@@ -100,18 +100,11 @@ class PackedLookupConv2d(PackedLookupLayer):
         return self._padding_total
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim not in (3, 4) or x.shape[-3] != self.in_channels:
-            raise ShapeError(
-                f"input {tuple(x.shape)} does not fit; "
-                f"expected (b, {self.in_channels}, h, w) or ({self.in_channels}, h, w)"
-            )
-        batched = x if x.ndim == 4 else x.unsqueeze(0)
+        batched = batched_images(x, self.in_channels)
         height, width = self._padding_total
         padding = [height // 2, width // 2]
         if self.padding_mode != "zeros" or height % 2 or width % 2:
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            sides = [width // 2, width - width // 2, height // 2, height - height // 2]
-            batched, padding = F.pad(batched, sides, mode=mode), [0, 0]
+            batched, padding = pad_images(batched, self._padding_total, self.padding_mode), [0, 0]
         y = operators.lookup_conv(
             batched,
             self.dictionary,
@@ -142,8 +135,7 @@ class PackedLookupLinear(PackedLookupLayer):
         self.in_features, self.out_features = layer.in_features, layer.out_features
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1:] != (self.in_features,):
-            raise ShapeError(f"input {tuple(x.shape)} does not fit; expected (*, {self.in_features})")
+        check_features(x, self.in_features)
         return operators.lookup_linear(
             x,
             self.dictionary,
