@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from lcnn_core.compress.converted import ConvertedConfig, calibration_images, convert_and_train
+from lcnn_core.compress.calibration import calibration_images
+from lcnn_core.compress.converted import ConvertedConfig, convert_and_train
 from lcnn_core.compress.from_dense import FromDenseConfig, compress_from_dense
+from lcnn_core.compress.low_rank import LowRankConfig, train_low_rank
 from lcnn_core.compress.narrow import NarrowConfig, train_narrow
 from lcnn_core.compress.post_training import (
     FINE_TUNING,
@@ -56,8 +58,13 @@ METHODS: dict[str, Method] = {
     ),
     "published": Method(
         "the paper's recipe: fresh weights, l1 and threshold (lambda' 0.3, c 0.001), held to the budget",
-        partial(FromDenseConfig, start="scratch", weight=0.0, threshold_scale=0.001, l1_scale=0.3),
+        partial(FromDenseConfig, start="scratch", distillation=0.0, threshold_scale=0.001, l1_scale=0.3),
         compress_from_dense,
+    ),
+    "low-rank": Method(
+        "each convolution as two dense ones, 1x1 to few channels and kernel-sized, then trained under distillation",
+        LowRankConfig,
+        train_low_rank,
     ),
     "narrow": Method("the dense network with fewer channels, trained from scratch", NarrowConfig, train_narrow),
 }
@@ -68,6 +75,7 @@ __all__ = [
     "ConvertedConfig",
     "FromDenseConfig",
     "LayerChoice",
+    "LowRankConfig",
     "Method",
     "NarrowConfig",
     "PostTrainingConfig",
@@ -76,5 +84,6 @@ __all__ = [
     "compress_from_dense",
     "convert_and_train",
     "convert_to_budget",
+    "train_low_rank",
     "train_narrow",
 ]

@@ -13,31 +13,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lcnn_core.compress.teacher import check_target, taught_by
 from lcnn_core.counting import count_layer
 from lcnn_core.data import Dataset
 from lcnn_core.describe import describe
 from lcnn_core.errors import ConfigError
-from lcnn_core.train import SCHEDULES, Distillation, TrainConfig, TrainResult, train
+from lcnn_core.train import SCHEDULES, TrainConfig, TrainResult, train
 from lcnn_core.train.events import Listener, ignore
-from lcnn_core.train.objective import check_distillation
 
 
 @dataclass(frozen=True)
 class NarrowConfig:
-    """speedup: MACs of the dense network over those of the narrow one. temperature, weight: of the distillation from
-    the dense network; weight 0 trains on the labels alone."""
+    """speedup: MACs of the dense network over those of the narrow one. temperature, distillation: as in
+    :class:`FromDenseConfig`."""
 
     speedup: float = 10.0
     temperature: float = 2.0
-    weight: float = 0.7
+    distillation: float = 0.7
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(epochs=40, batch_size=32, schedule=SCHEDULES["one-cycle"], lr=0.1, shift=1)
     )
 
     def __post_init__(self) -> None:
-        if not 1 < self.speedup < math.inf:
-            raise ConfigError(f"speedup is {self.speedup}; expected a finite number above 1")
-        check_distillation(self.temperature, self.weight)
+        check_target(self.speedup, self.temperature, self.distillation)
 
 
 def macs(model: nn.Module, input_shape: Sequence[int]) -> int:
@@ -151,8 +149,7 @@ def train_narrow(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         model = narrow_to(dense, dataset.input_shape, config.speedup)
-    teacher = copy.deepcopy(dense).eval().requires_grad_(False)
-    objective = Distillation(teacher, config.temperature, config.weight) if config.weight else None
+    objective = taught_by(dense, config.temperature, config.distillation)
     # With odd numbers of channels oneDNN's backward pass damages the heap (seen with torch 2.13, widths 5, 11 and 22).
     with _without_onednn():
         return model, train(model, dataset, config.train, on_event, objective, resume=resume)
