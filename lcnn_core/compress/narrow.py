@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lcnn_core.checkpoint.record import CUSTOM
 from lcnn_core.compress.teacher import check_target, taught_by
 from lcnn_core.counting import count_layer
 from lcnn_core.data import Dataset
 from lcnn_core.describe import describe
 from lcnn_core.errors import ConfigError
+from lcnn_core.models import MODELS, resolve
 from lcnn_core.train import SCHEDULES, TrainConfig, TrainResult, train
 from lcnn_core.train.events import Listener, ignore
 
@@ -125,6 +127,24 @@ def narrow_to(dense: nn.Module, input_shape: Sequence[int], speedup: float) -> n
         fits = macs(narrowed(dense, input_shape, middle), input_shape) <= whole / speedup
         low, high = (middle, high) if fits else (low, middle)
     return narrowed(dense, input_shape, low)
+
+
+def narrowed_architecture(
+    architecture: str, arguments: Mapping[str, Any], dense: nn.Module, model: nn.Module
+) -> tuple[str, Mapping[str, Any]]:
+    """The architecture's name with the ``widths`` that make ``model``, a narrowed copy of ``dense``.
+
+    "custom" and no arguments where the architecture has no such option.
+    """
+    complete = resolve(architecture, **arguments)[1] if architecture in MODELS else {}
+    if "widths" not in complete:
+        return CUSTOM, {}
+    twins = dict(model.named_modules())
+    narrow: dict[int, int] = {}
+    for name, module in dense.named_modules():
+        if isinstance(module, nn.Conv2d):
+            narrow.setdefault(module.out_channels, twins[name].out_channels)  # type: ignore[arg-type]
+    return architecture, {**arguments, "widths": [narrow[width] for width in complete["widths"]]}
 
 
 @contextmanager
