@@ -7,12 +7,12 @@ data=${2:-idx:/work/shared/data/fashion-mnist}
 lcnn="${PYTHON:-python} -m lcnn_analyze"
 export OMP_NUM_THREADS=1
 
-# 1. The dense reference, 8 epochs.
+# 1. The dense reference, 12 epochs.
 if ! grep -qs '"TrainingFinished"' "$study/dense/log.jsonl"; then
   if [ -f "$study/dense/state.pt" ]; then
     $lcnn train --resume "$study/dense" --log-every 100
   else
-    $lcnn train --model small-resnet --data "$data" --epochs 8 --schedule one-cycle --lr 0.15 --batch-size 64 \
+    $lcnn train --model small-resnet --data "$data" --epochs 12 --schedule one-cycle --lr 0.15 --batch-size 64 \
       --weight-decay 5e-4 --shift 1 --log-every 100 -o "$study/dense"
   fi
 fi
