@@ -98,7 +98,7 @@ OPTIONS: dict[str, Option] = {
         Option("speedup", float, "Counted speedup to reach, with --from.", BUDGET),
         Option("method", str, "from-dense, lookup-only, converted, pruning, ... [from-dense]", BUDGET),
         Option("dictionary_ratio", float, "k over input channels. [0.5 at 10x, falling with the root]", BUDGET),
-        Option("forms", str, "mixed, lookup or sparse layers. [mixed]", BUDGET),
+        Option("forms", str, "mixed, lookup, sparse or measured layers. [mixed]", BUDGET),
         Option("start", str, "dense weights or scratch. [dense]", BUDGET),
         Option("phase", float, "Share of the run in which the cost is lowered.", BUDGET),
         Option("cuts", int, "Steps in which it is lowered.", BUDGET),

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lcnn_core.compress.allocation import Option
 from lcnn_core.compress.budget import Ledger
 from lcnn_core.compress.calibration import calibration_images
 from lcnn_core.compress.control import Budget
-from lcnn_core.compress.shares import LAYER_BUDGETS, measured_shares, uniform_shares
+from lcnn_core.compress.shares import LAYER_BUDGETS, measured_choices, measured_shares, uniform_shares
 from lcnn_core.compress.teacher import check_dense, check_target, taught_by
 from lcnn_core.convert import convert
 from lcnn_core.data import Dataset
@@ -23,11 +24,13 @@ from lcnn_core.spec import LookupConfig, default_threshold
 from lcnn_core.train import SCHEDULES, TrainConfig, TrainResult, train
 from lcnn_core.train.events import Listener, ignore
 
-FORMS = ("mixed", "lookup", "sparse")
+FORMS = ("mixed", "lookup", "sparse", "measured")
 STARTS = ("dense", "scratch")
 THRESHOLDS = ("hard", "soft")
 CALIBRATION = 512
-"""Images on which layer budgets are measured."""
+"""Images on which layer budgets and forms are measured."""
+RATIOS = (0.125, 0.25, 0.5)
+"""Dictionary sizes over input channels that are tried where forms are measured."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class FromDenseConfig:
     temperature, distillation: temperature and weight of the distillation from the dense network; weight 0 trains on
         the labels alone.
     forms: "mixed" gives dictionaries to layers with kernels beyond 1x1 and makes the others plain sparse, "lookup"
-        gives one to every layer that has vectors to share, "sparse" to none: gradual magnitude pruning.
+        gives one to every layer that has vectors to share, "sparse" to none: gradual magnitude pruning; "measured"
+        gives each layer what costs the answers least, as post-training conversion does.
     start: "dense" begins with the dense weights, "scratch" with fresh ones, as published.
     threshold_scale, l1_scale: c and lambda' of the published threshold and l1 penalty, beside the budget; 0 for none.
     """
@@ -101,11 +105,12 @@ class FromDenseConfig:
             )
         if self.l1_scale and not self.threshold_scale:
             raise ConfigError("l1_scale needs threshold_scale: lambda is l1_scale times the threshold; give both")
-        if self.layer_budgets == "measured" and self.start == "scratch":
-            raise ConfigError(
-                "layer_budgets 'measured' cannot go with start 'scratch', whose weights were not there to measure; "
-                "choose ranking or uniform"
-            )
+        for name, others in (("layer_budgets", "ranking or uniform"), ("forms", "mixed, lookup or sparse")):
+            if getattr(self, name) == "measured" and self.start == "scratch":
+                raise ConfigError(
+                    f"{name} 'measured' cannot go with start 'scratch', whose weights were not there to measure; "
+                    f"choose {others}"
+                )
 
     @property
     def ratio(self) -> float:
@@ -114,20 +119,54 @@ class FromDenseConfig:
         return 0.5 * math.sqrt(10 / self.speedup)
 
 
-def lookup_config(module: nn.Module, config: FromDenseConfig) -> LookupConfig | None:
-    """How one layer of a dense network starts: a dictionary of ``config.ratio`` of its channels, or plain sparse.
+def dictionary_sizes(weight: Sequence[int], config: FromDenseConfig) -> list[int | None]:
+    """k that a layer of these filters (n, m / groups, *kernel) may have; None is the identity, plain sparse.
 
-    Dictionaries pay where several kernel positions share them: not in 1x1 convolutions, linear layers and stems.
+    One that follows from ``config.ratio``, or several to choose from where forms are measured. Unmeasured, dictionaries
+    pay where several kernel positions share them: not in 1x1 convolutions, linear layers and stems.
     """
-    if not isinstance(module, nn.Conv2d | nn.Linear):
-        return None
-    width, kernel = module.weight.shape[1], module.weight.shape[2:]
+    n, width, *kernel = weight
+    most = min(width, n * math.prod(kernel)) - 1
+    if config.forms == "measured":
+        ratios = RATIOS if config.dictionary_ratio is None else (config.dictionary_ratio,)
+        sizes = sorted({max(1, round(ratio * width)) for ratio in ratios})
+        return [None, *(size for size in sizes if size <= most)]
     size = max(1, round(config.ratio * width))
     shared = math.prod(kernel) > 1 and width >= 8 if config.forms == "mixed" else width > 1
-    if config.forms == "sparse" or not shared or size >= min(width, len(module.weight) * math.prod(kernel)):
+    return [None] if config.forms == "sparse" or not shared or size > most else [size]
+
+
+def lookup_config(size: int | None, kernel: Sequence[int], config: FromDenseConfig) -> LookupConfig:
+    """How a layer with a dictionary of ``size``, or none, starts."""
+    if size is None:
         return LookupConfig(None, threshold=0.0, l1_weight=0.0)
     threshold = default_threshold(size, kernel, config.threshold_scale)
     return LookupConfig(size, threshold=threshold, l1_weight=config.l1_scale * threshold)
+
+
+def choices_of(dense: nn.Module, images: Tensor, config: FromDenseConfig) -> dict[str, Option]:
+    """Each layer's dictionary size and cost as measured on ``images`` (N, c, h, w), of those that it may have."""
+    return measured_choices(dense, config.speedup, images, lambda shape: dictionary_sizes(shape, config))
+
+
+def started(dense: nn.Module, config: FromDenseConfig, choices: Mapping[str, Option] | None = None) -> nn.Module:
+    """The lookup network that a run begins with, from the dense weights; ``choices`` where sizes were measured."""
+
+    def choose(name: str, module: nn.Module) -> LookupConfig | None:
+        if not isinstance(module, nn.Conv2d | nn.Linear) or (choices is not None and name not in choices):
+            return None
+        shape = module.weight.shape
+        if choices is None:
+            (size,) = dictionary_sizes(shape, config)
+        else:
+            size = choices[name].start  # type: ignore[assignment]
+        return lookup_config(size, shape[2:], config)
+
+    model, _ = convert(dense, choose)
+    for layer in model.modules():
+        if isinstance(layer, LookupLayer):
+            balance_(layer)
+    return model
 
 
 @torch.no_grad()
@@ -171,25 +210,19 @@ def compress_from_dense(
     """
     config = config or FromDenseConfig()
     check_dense(dense)
-    model, _ = convert(dense, lambda name, module: lookup_config(module, config))
+    choices = None
+    if "measured" in (config.forms, config.layer_budgets):
+        choices = choices_of(dense, calibration_images(dataset, CALIBRATION), config)
+    model = started(dense, config, choices)
     if config.start == "scratch":
         _restart_(model, config.train.seed)
-    else:
-        for layer in model.modules():
-            if isinstance(layer, LookupLayer):
-                balance_(layer)
-    budget = _controller(dense, model, dataset, config)
-    objective = taught_by(dense, config.temperature, config.distillation)
-    return model, train(model, dataset, config.train, on_event, objective, budget, resume)
-
-
-def _controller(dense: nn.Module, model: nn.Module, dataset: Dataset, config: FromDenseConfig) -> Budget:
-    shares: Mapping[str, float] | None = None
     ledger = Ledger.of(model, dataset.input_shape)
-    ledger.allowance(config.speedup)  # refused before anything is measured
+    shares: Mapping[str, float] | None = None
     if config.layer_budgets == "uniform":
         shares = uniform_shares(ledger)
-    elif config.layer_budgets == "measured":
-        shares = measured_shares(dense, ledger, config.speedup, calibration_images(dataset, CALIBRATION))
+    elif config.layer_budgets == "measured" and choices:
+        shares = measured_shares(choices)
     soft = config.thresholds == "soft"
-    return Budget(ledger, config.speedup, config.phase, config.cuts, config.floor, soft, config.regrowth, shares)
+    budget = Budget(ledger, config.speedup, config.phase, config.cuts, config.floor, soft, config.regrowth, shares)
+    objective = taught_by(dense, config.temperature, config.distillation)
+    return model, train(model, dataset, config.train, on_event, objective, budget, resume)

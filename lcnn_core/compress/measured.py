@@ -47,6 +47,12 @@ class Convertible:
     mean: Tensor
     """Of its input patches, (groups, d)."""
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of its filters: (n, m / groups, *kernel)."""
+        weight: Tensor = self.module.weight  # type: ignore[assignment]
+        return tuple(weight.shape)
+
 
 def problems(dense: nn.Module, images: Tensor, tell: Telling = silent) -> tuple[list[Convertible], dict[str, int], int]:
     """The layers that can be converted with their problems, the cost of all others, and the cost of everything."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from lcnn_core.compress.allocation import allocate
+from lcnn_core.compress.allocation import Option, allocate
 from lcnn_core.compress.budget import Ledger
-from lcnn_core.compress.measured import options_of, problems, weigh
+from lcnn_core.compress.measured import allowance, options_of, problems, weigh
 
 LAYER_BUDGETS = ("ranking", "uniform", "measured")
+
+Sizes = Callable[[Sequence[int]], Sequence[int | None]]
+"""The dictionary sizes that a layer of filters of this shape may take; None is the identity."""
 
 
 def uniform_shares(ledger: Ledger) -> dict[str, float]:
@@ -19,19 +22,23 @@ def uniform_shares(ledger: Ledger) -> dict[str, float]:
     return {layer.name: layer.dense() / whole for layer in ledger.layers}
 
 
-def measured_shares(dense: nn.Module, ledger: Ledger, speedup: float, images: Tensor) -> Mapping[str, float]:
-    """Each layer's part where the errors that its outputs have on ``images``, weighed by what they matter, are least.
+def measured_choices(dense: nn.Module, speedup: float, images: Tensor, sizes: Sizes) -> dict[str, Option]:
+    """For every layer a dictionary size and a cost, such that the errors that matter to the answers are least together.
 
-    For every layer, D and P of the size that it has in ``ledger`` are fitted to the dense filters at many costs, as in
-    post-training conversion; dynamic programming picks one cost a layer. images: (N, c, h, w). Sums to 1.
+    D and P of each size are fitted to the dense filters at many costs, as in post-training conversion, and dynamic
+    programming picks one a layer. images: (N, c, h, w). Raises ConfigError where the cheapest cost too much.
     """
-    layers = {cost.name: cost.layer for cost in ledger.layers}
-    found = [layer for layer in problems(dense, images)[0] if layer.name in layers]
+    layers, fixed, dense_cost = problems(dense, images)
     menus, probes = [], {}
-    for layer in found:
-        size = layers[layer.name].config.dictionary_size
-        options, probes[layer.name] = options_of(layer, [size], speedup, dense=False)
+    for layer in layers:
+        options, probes[layer.name] = options_of(layer, sizes(layer.shape), speedup, dense=False)
         menus.append(options)
-    chosen = allocate(menus, weigh(dense, found, probes, images), ledger.allowance(speedup))
-    whole = sum(option.cost for option in chosen)
-    return {layer.name: option.cost / whole for layer, option in zip(found, chosen, strict=True)}
+    budget = allowance(speedup, menus, fixed, dense_cost)
+    chosen = allocate(menus, weigh(dense, layers, probes, images), budget)
+    return {layer.name: option for layer, option in zip(layers, chosen, strict=True)}
+
+
+def measured_shares(choices: dict[str, Option]) -> dict[str, float]:
+    """Each layer's part of what the choices cost together. Sums to 1."""
+    whole = sum(option.cost for option in choices.values())
+    return {name: option.cost / whole for name, option in choices.items()}

@@ -28,9 +28,8 @@ from lcnn_core.compress import (
 )
 from lcnn_core.compress.budget import Ledger, fill, prune_to_, useful, worth
 from lcnn_core.compress.control import Budget
-from lcnn_core.compress.from_dense import balance_, lookup_config
+from lcnn_core.compress.from_dense import balance_, started
 from lcnn_core.compress.narrow import narrow_to, narrowed
-from lcnn_core.convert import convert
 from lcnn_core.counting import count_layer, counted_speedup
 from lcnn_core.data import Dataset, Split, load_dataset
 from lcnn_core.describe import describe
@@ -60,7 +59,7 @@ def lookups(model: nn.Module) -> dict[str, LookupLayer]:
 
 
 def start(dense: nn.Module, ratio: float = 0.5) -> nn.Module:
-    return convert(dense, lambda name, module: lookup_config(module, FromDenseConfig(dictionary_ratio=ratio)))[0]
+    return started(dense, FromDenseConfig(dictionary_ratio=ratio))
 
 
 # --- what entries cost and are worth --------------------------------------------------------------------------------
@@ -335,7 +334,7 @@ def test_forms_decide_which_layers_have_dictionaries() -> None:
 
     def dictionaries(forms: str) -> set[str]:
         config = FromDenseConfig(forms=forms)  # at 10x the ratio is 0.5
-        found = lookups(convert(model, lambda name, module: lookup_config(module, config))[0])
+        found = lookups(started(model, config))
         assert set(found) == {n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
         return {name for name, layer in found.items() if layer.dictionary is not None}
 

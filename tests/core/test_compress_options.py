@@ -17,13 +17,12 @@ from lcnn_core.compress import FromDenseConfig, LowRankConfig, calibration_image
 from lcnn_core.compress.allocation import DENSE
 from lcnn_core.compress.budget import Ledger, prune_to_
 from lcnn_core.compress.fitting import Problem
-from lcnn_core.compress.from_dense import balance_, lookup_config
+from lcnn_core.compress.from_dense import choices_of, started
 from lcnn_core.compress.low_rank import factorized, options_of_ranks
 from lcnn_core.compress.measured import Convertible
 from lcnn_core.compress.regrowth import regrow_
 from lcnn_core.compress.shares import measured_shares, uniform_shares
 from lcnn_core.compress.thresholds import SoftThresholds
-from lcnn_core.convert import convert
 from lcnn_core.counting import counted_speedup
 from lcnn_core.describe import describe
 from lcnn_core.errors import ConfigError
@@ -40,13 +39,6 @@ def net() -> nn.Module:
         nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 12, 3, padding=1),
         nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 16, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10),
     )  # fmt: skip
-
-
-def started(dense: nn.Module, ratio: float = 0.5) -> nn.Module:
-    model = convert(dense, lambda name, module: lookup_config(module, FromDenseConfig(dictionary_ratio=ratio)))[0]
-    for layer in lookups(model).values():
-        balance_(layer)
-    return model
 
 
 def spent_by_layer(ledger: Ledger) -> dict[str, int]:
@@ -225,7 +217,7 @@ def test_a_run_with_all_ingredients_resumes_to_the_same_bits(tmp_path: Path) -> 
 
 def test_uniform_budgets_give_every_layer_the_same_speedup() -> None:
     torch.manual_seed(0)
-    model = started(build("digits-resnet"))
+    model = started(build("digits-resnet"), FromDenseConfig())
     ledger = Ledger.of(model, (1, 8, 8))
     shares = uniform_shares(ledger)
     assert sum(shares.values()) == pytest.approx(1)
@@ -233,7 +225,7 @@ def test_uniform_budgets_give_every_layer_the_same_speedup() -> None:
     for cost in ledger.layers:
         assert cost.dense() / spent_by_layer(ledger)[cost.name] == pytest.approx(6, rel=0.06), cost.name
     assert 6 <= counted_speedup(describe(model, (1, 8, 8)).layers) < 6.03
-    ranked = started(build("digits-resnet"))
+    ranked = started(build("digits-resnet"), FromDenseConfig())
     free = Ledger.of(ranked, (1, 8, 8))
     prune_to_(free, free.allowance(6))
     speedups = [cost.dense() / spent_by_layer(free)[cost.name] for cost in free.layers]
@@ -253,9 +245,10 @@ def test_measured_budgets_spare_the_layers_whose_errors_matter() -> None:
 
     torch.manual_seed(0)
     dense = Branches()
-    model = started(dense)
-    ledger = Ledger.of(model, (8, 8, 8))
-    shares = measured_shares(dense, ledger, 4.0, torch.randn(128, 8, 8, 8))
+    config = FromDenseConfig(4.0)
+    choices = choices_of(dense, torch.randn(128, 8, 8, 8), config)
+    shares = measured_shares(choices)
+    ledger = Ledger.of(started(dense, config), (8, 8, 8))
     assert sum(shares.values()) == pytest.approx(1)
     assert set(shares) == {"loud", "quiet", "fc"}
     assert shares["loud"] > 3 * shares["quiet"]
@@ -276,10 +269,28 @@ def test_layer_budgets_hold_through_a_run(budgets: str) -> None:
     if budgets == "uniform":
         shares: Any = uniform_shares(ledger)
     else:
-        shares = measured_shares(dense, ledger, 6.0, calibration_images(data, 512))
+        shares = measured_shares(choices_of(dense, calibration_images(data, 512), config))
     spent = spent_by_layer(ledger)
     for name, share in shares.items():
         assert spent[name] / sum(spent.values()) == pytest.approx(share, rel=0.15, abs=0.005), name
+
+
+def test_measured_forms_give_shared_filters_a_dictionary_and_scattered_ones_none() -> None:
+    """Filters of few directions, and filters of few entries: each gets the form in which it is exact."""
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Conv2d(16, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 24, 3, padding=1))
+    with torch.no_grad():
+        dense[0].weight.copy_(torch.einsum("nkyx,km->nmyx", torch.randn(24, 4, 3, 3), torch.randn(4, 16)))
+        dense[2].weight.mul_(torch.rand_like(dense[2].weight) < 0.1)
+    config = FromDenseConfig(3.5, forms="measured")
+    choices = choices_of(dense, torch.randn(64, 16, 8, 8), config)
+    assert isinstance(choices["0"].start, int)
+    assert choices["2"].start is None
+    model = started(dense, config, choices)
+    assert model[0].dictionary_size == choices["0"].start
+    assert model[2].dictionary is None
+    unmeasured = choices_of(dense, torch.randn(64, 16, 8, 8), FromDenseConfig(3.5, 0.3))
+    assert {name: option.start for name, option in unmeasured.items()} == {"0": 5, "2": 7}
 
 
 # --- landing ---------------------------------------------------------------------------------------------------------
@@ -291,6 +302,7 @@ def test_layer_budgets_hold_through_a_run(budgets: str) -> None:
     [
         {"thresholds": "soft"},
         {"regrowth": 0.3},
+        {"forms": "measured", "layer_budgets": "measured", "dictionary_ratio": 0.25},
         {"thresholds": "soft", "regrowth": 0.3, "layer_budgets": "uniform"},
         {"start": "scratch", "distillation": 0.0, "regrowth": 0.2, "threshold_scale": 0.001, "l1_scale": 0.3},
     ],
@@ -366,6 +378,10 @@ def test_low_rank_trains_and_is_refused_beyond_rank_one() -> None:
         ({"regrowth": 0.1, "cuts": 1}, r"regrowth cannot go with a single cut, which is the last; ask for 2"),
         ({"thresholds": "soft", "threshold_scale": 0.001}, r"soft thresholds cannot go with threshold_scale"),
         ({"l1_scale": 0.3}, r"l1_scale needs threshold_scale: .*; give both"),
+        (
+            {"forms": "measured", "start": "scratch"},
+            r"forms 'measured' cannot go with start 'scratch'",
+        ),
         ({"layer_budgets": "measured", "start": "scratch"}, r"'measured' cannot go with start 'scratch'.*uniform"),
         ({"forms": "sparse", "dictionary_ratio": 0.5}, r"dictionary_ratio cannot go with forms 'sparse'"),
     ],
