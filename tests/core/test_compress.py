@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from lcnn_core.checkpoint import Checkpoint
 from lcnn_core.compress import (
     METHODS,
     ConvertedConfig,
@@ -387,6 +388,23 @@ def test_a_narrow_network_is_trained_within_the_budget_and_lands_by_whole_channe
         narrow_to(mlp(), (1, 8, 8), 99999)
     with pytest.raises(ConfigError, match=r"ResNet cannot be made narrower: .*size"):
         narrowed(build("digits-resnet", shortcut="A"), (1, 8, 8), 0.4)
+
+
+@pytest.mark.parametrize("name", ["digits-resnet", "small-alexnet", "resnet10"])
+def test_a_narrow_network_is_saved_as_its_architecture_with_its_widths(name: str) -> None:
+    """Read back it gives the same answers; an architecture without such an option is saved as custom."""
+    torch.manual_seed(0)
+    arguments = {"num_classes": 10, "in_channels": 1} | ({"stem": "small"} if name == "resnet10" else {})
+    dense = build(name, **arguments)
+    shape = (1, 28, 28) if name == "small-alexnet" else (1, 8, 8)
+    model = narrow_to(dense, shape, 5.0).eval()
+    architecture, found = METHODS["narrow"].saved_as(name, arguments, dense, model)
+    saved = Checkpoint.from_model(model, architecture=architecture, arguments=found, input_shape=shape)
+    if name == "resnet10":
+        assert (architecture, dict(found)) == ("custom", {})
+    else:
+        x = torch.randn(2, *shape)
+        torch.testing.assert_close(saved.build()(x), model(x))
 
 
 def test_conversion_then_training_keeps_the_budget_and_learns() -> None:
