@@ -96,7 +96,12 @@ OPTIONS: dict[str, Option] = {
         Option("threshold_scale", float, "c of the threshold c / sqrt(kh kw k).", LOOKUPS),
         Option("l1_scale", float, "lambda' of the l1 penalty.", LOOKUPS),
         Option("speedup", float, "Counted speedup to reach, with --from.", BUDGET),
-        Option("method", str, "from-dense, lookup-only, converted, pruning, ... [from-dense]", BUDGET),
+        Option(
+            "method",
+            str,
+            "from-dense, lookup-only, converted, pruning, published, low-rank or narrow. [from-dense]",
+            BUDGET,
+        ),
         Option("dictionary_ratio", float, "k over input channels. [0.5 at 10x, falling with the root]", BUDGET),
         Option("forms", str, "mixed, lookup, sparse or measured layers. [mixed]", BUDGET),
         Option("start", str, "dense weights or scratch. [dense]", BUDGET),
