@@ -29,9 +29,13 @@ class ActivationMeter:
 
     def saw(self, arguments: Any, results: Any) -> None:
         """An operation made ``results`` of ``arguments``."""
-        if any(self.knows(tensor) for tensor in _tensors(arguments)):
+        if self.reached(arguments):
             for tensor in _tensors(results):
                 self._add(tensor)
+
+    def reached(self, arguments: Any) -> bool:
+        """Whether any tensor among ``arguments`` depends on the input."""
+        return any(self.knows(tensor) for tensor in _tensors(arguments))
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether ``tensor`` depends on the input."""

@@ -88,16 +88,7 @@ def describe(model: nn.Module, input_shape: Sequence[int], architecture: str = "
         raise UnsupportedLayerError("a ScriptModule hides its calls; pass the Python module that it was made from")
     if any(is_lazy(p) for p in (*model.parameters(), *model.buffers())):
         raise UnsupportedLayerError("the model holds lazy layers without sizes; run one image through it first")
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    recorder = _Recorder(model)
-    with _as_found(model), recorder.attached(), torch.no_grad(), recorder:
-        try:
-            x = torch.zeros(1, *shape, device=like.device, dtype=like.dtype)
-            recorder.activations.start(x)
-            model(x)
-        except _REFUSALS as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ShapeError(f"an input of shape {shape} does not run through the model: {reason}") from error
+    recorder = _record(model, shape)
     return ModelSpec(
         architecture=architecture or type(model).__name__,
         input_shape=shape,
@@ -112,6 +103,25 @@ def describe(model: nn.Module, input_shape: Sequence[int], architecture: str = "
     )
 
 
+def _record(model: nn.Module, shape: tuple[int, ...]) -> _Recorder:
+    """One image of zeros through the model: shapes alone in known modules, computed where its path hangs on values."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    for computed in (False, True):
+        recorder = _Recorder(model, computed)
+        with _as_found(model), recorder.attached(), torch.no_grad(), recorder:
+            try:
+                x = torch.zeros(1, *shape, device=like.device, dtype=like.dtype)
+                recorder.activations.start(x)
+                model(x)
+            except _REFUSALS as error:
+                if computed or not recorder.values_matter:
+                    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                    raise ShapeError(f"an input of shape {shape} does not run through the model: {reason}") from error
+        if not recorder.values_matter:
+            break
+    return recorder
+
+
 class _Recorder(TorchDispatchMode):
     """Collects LayerSpecs from module hooks, and from dispatched operations outside modules in KINDS."""
 
@@ -120,8 +130,12 @@ class _Recorder(TorchDispatchMode):
         """To keep torch._dynamo out of this class, PyTorch would import all of it, for a second or more."""
         return False
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, computed: bool) -> None:
         super().__init__()
+        self.computed = computed
+        """Whether modules in KINDS compute their values, or only give zeros of the right shape."""
+        self.values_matter = False
+        """Whether an operation was seen whose result has a shape that hangs on the input's values, or leaves torch."""
         self.names = {module: name for name, module in model.named_modules()}
         self.own = {_key(p): p for p in model.parameters()}
         self.layers: list[LayerSpec] = []
@@ -163,7 +177,7 @@ class _Recorder(TorchDispatchMode):
             self._add(_module_spec(name, module, x, output, self._new_parameters(module.parameters())))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = meta.run(func, args, kwargs or {})
+        out = self._run(func, args, kwargs or {})
         self.activations.saw((args, kwargs), out)
         if not self._inside:
             name = self._path[-1] if self._path else ""
@@ -174,6 +188,19 @@ class _Recorder(TorchDispatchMode):
                         self._add(self._with_weight(spec, operation, args))
                 elif not _is_free(func, operation):
                     self.unknown[name, str(func)] += 1
+        return out
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        reached = self.activations.reached((args, kwargs))
+        if reached and (torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags):
+            self.values_matter = True
+        if self.computed or not self._inside or func._schema.is_mutable:
+            return meta.run(func, args, kwargs)
+        out = meta.shape_of(func, args, kwargs)
+        if out is None:
+            return func(*args, **kwargs)
+        for tensor in out if reached and isinstance(out, tuple) else (out,) * reached:
+            tensor.zero_()
         return out
 
     def _with_weight(self, spec: LayerSpec, operation: str, args: Any) -> LayerSpec:

@@ -35,14 +35,21 @@ class NothingToFill(TorchFunctionMode):
 
 
 def run(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """``func(*args, **kwargs)``; on the meta device by its rule in ``RULES``, or that of element-wise operations."""
-    out = None
-    if _is_meta(args):
-        if func in RULES:
-            out = RULES[func](*args, **kwargs)
-        elif torch.Tag.pointwise in func.tags or func is aten.hardswish_.default:
-            out = _elementwise(func._schema.name.removeprefix("aten::"), args)
+    """``func(*args, **kwargs)``; on the meta device by its rule, where there is one."""
+    out = shape_of(func, args, kwargs) if _is_meta(args) else None
     return func(*args, **kwargs) if out is None else out
+
+
+def shape_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """What ``func`` would return, of the right shape and type but without values; None where no rule judges.
+
+    The rules are those in ``RULES`` and that of element-wise operations, on any device.
+    """
+    if func in RULES:
+        return RULES[func](*args, **kwargs)
+    if torch.Tag.pointwise in func.tags or func is aten.hardswish_.default:
+        return _elementwise(func._schema.name.removeprefix("aten::"), args)
+    return None
 
 
 def _is_meta(args: Sequence[Any]) -> bool:

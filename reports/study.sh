@@ -17,7 +17,7 @@ dense() { # NETWORK: its dense reference, gone on with where it was stopped
   if [ -f "$folder/state.pt" ]; then
     $lcnn train --resume "$folder" --log-every 100
   else
-    $lcnn train --model "$1" --data "$data" --epochs "${DENSE_EPOCHS:-30}" --schedule one-cycle --lr 0.15 \
+    $lcnn train --model "$1" --data "$data" --epochs "${DENSE_EPOCHS:-12}" --schedule one-cycle --lr 0.15 \
       --batch-size 64 --weight-decay 5e-4 --shift 1 --log-every 100 -o "$folder"
   fi
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 
 # Property tests draw the same examples on every run and every machine, and a slow machine fails none of them.
@@ -46,7 +48,12 @@ def _seeded() -> None:
 @pytest.fixture(scope="session")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that ``lcnn quickstart`` leaves behind, run once; what it printed is beside it in stdout.txt."""
-    scratch = tmp_path_factory.mktemp("quickstart")
-    with (scratch / "stdout.txt").open("w") as out:
-        subprocess.run([sys.executable, "-m", "lcnn_analyze", "quickstart"], cwd=scratch, stdout=out, check=True)
+    base = tmp_path_factory.getbasetemp()
+    scratch = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "quickstart"  # one for all workers
+    with FileLock(f"{scratch}.lock"):
+        if not scratch.exists():
+            scratch.mkdir()
+            with (scratch / "stdout.txt").open("w") as out:
+                command = [sys.executable, "-m", "lcnn_analyze", "quickstart"]
+                subprocess.run(command, cwd=scratch, stdout=out, check=True)
     return scratch / "lcnn-quickstart"

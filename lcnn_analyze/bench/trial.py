@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import lcnn_core
 from lcnn_analyze.bench.report import Kind, NetworkInfo, Target
 from lcnn_analyze.cost import TWIN
+from lcnn_analyze.inputs import default_reference, open_subject
 from lcnn_core import ConfigError, LookupLayer, ModelSpec, count_layer, models, plain_layers
 
 
@@ -84,6 +85,28 @@ def open_trial(
         if len(baselines) == 1:
             more["headline"] = "twin"
         yield Trial(name, shape, lcnn, tuple(baselines), **more)
+
+
+def open_file(
+    target: str | Path, reference: str | None = None, shape: Sequence[int] | None = None, name: str | None = None
+) -> AbstractContextManager[Trial]:
+    """A Trial of a checkpoint or a named architecture, with the accuracy that the file states.
+
+    reference: by default the dense architecture of the family. shape: without the batch; by default the model's own.
+    """
+    subject = open_subject(target, shape, name)
+    if subject.make_module is None:
+        raise ConfigError(f"{target} is a description without a model; give a checkpoint")
+    named = reference or default_reference(subject)
+    return open_trial(
+        subject.make_module(),
+        subject.spec.input_shape,
+        subject.name,
+        named,
+        subject.arguments,
+        headline="reference" if named is not None and named.startswith("alexnet") else "twin",
+        accuracy=", ".join(f"{a.percent:.1f} % {a.metric} on {a.dataset}" for a in subject.accuracy),
+    )
 
 
 def _network(kind: Kind, name: str, model: nn.Module, shape: tuple[int, ...], folder: str) -> Network:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
@@ -10,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,7 +35,7 @@ def bench(
         typer.Argument(metavar="[MODEL]...", help="Checkpoints (.pt, .safetensors) or names of architectures."),
     ] = None,
     suite: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="Time configurations by name: published, robust, or both.")
+        str | None, typer.Option(metavar="NAMES", help="Time configurations by name: published, robust, trained.")
     ] = None,
     kernels: Annotated[
         bool, typer.Option("--kernels", help="Print the native library in use and its kernels' shares of peak.")
@@ -77,8 +77,10 @@ def bench(
         return _training(models or [], sizes, counts, rounds, ctx.obj["command"], form, output, quiet)
     from lcnn_analyze.bench.bench import bench as run_bench
     from lcnn_analyze.bench.contenders import CONTENDERS
+    from lcnn_analyze.bench.trial import open_file
 
-    trials = [*_suites(suite), *(_trial(model, reference, parse_shape(input_shape)) for model in models or ())]
+    shape = parse_shape(input_shape)
+    trials = [*_suites(suite), *(partial(open_file, model, reference, shape) for model in models or ())]
     if not trials:
         raise ConfigError("nothing to time; give a checkpoint, --suite published, or --kernels")
     streams = form == "table" and output is None
@@ -90,7 +92,7 @@ def bench(
             rounds,
             tuple(CONTENDERS) if only is None else tuple(only.split(",")),
             ctx.obj["command"],
-            functools.partial(_show_case, streams, quiet),
+            partial(_show_case, streams, quiet),
             say,
         )
     _write(report, form, output, streams, quiet)
@@ -162,31 +164,13 @@ def _write_grid(text: str, grid: Grid, lines: list[str], form: str, output: Path
     return 0
 
 
-def _trial(model: str, reference: str | None, shape: tuple[int, ...] | None) -> OpenTrial:
-    """Reads the model when its turn comes."""
-
-    def open_it():  # type: ignore[no-untyped-def]
-        from lcnn_analyze.bench.trial import open_trial
-        from lcnn_analyze.inputs import default_reference, open_subject
-
-        subject = open_subject(model, shape)
-        assert subject.make_module is not None
-        named = reference or default_reference(subject)
-        headline = "reference" if named is not None and named.startswith("alexnet") else "twin"
-        accuracy = ", ".join(f"{a.percent:.1f} % {a.metric} on {a.dataset}" for a in subject.accuracy)
-        module, size = subject.make_module(), subject.spec.input_shape
-        return open_trial(module, size, subject.name, named, subject.arguments, headline=headline, accuracy=accuracy)
-
-    return open_it
-
-
 def _suites(names: str | None) -> list[OpenTrial]:
     from lcnn_analyze.bench.suites import SUITES
 
     chosen = [] if names is None else names.split(",")
     for name in chosen:
         if name not in SUITES:
-            raise ConfigError(f"--suite is {name!r}; expected {' or '.join(SUITES)}")
+            raise ConfigError(f"--suite is {name!r}; expected {', '.join(SUITES)}, or several of them")
     return [configuration.open for name in chosen for configuration in SUITES[name]]
 
 

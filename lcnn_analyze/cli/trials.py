@@ -173,7 +173,7 @@ def _result(
     seconds = time.perf_counter() - started
     timed = _latency(model, dense, dataset) if plan.settings["measure"] else None
     result = {**_measured(model, dense, dataset), "latency": timed, "seconds": seconds, "machine": machine()}
-    _save(folder, model, trial, plan.settings, dataset, result)
+    _save(folder, model, dense, trial, plan.settings, dataset, result)
     with atomic_write(folder / "result.json") as file:
         file.write(json.dumps(result).encode())
     saved.unlink(missing_ok=True)
@@ -229,6 +229,7 @@ def machine() -> str:
 def _save(
     folder: Path,
     model: nn.Module,
+    dense: nn.Module,
     trial: Trial,
     settings: Mapping[str, Any],
     dataset: Dataset,
@@ -241,22 +242,23 @@ def _save(
     from lcnn_analyze.cli.train_job import versions
     from lcnn_core import Checkpoint, checkpoint, save
 
-    dense = checkpoint.load(settings["dense"])
-    metric = {"name": "top1", "value": result["top1"], "dataset": f"{dataset.name} (test)", "count": result["count"]}
-    try:
-        taken = Checkpoint.from_model(
-            model,
-            architecture=dense.architecture,
-            arguments=dense.arguments,
-            input_shape=dataset.input_shape,
-            normalization=dataset.normalization,
-            class_names=dataset.class_names,
-            metrics=[metric],
-            provenance={"trial": dict(trial.settings), "study": dict(settings), "versions": versions()},
-        )
-    except ConfigError:
+    origin = checkpoint.load(settings["dense"])
+    method = METHODS[trial.settings["method"].partition(":")[0]]
+    architecture, arguments = method.saved_as(origin.architecture, origin.arguments, dense, model)
+    if architecture == "custom":
         program = torch.export.export(model.eval(), (torch.zeros(2, *dataset.input_shape),))
         with atomic_write(folder / "network.pt2") as file:
             torch.export.save(program, file)  # type: ignore[arg-type]
-    else:
-        save(folder / "network.pt", taken)
+        return
+    metric = {"name": "top1", "value": result["top1"], "dataset": f"{dataset.name} (test)", "count": result["count"]}
+    taken = Checkpoint.from_model(
+        model,
+        architecture=architecture,
+        arguments=arguments,
+        input_shape=dataset.input_shape,
+        normalization=dataset.normalization,
+        class_names=dataset.class_names,
+        metrics=[metric],
+        provenance={"trial": dict(trial.settings), "study": dict(settings), "versions": versions()},
+    )
+    save(folder / "network.pt", taken)

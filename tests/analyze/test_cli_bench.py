@@ -109,7 +109,7 @@ def test_a_suite_runs_its_configurations_at_batch_1_and_8(monkeypatch, capsys):
     ("arguments", "code", "message"),
     [
         ([], 2, "nothing to time; give a checkpoint, --suite published, or --kernels"),
-        (["--suite", "nope"], 2, "--suite is 'nope'; expected published or robust"),
+        (["--suite", "nope"], 2, "--suite is 'nope'; expected published, robust"),
         ([MODEL, "--batch", "1,x"], 2, "--batch is '1,x'; expected whole numbers such as 1,8"),
         ([MODEL, "--threads", "0"], 2, "--threads is '0'; expected whole numbers"),
         ([MODEL, "--input-shape", "3,8,8"], 2, "--input-shape is '3,8,8'; expected sizes such as 3x224x224"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -19,7 +20,9 @@ import typer
 
 from lcnn_analyze.cli.app import app
 from lcnn_analyze.cli.errors import run
-from lcnn_core import TrainConfig, build, checkpoint, load_dataset
+from lcnn_analyze.cli.sweep_report import command
+from lcnn_analyze.study import Trial
+from lcnn_core import METHODS, TrainConfig, build, checkpoint, load_dataset
 from lcnn_core import train as train_model
 
 
@@ -102,32 +105,56 @@ def studied(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def analyzed(network: Path, dense: Path, capsys: pytest.CaptureFixture[str]) -> float:
+    """The counted speedup over the dense network that `analyze` prints."""
+    capsys.readouterr()
+    assert lcnn("analyze", network, "--baseline", dense, "--format", "json") == 0
+    baselines = json.loads(capsys.readouterr().out)["models"][0]["baselines"]
+    assert baselines[-1]["name"] == "dense"
+    return baselines[-1]["speedup"]
+
+
 def test_the_counted_speedup_of_every_point_is_what_analyze_prints_for_its_network(
     dense: Path, studied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = json.loads((studied / "spectrum.json").read_text())["trials"]
     assert [row["method"] for row in rows] == ["lookup-only", "pruning", "narrow", "lookup-only:floor=1"]
     for row in rows:
-        capsys.readouterr()
-        assert lcnn("analyze", studied / row["checkpoint"], "--baseline", dense, "--format", "json") == 0
-        baselines = json.loads(capsys.readouterr().out)["models"][0]["baselines"]
-        assert baselines[-1]["name"] == "dense"
-        assert baselines[-1]["speedup"] == row["speedup"]
+        assert analyzed(studied / row["checkpoint"], dense, capsys) == row["speedup"]
         assert 4 <= row["speedup"] < 4.6
 
 
-def test_the_command_beside_a_point_makes_the_same_network_again(studied: Path, tmp_path: Path) -> None:
-    row = json.loads((studied / "spectrum.json").read_text())["trials"][-1]
-    assert row["command"].endswith(f"--methods lookup-only:floor=1 --speedups 4 --seeds 0 --epochs 1 --batch-size 256 "
-                                   f"-o {row['trial']}")  # fmt: skip
+@pytest.mark.parametrize("place", [-1, 2], ids=["recipe", "narrow"])
+def test_the_command_beside_a_point_makes_the_same_network_again(place: int, studied: Path, tmp_path: Path) -> None:
+    row = json.loads((studied / "spectrum.json").read_text())["trials"][place]
     assert f"`{row['command']}`" in (studied / "spectrum.md").read_text()
-    program, *arguments = shlex.split(row["command"])
-    arguments[-1] = str(tmp_path / arguments[-1])
-    assert (program, lcnn(*arguments, "-q")) == ("lcnn", 0)
-    (again,) = json.loads((tmp_path / row["trial"] / "spectrum.json").read_text())["trials"]
-    assert [again[key] for key in ("top1", "validation", "speedup")] == [
-        row[key] for key in ("top1", "validation", "speedup")
-    ]
+    threads, program, *arguments = shlex.split(row["command"])
+    assert (threads, program, arguments[0], arguments[-1]) == ("OMP_NUM_THREADS=1", "lcnn", "train", row["trial"])
+    assert lcnn(*arguments[:-1], tmp_path / "again", "-q") == 0
+    same, again = (checkpoint.load(path) for path in (studied / row["checkpoint"], tmp_path / "again" / "last.pt"))
+    assert same.lookups == again.lookups
+    assert same.state_dict.keys() == again.state_dict.keys()
+    assert all(torch.equal(tensor, again.state_dict[name]) for name, tensor in same.state_dict.items())
+
+
+def test_a_recipe_beyond_the_options_of_training_is_made_again_by_a_study_of_one() -> None:
+    settings = {"dense": "d.pt", "data": "digits", "epochs": 2, "batch_size": None, "lr": 0.05}
+    trial = Trial("t", {"method": "converted:images=64", "speedup": 7.5, "seed": 3})
+    assert command(trial, settings) == (
+        "OMP_NUM_THREADS=1 lcnn spectrum d.pt --methods converted:images=64 --speedups 7.5 --data digits --seeds 3 "
+        "--epochs 2 --lr 0.05 --output t"
+    )
+
+
+def test_a_network_that_no_option_describes_is_kept_as_a_program(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nameless = dataclasses.replace(METHODS["narrow"], saved_as=lambda *_: ("custom", {}))
+    monkeypatch.setitem(METHODS, "narrow", nameless)
+    assert lcnn("spectrum", dense, "--methods", "narrow", "--speedups", 4, *QUICK, "-o", tmp_path) == 0
+    (row,) = json.loads((tmp_path / "spectrum.json").read_text())["trials"]
+    assert row["checkpoint"].endswith("network.pt2")
+    assert analyzed(tmp_path / row["checkpoint"], dense, capsys) == row["speedup"]
 
 
 def test_measured_speedups_are_against_the_dense_network_in_the_engine(studied: Path) -> None:
@@ -197,7 +224,7 @@ def test_a_search_shared_by_two_processes_of_which_one_is_killed(dense: Path, tm
     for row in document["trials"]:
         assert 0.01 <= float(row["method"].removeprefix("pruning:lr=")) <= 0.05
         assert row["speedup"] == pytest.approx(row["target"], rel=0.02)
-        assert f"--methods {row['method']} --speedups {row['target']:g}" in row["command"]
+        assert f"--method pruning --speedup {row['target']:g}" in row["command"]
     front = {point["target"] for point in document["points"] if point["front"]}
     assert {row["target"] for row in document["trials"] if row["checkpoint"]} == front
 

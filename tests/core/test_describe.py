@@ -277,3 +277,37 @@ def test_registries_fit():
     assert set(KINDS.values()) <= set(FORMULAS)
     names = {name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names() if name[:4] == "aten"}
     assert names >= FREE_OPERATIONS
+
+
+class Chooses(nn.Module):
+    """Its path hangs on the values of a known module, as in early exits and in mixtures of experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.often, self.rare = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+        self.rows = nn.Linear(4, 5)
+        nn.init.constant_(self.stem.bias, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = self.often(x) if x.mean() > 0.5 else self.rare(x)
+        return self.rows(x.new_ones(len(x.nonzero()), 4))
+
+
+def test_a_path_that_hangs_on_values_is_the_one_that_an_image_of_zeros_takes():
+    model = Chooses()
+    reached = model.often(model.stem(torch.zeros(1, 3, 2, 2)))
+    layers = {layer.name: layer for layer in describe(model, (3, 2, 2)).layers}
+    assert list(layers) == ["stem", "often", "rows"]
+    assert layers["rows"].output_shape == (int(reached.count_nonzero()), 5)
+
+
+def test_known_modules_are_not_computed(monkeypatch):
+    computed = []
+    monkeypatch.setattr(F, "relu", lambda x: computed.append(x.abs().sum()) or torch.relu(x))
+    model = Net()
+    nn.init.constant_(model.stem.bias, 1)
+    spec = describe(model, (3, 12, 10))
+    assert len(spec.layers) == 7
+    assert [float(value) for value in computed] == [0]
