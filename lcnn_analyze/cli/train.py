@@ -106,18 +106,16 @@ def _write_run(
 ) -> None:
     """Run the job; what it wrote stands whole however it ends."""
     from lcnn_analyze.cli.progress import progress
-    from lcnn_analyze.cli.run_report import RunReport, save_config, tensorboard
+    from lcnn_analyze.cli.run_report import RunReport, tensorboard
     from lcnn_core import open_log
 
     for note in job.notes if state is None else ():
         say(note)
     with ExitStack() as stack:
         log = stack.enter_context(open_log(files.log))
-        if state:
-            log.cut(state["log"])
         recorder = _recorder(job, files, log, settings, state, command)
         report = RunReport(files, job.title, state["history"] if state else ())
-        listeners: list[Listener] = [recorder, lambda event: save_config(files, settings, event), report]
+        listeners: list[Listener] = [recorder, _beginning(files, settings, log, state), report]
         if settings.get("tensorboard"):
             listeners.append(stack.enter_context(tensorboard(files.log.parent / "tensorboard")))
         listeners.append(stack.enter_context(progress(job.title, quiet, epochs=True)))
@@ -138,6 +136,20 @@ def _write_run(
         f"{files.best}: epoch {best.epoch} of {best.epochs}, validation top-1 {best.validation.top1:.2%}, "
         f"top-5 {best.validation.top5:.2%}, counted speedup {best.counted_speedup:.2f}x"
     )
+
+
+def _beginning(files: RunFiles, settings: Mapping[str, Any], log: RunLog, state: Mapping[str, Any] | None) -> Listener:
+    """At the start: saves the configuration and, where that could be written, takes the log back to ``state``."""
+    from lcnn_analyze.cli.run_report import save_config
+    from lcnn_core import TrainingStarted
+
+    def listen(event: Event) -> None:
+        if isinstance(event, TrainingStarted):
+            save_config(files, settings)
+            if state:
+                log.cut(state["log"])
+
+    return listen
 
 
 def _recorder(

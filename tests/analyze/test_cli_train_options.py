@@ -108,15 +108,37 @@ def test_families_take_their_options(capsys: pytest.CaptureFixture[str]) -> None
         ("--depth", 18),
         ("--depth", 10, "--shortcut", "A"),
         ("--depth", 10, "--shortcut", "C"),
+        ("--depth", 10, "--stem", "small"),
     ):
         arguments = ("--model", "resnet-lcnn", *options, "--data", "fake:8x4", "--image-size", 32, "--dry-run")
         assert lcnn(*arguments) == 0
         shown[options] = capsys.readouterr().out
-    assert len(set(shown.values())) == 4
+    assert len(set(shown.values())) == 5
+    assert re.search(r" conv1 +3x3 +3x32x32 → 64x32x32 ", shown["--depth", 10, "--stem", "small"])
     assert (
         lcnn("--model", "small-alexnet", "--data", "fake:8x4", "--image-size", 28, "--dropout", 1.5, "--dry-run") == 2
     )
     assert "dropout is 1.5; expected a number from 0 to below 1" in capsys.readouterr().err
+
+
+def test_small_networks_of_any_widths_and_blocks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lcnn("--model", "digits-resnet-lcnn", "--widths", "8,24", "--blocks", "2,1", "--dry-run") == 0
+    out = capsys.readouterr().out
+    layers = [line.split()[0] for line in out.splitlines() if re.match(r" (layer|conv|fc)\S", line)]
+    assert [name for name in layers if "conv" in name] == [
+        "conv1", "layer1.0.conv1", "layer1.0.conv2", "layer1.1.conv1", "layer1.1.conv2", "layer2.0.conv1",
+        "layer2.0.conv2",
+    ]  # fmt: skip
+    assert " 8x8x8 → 24x4x4 " in out
+    assert lcnn("--model", "digits-resnet", "--widths", "8,24", "--blocks", "2", "--dry-run") == 0
+    assert "layer2.1.conv2" in capsys.readouterr().out
+    for options, message in (
+        (("--widths", "8,24"), "widths (8, 24) and blocks (1, 1, 2) differ in length"),
+        (("--widths", "8,wide"), "widths is 'wide'; expected a whole number of 1 or more"),
+        (("--stem", "small"), "digits-resnet has no option 'stem'"),
+    ):
+        assert lcnn("--model", "digits-resnet", *options, "--dry-run") == 2
+        assert message in capsys.readouterr().err
 
 
 def test_more_outputs_than_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
