@@ -41,10 +41,7 @@ def train(ctx: typer.Context, **options: Any) -> None:
     command = ctx.obj["command"]
     if "config" in given:
         given = {**read_config(given["config"]), **given}
-    if "resume" in given and "overwrite" in given:
-        raise ConfigError("--overwrite cannot go with --resume, which goes on with the run; leave one out")
-    if "resume" in given and "output" in given:
-        raise ConfigError("-o cannot go with --resume, which names the folder already; leave it out")
+    _check_flags(given)
     files = RunFiles.at(given.get("resume") or given.get("output") or DEFAULT_OUTPUT)
     asked = {name: value for name, value in given.items() if OPTIONS[name].saved}
     state = _state(files) if "resume" in given else None
@@ -58,7 +55,7 @@ def train(ctx: typer.Context, **options: Any) -> None:
         if "dry_run" in given:
             from lcnn_analyze.cli.dry_run import print_plan
 
-            print_plan(job, processes)
+            print_plan(job, processes, "rates" in given)
             return
         if state is None and files.made() and "overwrite" not in given:
             raise ConfigError(
@@ -69,6 +66,18 @@ def train(ctx: typer.Context, **options: Any) -> None:
             _train(job, lambda event: None, state)
         else:
             _write_run(job, files, settings, state, "quiet" in given, command)
+
+
+def _check_flags(given: Mapping[str, Any]) -> None:
+    """Options that say where and whether to run, and contradict each other."""
+    from lcnn_core import ConfigError
+
+    if "resume" in given and "overwrite" in given:
+        raise ConfigError("--overwrite cannot go with --resume, which goes on with the run; leave one out")
+    if "resume" in given and "output" in given:
+        raise ConfigError("-o cannot go with --resume, which names the folder already; leave it out")
+    if "rates" in given and "dry_run" not in given:
+        raise ConfigError("--rates measures before a run; give --dry-run too, or leave it out")
 
 
 def _state(files: RunFiles) -> dict[str, Any]:

@@ -109,6 +109,7 @@ OPTIONS: dict[str, Option] = {
         Option("log_every", int, "Batches between two lines of loss and sparsity in the log.", FILES, free=True),
         Option("tensorboard", bool, "Write event files into the folder.", FILES, free=True),
         Option("dry_run", bool, "Print model, counts, schedule and data; train nothing.", FILES, saved=False),
+        Option("rates", bool, "With --dry-run: measure images/s of reading and of training.", FILES, saved=False),
         Option("quiet", bool, "No progress on stderr.", FILES, "-q", saved=False),
     )
 }
