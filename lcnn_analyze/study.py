@@ -10,20 +10,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
-from lcnn_core import ConfigError, DataError
+from lcnn_core import ConfigError, DataError, LcnnError
 
 LEASE = 60.0
 """Seconds of silence after which a worker's trial is given to another."""
+
+
+def worker_name() -> str:
+    """This process among all that may share a study."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
 
 
 @dataclass(frozen=True)
@@ -48,23 +54,88 @@ class State:
 
 
 def grid(axes: Mapping[str, Sequence[Any]]) -> list[Trial]:
-    """Every combination of the axes' values, the last axis fastest; named by them, such as ``pruning-10-0``."""
+    """Every combination of the axes' values, the last axis fastest; named by them, such as ``0-10-pruning``.
+
+    Names are those of folders: what a shell or another system could misread becomes a comma.
+    """
     combinations: list[dict[str, Any]] = [{}]
     for name, values in axes.items():
         combinations = [{**settings, name: value} for settings in combinations for value in values]
     named = ["-".join(f"{v:g}" if isinstance(v, float) else str(v) for v in c.values()) for c in combinations]
-    return [Trial(name, settings) for name, settings in zip(named, combinations, strict=True)]
+    return [Trial(re.sub(r"[^\w.=+-]", ",", name), c) for name, c in zip(named, combinations, strict=True)]
+
+
+class Source(Protocol):
+    """Where a worker's trials come from, and where it says how they ended."""
+
+    def claim(self) -> Trial | None:
+        """The next trial, now this worker's; None where there is none to be had."""
+
+    def busy(self) -> bool:
+        """Whether other workers still have trials, which may yet fall to this one."""
+
+    def alive(self, trial: Trial) -> AbstractContextManager[threading.Event]:
+        """Signs of life while the block runs; the event is set when the trial was lost to another worker."""
+
+    def finish(self, trial: Trial, result: Mapping[str, Any]) -> bool:
+        """Write down how the trial ended; False, and nothing is written, where it is no longer this worker's."""
+
+    def fail(self, trial: Trial, reason: str) -> bool:
+        """Write down why the trial failed, as ``finish`` does."""
+
+    def release(self, trial: Trial) -> bool:
+        """Give the trial back unfinished, for the next worker that asks."""
+
+    def reopen_failed(self) -> None:
+        """Let trials that failed be claimed again."""
+
+    def ended(self) -> list[tuple[Trial, State]]:
+        """How every trial of the study stands, in the order in which they were asked for."""
+
+
+@contextmanager
+def signs_of_life(beat: Callable[[], bool], lease: float) -> Iterator[threading.Event]:
+    """Call ``beat`` four times a lease while the block runs; the event is set, and it ends, when ``beat`` is False."""
+    ended, lost = threading.Event(), threading.Event()
+
+    def run() -> None:
+        while not ended.wait(lease / 4):
+            try:
+                if not beat():
+                    lost.set()
+                    return
+            except (OSError, LcnnError):  # a disk or a database away for a while: finish() will know
+                continue
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield lost
+    finally:
+        ended.set()
+        thread.join()
+
+
+def check_same(what: str, old: Mapping[str, Any], new: Mapping[str, Any], remedy: str) -> None:
+    """Raise ConfigError, naming what differs, where a study of ``old`` settings is joined with ``new`` ones."""
+    differ = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    if differ:
+        changed = "; ".join(f"{key} was {old.get(key)}, is now {new.get(key)}" for key in differ)
+        raise ConfigError(f"{what} has other settings: {changed}; {remedy}")
 
 
 class Journal:
-    """The journal file of a study, opened by one worker."""
+    """The journal file of a study, opened by one worker: a ``Source`` of the trials that this worker asked for."""
 
     def __init__(self, path: Path, lease: float = LEASE, clock: Callable[[], float] = time.time) -> None:
         self.path, self.lease, self.clock = path, lease, clock
-        self.worker = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+        self.worker = worker_name()
+        self.known: list[Trial] = []
+        """All that were ever asked for, in that order."""
+        self.own: list[Trial] = []
 
-    def begin(self, settings: Mapping[str, Any], trials: Sequence[Trial]) -> list[Trial]:
-        """Start the study, or join it, and ask for these trials; returns all that were ever asked for, in that order.
+    def begin(self, settings: Mapping[str, Any], trials: Sequence[Trial]) -> None:
+        """Start the study, or join it, and ask for these trials.
 
         Raises ConfigError, naming what differs, where the study has other settings.
         """
@@ -73,27 +144,28 @@ class Journal:
             if not lines:
                 self._append(file, {"event": "study", "settings": plain})
             old = lines[0].get("settings", {}) if lines else plain
-            differ = [key for key in {**old, **plain} if old.get(key) != plain.get(key)]
-            if differ:
-                changed = "; ".join(f"{key} was {old.get(key)}, is now {plain.get(key)}" for key in differ)
-                raise ConfigError(f"the study in {self.path.parent} has other settings: {changed}; choose another -o")
+            check_same(f"the study in {self.path.parent}", old, plain, "choose another -o")
             known = {line["trial"]: line["settings"] for line in lines if line["event"] == "asked"}
             for trial in trials:
                 if trial.name not in known:
                     known[trial.name] = dict(trial.settings)
                     self._append(file, {"event": "asked", "trial": trial.name, "settings": known[trial.name]})
-        return [Trial(name, found) for name, found in known.items()]
+        self.known = [Trial(name, found) for name, found in known.items()]
+        self.own = list(trials)
 
-    def states(self, trials: Sequence[Trial]) -> dict[str, State]:
-        """How each trial stands."""
+    def ended(self) -> list[tuple[Trial, State]]:
         with self._locked() as (_, lines):
-            return _replayed(lines, trials)
+            states = _replayed(lines, self.known)
+        return [(trial, states[trial.name]) for trial in self.known]
 
-    def claim(self, trials: Sequence[Trial]) -> Trial | None:
-        """The next trial that nobody works on, now this worker's; None where there is none."""
+    def busy(self) -> bool:
+        with self._locked() as (_, lines):
+            return any(state.status == "running" for state in _replayed(lines, self.own).values())
+
+    def claim(self) -> Trial | None:
         with self._locked() as (file, lines):
-            states = _replayed(lines, trials)
-            for trial in trials:
+            states = _replayed(lines, self.own)
+            for trial in self.own:
                 state = states[trial.name]
                 silent = state.status == "running" and self.clock() - state.seen > self.lease
                 if state.status == "waiting" or silent:
@@ -101,10 +173,10 @@ class Journal:
                     return trial
         return None
 
-    def reopen_failed(self, trials: Sequence[Trial]) -> None:
-        """Let trials that failed be claimed again."""
+    def reopen_failed(self) -> None:
+        """Let trials of this worker's that failed be claimed again."""
         with self._locked() as (file, lines):
-            for trial in trials:
+            for trial in self.own:
                 if _replayed(lines, [trial])[trial.name].status == "failed":
                     self._append(file, {"event": "released", **self._mark(trial)})
 
@@ -113,38 +185,16 @@ class Journal:
         return self._say(trial, "alive", {})
 
     def finish(self, trial: Trial, result: Mapping[str, Any]) -> bool:
-        """Write down how the trial ended; False, and nothing is written, where it is no longer this worker's."""
         return self._say(trial, "done", {"result": dict(result)})
 
     def fail(self, trial: Trial, reason: str) -> bool:
-        """Write down why the trial failed, as ``finish`` does."""
         return self._say(trial, "failed", {"reason": reason})
 
     def release(self, trial: Trial) -> bool:
-        """Give the trial back unfinished, for the next worker that asks."""
         return self._say(trial, "released", {})
 
-    @contextmanager
-    def alive(self, trial: Trial) -> Iterator[threading.Event]:
-        """Signs of life, four to a lease, while the block runs; the event is set when the trial was lost to another."""
-        ended, lost = threading.Event(), threading.Event()
-
-        def run() -> None:
-            while not ended.wait(self.lease / 4):
-                try:
-                    if not self.beat(trial):
-                        lost.set()
-                        return
-                except OSError:  # a disk away for a while: the lease may run out, and finish() will know
-                    continue
-
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        try:
-            yield lost
-        finally:
-            ended.set()
-            thread.join()
+    def alive(self, trial: Trial) -> AbstractContextManager[threading.Event]:
+        return signs_of_life(lambda: self.beat(trial), self.lease)
 
     def _say(self, trial: Trial, event: str, fields: Mapping[str, Any]) -> bool:
         with self._locked() as (file, lines):
@@ -211,48 +261,3 @@ def _replayed(lines: Sequence[Mapping[str, Any]], trials: Sequence[Trial]) -> di
             case "failed":
                 state.status, state.reason = "failed", line["reason"]
     return states
-
-
-@dataclass(frozen=True)
-class Mean:
-    """One method at one target, over its seeds."""
-
-    method: str
-    target: float
-    speedup: float
-    """Counted, mean."""
-    accuracy: float
-    """Top-1 on test images in percent, mean."""
-    error: float | None
-    """Its standard error in percent; None with one seed."""
-    seeds: tuple[int, ...]
-    front: bool = False
-    latency: float | None = None
-    """Seconds an image takes in the engine, mean, where it was measured."""
-
-
-def means(results: Sequence[tuple[Trial, State]]) -> list[Mean]:
-    """What finished trials say, seeds together, by method and target; those on the Pareto front are marked."""
-    groups: dict[tuple[str, float], list[tuple[int, Mapping[str, Any]]]] = {}
-    for trial, state in results:
-        if state.status == "done":
-            key = (trial.settings["method"], trial.settings["speedup"])
-            groups.setdefault(key, []).append((trial.settings["seed"], state.result))
-    found = [_mean(*key, members) for key, members in groups.items()]
-    return [Mean(**{**vars(point), "front": not any(_beats(other, point) for other in found)}) for point in found]
-
-
-def _mean(method: str, target: float, members: Sequence[tuple[int, Mapping[str, Any]]]) -> Mean:
-    accuracies = [100 * result["top1"] for _, result in members]
-    count, mean = len(members), sum(accuracies) / len(members)
-    spread = sum((value - mean) ** 2 for value in accuracies)
-    error = (spread / (count - 1) / count) ** 0.5 if count > 1 else None
-    speedup = sum(result["speedup"] for _, result in members) / count
-    timed = [result["latency"] for _, result in members if result.get("latency") is not None]
-    latency = sum(timed) / len(timed) if timed else None
-    return Mean(method, target, speedup, mean, error, tuple(seed for seed, _ in members), latency=latency)
-
-
-def _beats(other: Mean, point: Mean) -> bool:
-    at_least = other.speedup >= point.speedup and other.accuracy >= point.accuracy
-    return at_least and (other.speedup, other.accuracy) != (point.speedup, point.accuracy)

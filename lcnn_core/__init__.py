@@ -15,8 +15,9 @@ _ROOMS = {
     "checkpoint": "FORMATS Checkpoint Normalization load save",
     "checkpoint.opening": "INPUTS Opened open_model",
     "checkpoint.zoo": "build_named channels_option",
-    "compress": """FINE_TUNING METHODS ConvertedConfig FromDenseConfig LayerChoice NarrowConfig PostTrainingConfig
-        PostTrainingReport calibration_images compress_from_dense convert_and_train convert_to_budget train_narrow""",
+    "compress": """FINE_TUNING METHODS ConvertedConfig FromDenseConfig LayerChoice LowRankConfig NarrowConfig
+        PostTrainingConfig PostTrainingReport calibration_images compress_from_dense convert_and_train convert_to_budget
+        train_low_rank train_narrow""",
     "convert": "ConversionReport ConvertedLayer LeftLayer convert convert_",
     "counting": """FORMULAS LayerCount conv_macs count_layer counted_speedup dictionary_macs linear_macs lookup_macs
         matmul_macs output_positions padded_positions""",
@@ -100,6 +101,7 @@ if TYPE_CHECKING:
     from lcnn_core.compress import ConvertedConfig as ConvertedConfig
     from lcnn_core.compress import FromDenseConfig as FromDenseConfig
     from lcnn_core.compress import LayerChoice as LayerChoice
+    from lcnn_core.compress import LowRankConfig as LowRankConfig
     from lcnn_core.compress import NarrowConfig as NarrowConfig
     from lcnn_core.compress import PostTrainingConfig as PostTrainingConfig
     from lcnn_core.compress import PostTrainingReport as PostTrainingReport
@@ -107,6 +109,7 @@ if TYPE_CHECKING:
     from lcnn_core.compress import compress_from_dense as compress_from_dense
     from lcnn_core.compress import convert_and_train as convert_and_train
     from lcnn_core.compress import convert_to_budget as convert_to_budget
+    from lcnn_core.compress import train_low_rank as train_low_rank
     from lcnn_core.compress import train_narrow as train_narrow
     from lcnn_core.convert import ConversionReport as ConversionReport
     from lcnn_core.convert import ConvertedLayer as ConvertedLayer

@@ -1,26 +1,69 @@
 #!/usr/bin/env bash
 # The study on Fashion-MNIST, one process, resumable: stop it at any time and run it again.
 # usage: reports/study.sh FOLDER [DATA]     DATA: idx:FOLDER with the four files of Fashion-MNIST
+# PART=3 runs one part alone; DENSE_EPOCHS and EPOCHS say how long the dense references and each trial are trained.
+# At the end reports/study/ holds each network's figures and the page made of them.
 set -euo pipefail
 study=$1
 data=${2:-idx:/work/shared/data/fashion-mnist}
-lcnn="${PYTHON:-python} -m lcnn_analyze"
+python=${PYTHON:-python}
+lcnn="$python -m lcnn_analyze"
+epochs=${EPOCHS:-10}
 export OMP_NUM_THREADS=1
 
-# 1. The dense reference, 8 epochs.
-if ! grep -qs '"TrainingFinished"' "$study/dense/log.jsonl"; then
-  if [ -f "$study/dense/state.pt" ]; then
-    $lcnn train --resume "$study/dense" --log-every 100
+dense() { # NETWORK: its dense reference, gone on with where it was stopped
+  local folder=$study/$1/dense
+  if grep -qs '"TrainingFinished"' "$folder/log.jsonl"; then return; fi
+  if [ -f "$folder/state.pt" ]; then
+    $lcnn train --resume "$folder" --log-every 100
   else
-    $lcnn train --model small-resnet --data "$data" --epochs 8 --schedule one-cycle --lr 0.15 --batch-size 64 \
-      --weight-decay 5e-4 --shift 1 --log-every 100 -o "$study/dense"
+    $lcnn train --model "$1" --data "$data" --epochs "${DENSE_EPOCHS:-12}" --schedule one-cycle --lr 0.15 \
+      --batch-size 64 --weight-decay 5e-4 --shift 1 --log-every 100 -o "$folder"
   fi
+}
+
+sweep() { # NETWORK OPTION...: adds to the network's journal; what is done is not done again
+  local network=$1
+  shift
+  $lcnn spectrum "$study/$network/dense/best.pt" --data "$data" --epochs "$epochs" --batch-size 64 --keep all \
+    -o "$study/$network/spectrum" "$@"
+}
+
+main=from-dense,pruning,published
+others=lookup-only,converted,narrow
+ingredients=distillation=0,start=scratch,floor=0,floor=1,shift=0,clip_norm=None,schedule=cosine
+
+part() {
+  case $1 in
+    1) dense small-resnet ;;
+    2) dense small-alexnet ;;
+    3) sweep small-resnet --methods $main --speedups 10 --seeds 0 ;;
+    4) sweep small-alexnet --methods $main --speedups 10 --seeds 0 ;;
+    5) sweep small-resnet --methods $others --speedups 10 --seeds 0 ;;
+    6) sweep small-resnet --methods $main --speedups 3,30 --seeds 0 ;;
+    7) sweep small-resnet --methods $main --speedups 10,30,3 --seeds 1,2 ;;
+    8) sweep small-resnet --methods from-dense --ablate $ingredients --speedups 10 --seeds 0 ;;
+    9) sweep small-alexnet --methods $others --speedups 10 --seeds 0 ;;
+    10) sweep small-resnet --methods $others --speedups 3,30 --seeds 0 ;;
+    11) sweep small-alexnet --methods $main,$others --speedups 3,30 --seeds 0 ;;
+    12) sweep small-resnet --methods from-dense,pruning --speedups 5,20,40 --seeds 0 ;;
+    13) sweep small-resnet --methods lookup-only --speedups 10,30,3 --seeds 1,2 ;;
+  esac
+}
+
+if [ -n "${PART:-}" ]; then
+  part "$PART"
+else
+  for number in $(seq 13); do part "$number"; done
 fi
 
-# 2. Part by part, each adding to one journal; what is done is not done again.
-spectrum="$lcnn spectrum $study/dense/best.pt --data $data --epochs 4 --batch-size 64 -o $study/spectrum"
-$spectrum --methods from-dense,pruning,published --speedups 10 --seeds 0
-$spectrum --methods converted,lookup-only,narrow --speedups 10 --seeds 0
-$spectrum --methods from-dense,pruning,published --speedups 3,30 --seeds 0
-$spectrum --methods from-dense,pruning,published --speedups 3,10,30 --seeds 0,1,2
-$spectrum --methods converted,lookup-only,narrow --speedups 3,30 --seeds 0
+# The page, from whatever is there; of the networks only those on the front are kept when all is done.
+here=$(cd "$(dirname "$0")" && pwd)
+mkdir -p "$here/study"
+for network in small-resnet small-alexnet; do
+  if [ -f "$study/$network/spectrum/spectrum.json" ]; then
+    if [ -z "${PART:-}" ]; then sweep "$network" --report-only --keep front --methods from-dense --speedups 10; fi
+    cp "$study/$network/spectrum/spectrum.json" "$here/study/$network.json"
+  fi
+done
+$python -m lcnn_analyze.documents study -o "$here"

@@ -37,6 +37,7 @@ ORDER = {
     """,
     "lcnn_analyze": """
         codec spectrum cost latency study
+        comparison search
         report crosscheck
         render inputs
         analysis bench
@@ -58,6 +59,8 @@ ONLY_IN = {
     "sklearn": ["lcnn_core.data"],
     "safetensors": ["lcnn_core.checkpoint"],
     "yaml": ["lcnn_analyze.cli"],
+    "optuna": ["lcnn_analyze.search"],
+    "sqlalchemy": ["lcnn_analyze.search"],  # Optuna's
 }
 # Up to describe the analyzer holds modules; after it there is no torch.
 TORCH_IN_ANALYZER = ["inputs", "crosscheck", "latency", "bench", "documents", "cli"]

@@ -1,76 +1,127 @@
-"""``lcnn spectrum``: a grid of compressed networks, shared by workers, gone on with after any kill, and one report."""
+"""``lcnn spectrum``: many compressed networks, shared by workers, gone on with after any kill, and one report."""
 
 from __future__ import annotations
 
-import json
-import shlex
+import hashlib
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lcnn_analyze.study import Journal, State, Trial, means
-from lcnn_core import ConfigError
+from lcnn_core import ConfigError, DataError, TrainingError
 
-_GRID, _RUN = "Grid", "Run"
+if TYPE_CHECKING:
+    from lcnn_analyze.cli.trials import Plan
+    from lcnn_analyze.study import Source
+
+_GRID, _SEARCH, _RUN = "Grid", "Search instead of the grid", "Run"
+DRAW_EVERY = 30.0
+"""Seconds between two reports of a study that is under way."""
+KEEP = ("front", "all")
 
 
 def spectrum(
-    ctx: typer.Context,
     dense: Annotated[Path, typer.Argument(help="The dense checkpoint that all start from.", metavar="DENSE")],
     data: Annotated[str, typer.Option(help="digits, idx:FOLDER, imagefolder:FOLDER, ...")] = "digits",
     methods: Annotated[
-        str, typer.Option(help="Ways to compress, such as from-dense,pruning.", rich_help_panel=_GRID)
+        str,
+        typer.Option(
+            help="Ways to compress; settings behind a colon: pruning,from-dense:lr=0.02.", rich_help_panel=_GRID
+        ),
     ] = "from-dense,lookup-only,converted,pruning,published,narrow",
+    ablate: Annotated[
+        str,
+        typer.Option(
+            help="The first method also with one of these changed: floor=1,start=scratch.", rich_help_panel=_GRID
+        ),
+    ] = "",
     speedups: Annotated[str, typer.Option(help="Counted speedups.", rich_help_panel=_GRID)] = "3,10,30",
     seeds: Annotated[str, typer.Option(help="Seeds: 0,1,2.", rich_help_panel=_GRID)] = "0",
     epochs: Annotated[int | None, typer.Option(help="Of each trial. [the method's own]", rich_help_panel=_GRID)] = None,
     batch_size: Annotated[int | None, typer.Option(help="[the method's own]", rich_help_panel=_GRID)] = None,
     lr: Annotated[float | None, typer.Option(help="Peak rate. [the method's own]", rich_help_panel=_GRID)] = None,
-    measure: Annotated[bool, typer.Option("--measure", help="Time each network in the engine.")] = False,
-    workers: Annotated[int, typer.Option(help="Processes; more may join by the same command.")] = 1,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed trials again.")] = False,
-    report_only: Annotated[bool, typer.Option("--report-only", help="Train nothing, write the report.")] = False,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The study's folder.")] = Path("lcnn-spectrum"),
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            help="Settings that Optuna chooses, among the methods and between the speedups.", rich_help_panel=_SEARCH
+        ),
+    ] = None,
+    vary: Annotated[
+        str, typer.Option(help="What else it chooses: lr=0.01..0.1,forms=mixed|lookup.", rich_help_panel=_SEARCH)
+    ] = "",
+    storage: Annotated[
+        str | None,
+        typer.Option(help="Database that workers share, a URL. [a file in the folder]", rich_help_panel=_SEARCH),
+    ] = None,
+    study: Annotated[str, typer.Option(help="The search's name in the database.", rich_help_panel=_SEARCH)] = (
+        "lcnn-spectrum"
+    ),
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Also time each network in the engine.", rich_help_panel=_RUN)
+    ] = False,
+    workers: Annotated[
+        int, typer.Option(help="Processes; more may join by the same command.", rich_help_panel=_RUN)
+    ] = 1,
+    keep: Annotated[str, typer.Option(help="Networks to keep: front or all.", rich_help_panel=_RUN)] = "front",
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try failed trials again.", rich_help_panel=_RUN)
+    ] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Train nothing, write the report.", rich_help_panel=_RUN)
+    ] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The study's folder.", rich_help_panel=_RUN)] = Path(
+        "lcnn-spectrum"
+    ),
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=_RUN)] = False,
 ) -> None:
     """Compress a dense network by every method to every speedup with every seed; draw accuracy against speedup.
 
     Run again, the same command goes on where it was stopped; run elsewhere on the same folder, it joins in; with other
-    methods, speedups or seeds it adds to the study. Accuracies are those on test images, each network's looked at once,
-    when it is finished.
+    methods, speedups or seeds it adds to the study. With --trials, Optuna chooses what to try, for counted speedup and
+    validation accuracy at once. Accuracies shown are those on test images, each network's looked at once, when it is
+    finished; what is chosen is chosen on validation images. Only networks on the front are kept.
     """
-    from lcnn_analyze.cli.trials import trials_of, work
+    from lcnn_analyze.cli.recipes import with_ablations
+    from lcnn_analyze.cli.trials import Plan
 
     if workers < 1:
         raise ConfigError(f"workers is {workers}; expected 1 or more")
-    settings = {
-        **{"dense": str(dense), "data": data, "epochs": epochs, "batch_size": batch_size, "lr": lr},
-        **{"measure": measure},
+    if keep not in KEEP:
+        raise ConfigError(f"keep is {keep!r}; expected one of {', '.join(KEEP)}")
+    _check_search(trials, vary, storage)
+    settings: dict[str, Any] = {
+        **{"dense": str(dense), "sha256": _digest(dense), "data": data, "epochs": epochs, "batch_size": batch_size},
+        **{"lr": lr, "measure": measure},
     }
-    trials = trials_of(
-        [part.strip() for part in methods.split(",")],
-        _numbers("speedups", speedups, float),
-        _numbers("seeds", seeds, int),
-    )
-    _check(settings, trials)
-    journal = Journal(output / "journal.jsonl")
-    asked = journal.begin(settings, trials)
+    if trials is not None:
+        settings["search"] = {"methods": methods, "speedups": speedups, "seeds": seeds, "vary": vary}
+    plan = Plan(
+        output, settings, with_ablations(_words(methods), _words(ablate)), _numbers("speedups", speedups, float),
+        _numbers("seeds", seeds, int), trials, vary, storage, study,
+    )  # fmt: skip
+    _check(plan)
+    source = plan.open()
     if retry_failed:
-        journal.reopen_failed(trials)
+        source.reopen_failed()
     if not report_only:
-        others = [_spawn(output, settings, trials) for _ in range(workers - 1)]
-        try:
-            work(output, settings, trials, quiet)
-        finally:
-            for process in others:
-                process.join() if sys.exc_info()[0] is None else process.terminate()
-    states = journal.states(asked)
-    write_report(output, settings, [(trial, states[trial.name]) for trial in asked])
-    ended = [state.status for state in states.values()]
-    typer.echo(f"{output / 'spectrum.md'}: {ended.count('done')} of {len(asked)} done, {ended.count('failed')} failed")
+        _run(plan, source, workers, quiet)
+    _end(plan, source, keep)
+
+
+def _check_search(trials: int | None, vary: str, storage: str | None) -> None:
+    if trials is not None and trials < 1:
+        raise ConfigError(f"trials is {trials}; expected 1 or more")
+    for name, value in (("vary", vary), ("storage", storage)):
+        if value and trials is None:
+            raise ConfigError(f"--{name} is for a search; give --trials, how many settings Optuna may choose")
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _numbers(name: str, text: str, kind: type) -> list[Any]:
@@ -80,66 +131,87 @@ def _numbers(name: str, text: str, kind: type) -> list[Any]:
         raise ConfigError(f"{name} are {text!r}; expected numbers with commas between them, such as 1,2") from None
 
 
-def _check(settings: Mapping[str, Any], trials: Sequence[Trial]) -> None:
+def _digest(path: Path) -> str:
+    """Of the dense checkpoint: another network under the same name is another study."""
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; expected the dense network's checkpoint")
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _check(plan: Plan) -> None:
     """What would fail every trial fails now."""
     from lcnn_analyze.cli.train_job import check_fit
-    from lcnn_analyze.cli.trials import config_of
     from lcnn_core import checkpoint, load_dataset
 
-    for trial in trials:
-        config_of(trial, settings)
-    loaded = checkpoint.load(settings["dense"])
-    check_fit(loaded, load_dataset(settings["data"], loaded.normalization), Path(settings["dense"]))
+    plan.check()
+    loaded = checkpoint.load(plan.settings["dense"])
+    check_fit(loaded, load_dataset(plan.settings["data"], loaded.normalization), Path(plan.settings["dense"]))
 
 
-def _spawn(output: Path, settings: Mapping[str, Any], trials: Sequence[Trial]) -> Any:
-    import multiprocessing
-
+def _run(plan: Plan, source: Source, workers: int, quiet: bool) -> None:
     from lcnn_analyze.cli.trials import work
 
-    process = multiprocessing.get_context("spawn").Process(target=work, args=(output, settings, trials))
+    others = [_spawn(plan) for _ in range(workers - 1)]
+    try:
+        work(plan, source, quiet, _reporter(plan, source, workers, quiet))
+    finally:
+        for process in others:
+            process.join() if sys.exc_info()[0] is None else process.terminate()
+
+
+def _reporter(plan: Plan, source: Source, workers: int, quiet: bool) -> Callable[[], None]:
+    """What is done and left, as a line after each trial, and now and then as a report."""
+    from lcnn_analyze.cli.sweep_report import make_document, write_report
+    from lcnn_analyze.cli.train_job import say
+    from lcnn_analyze.render.sweep import progress_text
+
+    drawn = time.monotonic()
+
+    def report() -> None:
+        nonlocal drawn
+        ended = source.ended()
+        if not quiet:
+            say(progress_text(make_document(plan, ended, workers)))
+        if time.monotonic() - drawn > DRAW_EVERY:
+            drawn = time.monotonic()
+            write_report(plan, ended, workers)
+
+    return report
+
+
+def _spawn(plan: Plan) -> Any:
+    import multiprocessing
+
+    process = multiprocessing.get_context("spawn").Process(target=_join_in, args=(plan,))
     process.start()
     return process
 
 
-def write_report(folder: Path, settings: Mapping[str, Any], states: Sequence[tuple[Trial, State]]) -> None:
-    """Write spectrum.md, .png, .svg and .json; a grid's report is the same whoever did the work."""
-    from lcnn_analyze.cli.output import write_file
-    from lcnn_analyze.render.sweep import page, picture
+def _join_in(plan: Plan) -> None:
+    """A further worker; of what stops it the first one speaks, which meets the same."""
+    from lcnn_analyze.cli.trials import work
+    from lcnn_core import LcnnError
 
-    points = means(states)
-    dense = dense_accuracy(folder, settings)
-    title = f"{Path(settings['dense']).stem} on {settings['data']}: accuracy against counted speedup"
-    commands = {trial.name: command(trial, settings) for trial, _ in states}
-    write_file(folder / "spectrum.md", page(title, points, states, dense, commands).encode(), quiet=True)
-    if points:
-        for format in ("png", "svg"):
-            write_file(folder / f"spectrum.{format}", picture(title, points, dense, format), quiet=True)
-    trials = [{"trial": t.name, **t.settings, "status": s.status, **s.result, "reason": s.reason} for t, s in states]
-    document = {"settings": settings, "dense": dense, "points": [vars(point) for point in points], "trials": trials}
-    write_file(folder / "spectrum.json", json.dumps(document, indent=1).encode(), quiet=True)
+    try:
+        work(plan, plan.open())
+    except (LcnnError, OSError, KeyboardInterrupt):
+        sys.exit(1)
 
 
-def dense_accuracy(folder: Path, settings: Mapping[str, Any]) -> float:
-    """Top-1 of the dense network on test images in percent; measured once for a study."""
-    from lcnn_analyze.cli.output import write_file
-    from lcnn_core import checkpoint, evaluate, load_dataset
+def _end(plan: Plan, source: Source, keep: str) -> None:
+    from lcnn_analyze.cli.sweep_report import LEFT, keep_front, write_report
+    from lcnn_analyze.cli.train_job import say
 
-    kept = folder / "dense.json"
-    if kept.exists():
-        return json.loads(kept.read_text())["top1"]
-    loaded = checkpoint.load(settings["dense"])
-    dataset = load_dataset(settings["data"], loaded.normalization)
-    top1 = 100 * evaluate(loaded.build(), dataset.test).top1
-    write_file(kept, json.dumps({"top1": top1}).encode(), quiet=True)
-    return top1
-
-
-def command(trial: Trial, settings: Mapping[str, Any]) -> str:
-    """What makes this trial's network again, in a folder of its own."""
-    parts = ["lcnn", "spectrum", settings["dense"], "--data", settings["data"], "--methods", trial.settings["method"]]
-    parts += ["--speedups", f"{trial.settings['speedup']:g}", "--seeds", str(trial.settings["seed"])]
-    for name in ("epochs", "batch_size", "lr"):
-        if settings[name] is not None:
-            parts += [f"--{name.replace('_', '-')}", f"{settings[name]:g}"]
-    return shlex.join([*parts, "-o", trial.name])
+    ended = source.ended()
+    count = Counter(state.status for _, state in ended)
+    if keep == "front" and not any(count[status] for status in LEFT):
+        keep_front(plan, ended)
+    write_report(plan, ended)
+    for trial, state in ended:
+        if state.status == "failed":
+            say(f"{trial.name} failed: {state.reason}")
+    if count["failed"] and not count["done"]:
+        raise TrainingError(f"no trial of {len(ended)} was done; the report in {plan.folder} has the reasons")
+    left = sum(count[status] for status in LEFT)
+    text = f"{plan.folder / 'spectrum.html'}: {count['done']} of {len(ended)} done, {count['failed']} failed"
+    typer.echo(f"{text}, {left} left" if left else text)

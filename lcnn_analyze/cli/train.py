@@ -30,10 +30,10 @@ DEFAULT_OUTPUT = "lcnn-run"
 def train(ctx: typer.Context, **options: Any) -> None:
     """Train a network; keep its best and last epoch, its state, a log as JSON lines and a report in a folder.
 
-    With --speedup and --from, D and P start from a trained dense network and are pruned together until the counted
-    speedup over it is reached exactly. Choices are made on validation images; `lcnn evaluate` measures on test images.
-    A run that was stopped goes on with --resume FOLDER, to the same bits. `torchrun --no-python --nproc-per-node N
-    lcnn train ...` shares every batch among N processes.
+    With --speedup and --from, a trained dense network is compressed until the counted speedup over it is reached, by
+    default by D and P that start from its filters and are pruned together; --method names other ways. Choices are made
+    on validation images; `lcnn evaluate` measures on test images. A run that was stopped goes on with --resume FOLDER,
+    to the same bits. `torchrun --no-python --nproc-per-node N lcnn train ...` shares every batch among N processes.
     """
     from lcnn_core import ConfigError, RunFiles, join_processes
 
@@ -97,11 +97,11 @@ def _check_unchanged(old: Mapping[str, Any], new: Mapping[str, Any], allowed: bo
 
 
 def _train(job: Job, listen: Listener, state: Mapping[str, Any] | None) -> TrainResult:
-    from lcnn_core import FromDenseConfig, compress_from_dense
+    from lcnn_core import METHODS
     from lcnn_core import train as train_model
 
-    if isinstance(job.config, FromDenseConfig):
-        return compress_from_dense(job.model, job.dataset, job.config, listen, state)[1]
+    if job.method:
+        return METHODS[job.method].compress(job.model, job.dataset, job.config, listen, state)[1]
     return train_model(job.model, job.dataset, job.config, listen, resume=state)
 
 

@@ -12,15 +12,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lcnn_analyze.cli.train_options import BUDGET, OPTIONS
 from lcnn_core import ConfigError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from lcnn_core import Checkpoint, DataOptions, Dataset, FromDenseConfig, TrainConfig
+    from lcnn_core import Checkpoint, DataOptions, Dataset, TrainConfig
 
 SIZES = ("preset", "first", "stages", "fc", "classifier", "threshold_scale", "l1_scale")
 ARCHITECTURE = ("depth", "shortcut", "stem", "widths", "blocks", "dropout", *SIZES)
+PUBLISHED = ("threshold_scale", "l1_scale")
+"""Options of lookup architectures that the methods which reach a budget have too."""
+BUDGETED = (*(option.name for option in OPTIONS.values() if option.panel == BUDGET), *PUBLISHED)
 Settings = Mapping[str, Any]
 
 
@@ -33,18 +37,19 @@ class Job:
     arguments: dict[str, Any]
     dataset: Dataset
     model: nn.Module
-    config: TrainConfig | FromDenseConfig
+    config: Any
+    """A TrainConfig, or the configuration of the method."""
     source: str | None = None
     """The checkpoint that the run starts from."""
+    method: str | None = None
+    """The name in ``METHODS`` of what it does to reach a budget."""
     notes: tuple[str, ...] = ()
     """What the user should know before it starts."""
 
     @property
     def training(self) -> TrainConfig:
         """How it trains, with a budget or without."""
-        from lcnn_core import FromDenseConfig
-
-        return self.config.train if isinstance(self.config, FromDenseConfig) else self.config
+        return self.config.train if self.method else self.config
 
     def provenance(self, command: str) -> dict[str, Any]:
         """How to do it again, as plain data; ``command`` is what was typed."""
@@ -52,6 +57,7 @@ class Job:
             "command": command,
             "data": self.dataset.name,
             "from": self.source,
+            "method": self.method,
             "config": dataclasses.asdict(self.config),
             "seed": self.training.seed,
             "versions": versions(),
@@ -61,12 +67,16 @@ class Job:
         self, model: nn.Module, metrics: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any]
     ) -> Checkpoint:
         """What is saved of ``model``."""
-        from lcnn_core import Checkpoint
+        from lcnn_core import METHODS, Checkpoint
 
+        architecture = self.architecture
+        arguments: Mapping[str, Any] = self.arguments
+        if self.method:
+            architecture, arguments = METHODS[self.method].saved_as(architecture, arguments, self.model, model)
         return Checkpoint.from_model(
             model,
-            architecture=self.architecture,
-            arguments=self.arguments,
+            architecture=architecture,
+            arguments=arguments,
             input_shape=self.dataset.input_shape,
             normalization=self.dataset.normalization,
             class_names=self.dataset.class_names,
@@ -76,9 +86,15 @@ class Job:
 
     def settings(self, given: Settings) -> dict[str, Any]:
         """``given`` with every default of the training filled in: what is saved beside the run."""
+        from lcnn_core import METHODS
+
+        budget: dict[str, Any] = {}
+        if self.method:
+            own = [name for name in BUDGETED if hasattr(self.config, name) and name not in METHODS[self.method].fixed]
+            budget = {"method": self.method, **{name: getattr(self.config, name) for name in own}}
         train = {field.name: getattr(self.training, field.name) for field in dataclasses.fields(self.training)}
         named = {"data": self.dataset.name, **train, "schedule": schedule_text(self.training)}
-        return {**given, **named}
+        return {**given, **named, **budget}
 
 
 def versions() -> dict[str, str]:
@@ -103,15 +119,19 @@ def schedule_text(config: TrainConfig) -> str:
 def make_job(settings: Settings) -> Job:
     """Load the data, build the network and put into it what it starts from. Raises for all that does not fit."""
     _check_start(settings)
-    if settings.get("speedup") is not None or settings.get("dictionary_ratio") is not None:
+    if _asks_for_budget(settings):
         return _budget(settings)
     job = _continued(settings) if settings.get("from") else _from_scratch(settings)
     return dataclasses.replace(job, notes=_prepared(job.model, settings))
 
 
+def _asks_for_budget(settings: Settings) -> bool:
+    return any(settings.get(name) is not None for name in BUDGETED if name not in PUBLISHED)
+
+
 def _check_start(settings: Settings) -> None:
     """Options of the start that contradict each other."""
-    budget = settings.get("speedup") is not None or settings.get("dictionary_ratio") is not None
+    budget = _asks_for_budget(settings)
     start = [name for name in ("load", "initial_sparsity", "reinit_coefficients") if settings.get(name)]
     if budget and start:
         raise ConfigError(f"{_flags(start)} cannot go with a budget, which starts from the dense weights; leave it out")
@@ -191,7 +211,9 @@ def _loaded(settings: Settings) -> tuple[Checkpoint, Dataset, str]:
     from lcnn_core import checkpoint, load_dataset
 
     path = settings["from"]
-    given = [name for name in ("model", "num_classes", *ARCHITECTURE) if settings.get(name) is not None]
+    allowed = PUBLISHED if _asks_for_budget(settings) else ()
+    names = [name for name in ("model", "num_classes", *ARCHITECTURE) if name not in allowed]
+    given = [name for name in names if settings.get(name) is not None]
     if given:
         raise ConfigError(f"{_flags(given)} cannot go with --from, whose checkpoint decides that; leave it out")
     loaded = checkpoint.load(path)
@@ -211,16 +233,30 @@ def _continued(settings: Settings) -> Job:
 
 
 def _budget(settings: Settings) -> Job:
-    from lcnn_core import FromDenseConfig
-
     if not settings.get("from") or settings.get("speedup") is None:
         missing = "--speedup" if settings.get("from") else "--from"
         raise ConfigError(f"a budget needs both --speedup and --from with a dense checkpoint; {missing} is missing")
-    config = FromDenseConfig(speedup=settings["speedup"], dictionary_ratio=settings.get("dictionary_ratio"))
-    config = dataclasses.replace(config, train=_configured(config.train, settings))
+    name = settings.get("method") or "from-dense"
+    config = _method_config(name, settings)
     dense, dataset, path = _loaded(settings)
     title = f"{dense.architecture} at {config.speedup:g}x"
-    return Job(title, dense.architecture, dict(dense.arguments), dataset, dense.build(), config, path)
+    return Job(title, dense.architecture, dict(dense.arguments), dataset, dense.build(), config, path, name)
+
+
+def _method_config(name: str, settings: Settings) -> Any:
+    """The method's configuration with the options that were given. Raises ConfigError for those that it has not."""
+    from lcnn_core import METHODS
+
+    if name not in METHODS:
+        raise ConfigError(f"method is {name!r}; expected one of {', '.join(METHODS)}")
+    method = METHODS[name]
+    own = {field.name for field in dataclasses.fields(method.config(speedup=settings["speedup"]))}
+    given = {key: settings[key] for key in BUDGETED if key != "method" and settings.get(key) is not None}
+    if foreign := [key for key in given if key not in own or key in method.fixed]:
+        why = "which decides that" if foreign[0] in method.fixed else "which has no such option"
+        raise ConfigError(f"{_flags(foreign)} cannot go with --method {name}, {why}; leave it out")
+    config = method.config(**given)
+    return dataclasses.replace(config, train=_configured(config.train, settings))
 
 
 def _prepared(model: nn.Module, settings: Settings) -> tuple[str, ...]:

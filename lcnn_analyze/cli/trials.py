@@ -1,15 +1,18 @@
-"""What a worker of ``lcnn spectrum`` does: claim a trial, make the network, measure it once, write the result down."""
+"""What a worker of ``lcnn spectrum`` does: take a trial, make the network, measure it once, write the result down."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcnn_analyze.study import Journal, Trial, grid
+from lcnn_analyze.cli.recipes import config_of, whole
+from lcnn_analyze.search import Search, Space, axes
+from lcnn_analyze.study import Journal, Source, Trial, grid
 from lcnn_core import METHODS, ConfigError, Event, LcnnError, StateReached, atomic_write
 
 if TYPE_CHECKING:
@@ -18,115 +21,176 @@ if TYPE_CHECKING:
     from lcnn_core import Dataset
 
 POLL = 2.0
-"""Seconds between two looks at a journal in which all trials are taken."""
+"""Seconds between two looks at a study in which all trials are taken."""
+GIVEN = ("epochs", "batch_size", "lr")
+"""Settings of the study that are handed to every method."""
 
 
-class Lost(Exception):
-    """The trial went to another worker; what this one has of it is dropped."""
+@dataclass(frozen=True)
+class Plan:
+    """What a study is, and which of its trials this command asks for.
+
+    settings: what makes the study the same study. points: None for the grid of recipes, speedups and seeds; else how
+    many settings Optuna chooses among the recipes, the range of the speedups and what ``vary`` says, each trained with
+    every seed.
+    """
+
+    folder: Path
+    settings: Mapping[str, Any]
+    recipes: Sequence[str]
+    speedups: Sequence[float]
+    seeds: Sequence[int]
+    points: int | None = None
+    vary: str = ""
+    storage: str | None = None
+    study: str = "lcnn-spectrum"
+
+    def check(self) -> None:
+        """Raise ConfigError for axes without values, and for settings that a method refuses."""
+        named = {"methods": self.recipes, "speedups": self.speedups, "seeds": self.seeds}
+        for name, values in named.items():
+            if not values or len(set(values)) < len(values):
+                raise ConfigError(f"{name} are {list(values)}; expected one or more, each once")
+        for recipe in self.recipes:
+            for speedup in self.speedups:
+                config_of(recipe, speedup, self.seeds[0], self.given)
+        for axis in axes(self.vary):
+            if all(whole(recipe, axis.name) is None for recipe in self.recipes):
+                raise ConfigError(f"vary names {axis.name!r}, a setting of none of {', '.join(self.recipes)}")
+        names = [trial.name for trial in self.trials]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"methods are {list(self.recipes)}; two of them have the same folder name, choose others")
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Settings of every trial's method."""
+        return {key: self.settings[key] for key in GIVEN if self.settings.get(key) is not None}
+
+    @property
+    def trials(self) -> list[Trial]:
+        """The grid, seeds outermost; empty where Optuna chooses."""
+        axes = {"seed": self.seeds, "speedup": self.speedups, "method": self.recipes}
+        return [] if self.points else grid(axes)
+
+    @property
+    def total(self) -> int | None:
+        """Trials that a search comes to; those of a grid are counted as they are asked for."""
+        return self.points and self.points * len(self.seeds)
+
+    def open(self) -> Source:
+        """Start the study, or join it. Raises ConfigError, naming what differs, where it has other settings."""
+        journal = Journal(self.folder / "journal.jsonl")
+        if self.points is None:
+            journal.begin(self.settings, self.trials)
+            return journal
+        journal.begin(self.settings, [])
+        space = Space(self.recipes, (min(self.speedups), max(self.speedups)), axes(self.vary), whole)
+        kept = partial(kept_result, self.folder)
+        return Search(self.folder, self.study, self.storage, self.settings, space, self.seeds, self.points, kept)
 
 
-def trials_of(methods: Sequence[str], speedups: Sequence[float], seeds: Sequence[int]) -> list[Trial]:
-    """The grid, seeds outermost. Raises ConfigError for a method that there is not, and for axes without values."""
-    for method in methods:
-        if method not in METHODS:
-            raise ConfigError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
-    axes = {"seed": seeds, "speedup": speedups, "method": methods}
-    for axis, values in axes.items():
-        if not values or len(set(values)) < len(values):
-            raise ConfigError(f"{axis}s are {list(values)}; expected one or more, each once")
-    return grid(axes)
+def work(plan: Plan, source: Source, quiet: bool = True, on_end: Callable[[], object] = lambda: None) -> None:
+    """Take trials until all have ended, waiting for those of other workers, whose leases may run out.
 
-
-def work(folder: Path, settings: Mapping[str, Any], trials: Sequence[Trial], quiet: bool = True) -> None:
-    """Take trials until all have ended, waiting for those of other workers, whose leases may run out."""
+    on_end: called after each trial of this worker's.
+    """
     import torch
 
     torch.set_num_threads(1)  # workers are the parallelism, and one thread gives the same bits on every machine
-    journal = Journal(folder / "journal.jsonl")
     subject: tuple[nn.Module, Dataset] | None = None
     while True:
-        trial = journal.claim(trials)
+        trial = source.claim()
         if trial is None:
-            if not any(state.status == "running" for state in journal.states(trials).values()):
+            if not source.busy():
                 return
             time.sleep(POLL)
             continue
-        subject = subject or _subject(settings)
+        subject = subject or load_subject(plan.settings)
         try:
-            with journal.alive(trial) as lost:
-                result = _result(folder / "trials" / trial.name, trial, settings, *subject, lost.is_set, quiet)
-        except Lost:
+            with source.alive(trial) as lost:
+                result = _result(plan, trial, *subject, lost.is_set, quiet)
+        except _Lost:
+            source.release(trial)
             continue
         except (LcnnError, RuntimeError, MemoryError) as error:
-            journal.fail(trial, f"{type(error).__name__}: {error}".splitlines()[0])
-            continue
+            source.fail(trial, f"{type(error).__name__}: {error}".splitlines()[0])
         except BaseException:
-            journal.release(trial)
+            source.release(trial)
             raise
-        journal.finish(trial, result)
+        else:
+            source.finish(trial, result)
+        on_end()
 
 
-def _subject(settings: Mapping[str, Any]) -> tuple[nn.Module, Dataset]:
+class _Lost(Exception):
+    """The trial went to another worker; what this one has of it is dropped."""
+
+
+def load_subject(settings: Mapping[str, Any]) -> tuple[nn.Module, Dataset]:
+    """The dense network and its data."""
     from lcnn_core import checkpoint, load_dataset
 
     loaded = checkpoint.load(settings["dense"])
     return loaded.build(), load_dataset(settings["data"], loaded.normalization)
 
 
-def _result(
-    folder: Path,
-    trial: Trial,
-    settings: Mapping[str, Any],
-    dense: nn.Module,
-    dataset: Dataset,
-    lost: Any,
-    quiet: bool,
-) -> dict[str, Any]:
-    """Make the trial's network, going on from a state that another worker left; measure and save it."""
-    from lcnn_analyze.cli.progress import progress
-    from lcnn_core import evaluate, load_state, save_state
+def kept_result(folder: Path, name: str) -> dict[str, Any] | None:
+    """What a trial of this name came to in this folder, if it was finished here."""
+    path = folder / "trials" / name / "result.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
-    done = folder / "result.json"
-    if done.exists():  # its worker was killed between this file and the journal
-        return json.loads(done.read_text())
+
+def _result(
+    plan: Plan, trial: Trial, dense: nn.Module, dataset: Dataset, lost: Callable[[], bool], quiet: bool
+) -> dict[str, Any]:
+    """Make the trial's network, going on from a state that another worker left; measure and save it.
+
+    The result is in the trial's folder before the study hears of it: a kill or a lost database costs nothing.
+    """
+    from lcnn_analyze.cli.progress import progress
+    from lcnn_core import load_state, save_state
+
+    kept = kept_result(plan.folder, trial.name)
+    if kept is not None:
+        return kept
+    folder = plan.folder / "trials" / trial.name
     folder.mkdir(parents=True, exist_ok=True)
-    state = load_state(folder / "state.pt") if (folder / "state.pt").exists() else None
+    saved = folder / "state.pt"
+    state = load_state(saved) if saved.exists() else None
     started = time.perf_counter()
     with progress(trial.name, quiet) as show:
 
         def listen(event: Event) -> None:
             show(event)
             if lost():
-                raise Lost
+                raise _Lost
             if isinstance(event, StateReached):
-                save_state(folder / "state.pt", event.state)
+                save_state(saved, event.state)
 
-        method = METHODS[trial.settings["method"]]
-        model, _ = method.compress(dense, dataset, config_of(trial, settings), listen, state)
+        recipe, speedup, seed = (trial.settings[key] for key in ("method", "speedup", "seed"))
+        config = config_of(recipe, float(speedup), seed, plan.given)
+        model, _ = METHODS[recipe.partition(":")[0]].compress(dense, dataset, config, listen, state)
+    seconds = time.perf_counter() - started
+    timed = _latency(model, dense, dataset) if plan.settings["measure"] else None
+    result = {**_measured(model, dense, dataset), "latency": timed, "seconds": seconds, "machine": machine()}
+    _save(folder, model, dense, trial, plan.settings, dataset, result)
+    with atomic_write(folder / "result.json") as file:
+        file.write(json.dumps(result).encode())
+    saved.unlink(missing_ok=True)
+    return result
+
+
+def _measured(model: nn.Module, dense: nn.Module, dataset: Dataset) -> dict[str, Any]:
+    from lcnn_core import evaluate
+
     accuracy = evaluate(model, dataset.test)
-    result = {
+    return {
         "top1": accuracy.top1,
         "top5": accuracy.top5,
         "count": accuracy.count,
         "validation": evaluate(model, dataset.validation).top1,
         "speedup": macs_of(dense, dataset) / macs_of(model, dataset),
-        "latency": _latency(model, dataset) if settings["measure"] else None,
-        "seconds": time.perf_counter() - started,
     }
-    _save(folder / "network.pt", model, trial, settings, dataset, result)
-    with atomic_write(done) as file:
-        file.write(json.dumps(result).encode())
-    (folder / "state.pt").unlink(missing_ok=True)
-    return result
-
-
-def config_of(trial: Trial, settings: Mapping[str, Any]) -> Any:
-    """The method's configuration for this trial."""
-    method = METHODS[trial.settings["method"]]
-    config = method.config(speedup=float(trial.settings["speedup"]))
-    given = {key: settings[key] for key in ("epochs", "batch_size", "lr") if settings.get(key) is not None}
-    train = dataclasses.replace(config.train, seed=trial.settings["seed"], **given)
-    return dataclasses.replace(config, train=train)
 
 
 def macs_of(model: nn.Module, dataset: Dataset) -> int:
@@ -136,35 +200,65 @@ def macs_of(model: nn.Module, dataset: Dataset) -> int:
     return sum(count_layer(layer).total for layer in describe(model, dataset.input_shape).layers)
 
 
-def _latency(model: nn.Module, dataset: Dataset) -> float:
-    """Seconds the engine takes for one image, median."""
+def _latency(model: nn.Module, dense: nn.Module, dataset: Dataset) -> dict[str, float]:
+    """Median seconds of one image in the engine, of this network and of the dense one, which took turns.
+
+    spread: (p90 - p10) / median, the larger of the two.
+    """
     import torch
 
     from lcnn_analyze.latency import Protocol, measure
     from lcnn_core import compile
 
     x = torch.zeros(1, *dataset.input_shape)
-    compiled = compile(model.eval(), x)
-    return measure({"engine": lambda: compiled(x)}, Protocol(budget_seconds=2.0))["engine"].median
+    runs = {name: partial(compile(each.eval(), x), x) for name, each in (("network", model), ("dense", dense))}
+    found = measure(runs, Protocol(budget_seconds=2.0))
+    medians = {name: latency.median for name, latency in found.items()}
+    return {**medians, "spread": max(latency.spread for latency in found.values())}
+
+
+def machine() -> str:
+    """What a trial ran on."""
+    from lcnn_analyze.bench.machine import this_machine
+    from lcnn_analyze.cli.train_job import versions
+
+    here = this_machine()
+    return f"{here.processor}, {here.system}, " + ", ".join(f"{name} {version}" for name, version in versions().items())
 
 
 def _save(
-    path: Path, model: nn.Module, trial: Trial, settings: Mapping[str, Any], dataset: Dataset, result: Mapping[str, Any]
+    folder: Path,
+    model: nn.Module,
+    dense: nn.Module,
+    trial: Trial,
+    settings: Mapping[str, Any],
+    dataset: Dataset,
+    result: Mapping[str, Any],
 ) -> None:
+    """As a checkpoint, or as an exported program where no option of the architecture describes the network, as its
+    width. ``analyze`` reads both."""
+    import torch
+
     from lcnn_analyze.cli.train_job import versions
     from lcnn_core import Checkpoint, checkpoint, save
 
-    dense = checkpoint.load(settings["dense"])
-    same = trial.settings["method"] != "narrow"  # whose channels no option of the architecture describes
+    origin = checkpoint.load(settings["dense"])
+    method = METHODS[trial.settings["method"].partition(":")[0]]
+    architecture, arguments = method.saved_as(origin.architecture, origin.arguments, dense, model)
+    if architecture == "custom":
+        program = torch.export.export(model.eval(), (torch.zeros(2, *dataset.input_shape),))
+        with atomic_write(folder / "network.pt2") as file:
+            torch.export.save(program, file)  # type: ignore[arg-type]
+        return
     metric = {"name": "top1", "value": result["top1"], "dataset": f"{dataset.name} (test)", "count": result["count"]}
     taken = Checkpoint.from_model(
         model,
-        architecture=dense.architecture if same else "custom",
-        arguments=dense.arguments if same else None,
+        architecture=architecture,
+        arguments=arguments,
         input_shape=dataset.input_shape,
         normalization=dataset.normalization,
         class_names=dataset.class_names,
         metrics=[metric],
         provenance={"trial": dict(trial.settings), "study": dict(settings), "versions": versions()},
     )
-    save(path, taken)
+    save(folder / "network.pt", taken)

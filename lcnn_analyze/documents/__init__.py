@@ -12,6 +12,7 @@ from importlib import import_module
 DOCUMENTS: dict[str, str] = {
     "api": "lcnn_analyze.documents.api",
     "audit": "lcnn_analyze.documents.audit",
+    "study": "lcnn_analyze.documents.study",
     "zoo": "lcnn_analyze.documents.zoo",
 }
 """name -> the module whose ``files()`` makes it. To add a document: its file and one line here."""

@@ -15,6 +15,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("reports"), metavar="FOLDER")
     arguments = parser.parse_args()
     for name, content in document(arguments.name).items():
+        (arguments.output / name).parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(arguments.output / name) as file:
             file.write(content)
         print(f"wrote {arguments.output / name}")

@@ -9,18 +9,29 @@ from dataclasses import dataclass
 
 import matplotlib
 from markupsafe import Markup, escape
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lcnn_analyze.render.numbers import safe
-from lcnn_analyze.render.palette import INK, LOOKUPS, MUTED, OWN, PUBLISHED
+from lcnn_analyze.render.palette import FOURTH, INK, LOOKUPS, MUTED, OWN, PLAIN, PUBLISHED, SIXTH
 from lcnn_analyze.render.plots import STYLE
 from lcnn_analyze.render.svg import picture
-from lcnn_analyze.render.ticks import linear_ticks
+from lcnn_analyze.render.ticks import linear_ticks, log_ticks
 
 HEIGHT, TOP, FLOOR = 340, 34, 40
-LOOKS = (("own", OWN, "-"), ("other", PUBLISHED, "--"), ("third", LOOKUPS, ":"))
-"""Of the first curve, the second and the third: the class in the page, the colour and the stroke in the picture."""
+LOOKS = (
+    ("own", OWN, "-"),
+    ("other", PUBLISHED, "--"),
+    ("third", LOOKUPS, ":"),
+    ("fourth", FOURTH, "-."),
+    ("fifth", INK, "--"),
+    ("sixth", SIXTH, ":"),
+    ("seventh", PLAIN, "-"),
+)
+"""Of the first curve, the second and so on: the class in the page, the colour and the stroke in the picture."""
+MOST = len(LOOKS)
+"""Curves that a chart can tell apart."""
 
 
 @dataclass(frozen=True)
@@ -31,21 +42,25 @@ class Mark:
     y: float
     low: float | None = None
     high: float | None = None
+    hollow: bool = False
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Marks in rising order of x."""
+    """Marks in rising order of x. joined: by lines; else the marks alone are drawn."""
 
     label: str
     marks: tuple[Mark, ...]
+    joined: bool = True
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Up to three curves on one pair of axes. Places on x are even steps for ``even``, else to scale.
+    """Up to ``MOST`` curves on one pair of axes. Places on x are even steps for ``even``, else to scale or to the
+    logarithm's.
 
-    ends: of what y can be, such as 0 and 100; an interval that goes on is cut there.
+    ends: of what y can be, such as 0 and 100; an interval that goes on is cut there. unit: behind the numbers on x.
+    level: (label, y) of a line across. named: the places on x that are named, where round numbers will not do.
     """
 
     title: str
@@ -54,6 +69,10 @@ class Chart:
     curves: tuple[Curve, ...]
     even: bool = False
     ends: tuple[float, float] = (-math.inf, math.inf)
+    log: bool = False
+    unit: str = ""
+    level: tuple[str, float] | None = None
+    named: tuple[float, ...] = ()
 
     @property
     def xs(self) -> list[float]:
@@ -64,6 +83,7 @@ class Chart:
     def y_bounds(self) -> tuple[float, float]:
         """Ends of the y axis, with room for what is drawn."""
         values = [v for c in self.curves for m in c.marks for v in (m.y, *self.spread(m))]
+        values += [self.level[1]] if self.level else []
         room = max((max(values) - min(values)) * 0.08, 0.5)
         return min(values) - room, max(values) + room
 
@@ -83,8 +103,18 @@ class Chart:
     def place(self, x: float) -> float:
         """Where x stands on its axis, from 0 to 1, with room at both ends."""
         xs = self.xs
-        share = xs.index(x) / max(1, len(xs) - 1) if self.even else (x - xs[0]) / ((xs[-1] - xs[0]) or 1)
-        return 0.08 + 0.84 * share if self.even else 0.03 + 0.94 * share
+        if self.even:
+            return 0.08 + 0.84 * xs.index(x) / max(1, len(xs) - 1)
+        low, high, at = (math.log(v) if self.log else v for v in (xs[0], xs[-1], x))
+        return 0.03 + 0.94 * ((at - low) / (high - low) if high > low else 0.5 * self.log)
+
+    @property
+    def ticks(self) -> Sequence[float]:
+        """Places on x that are named."""
+        if self.even or self.named:
+            return self.named or self.xs
+        low, high = self.xs[0], self.xs[-1]
+        return (log_ticks(low, high) or [low]) if self.log else linear_ticks(low, high, 8)
 
 
 def inline(chart: Chart, name: str) -> Markup:
@@ -103,8 +133,15 @@ def inline(chart: Chart, name: str) -> Markup:
         for tick in linear_ticks(bottom, top)
     ]
     drawn += [
-        f'<text class="tick middle" x="{x(tick)}" y="{HEIGHT - FLOOR + 18}">{tick:g}</text>' for tick in _ticks(chart)
+        f'<text class="tick middle" x="{x(tick)}" y="{HEIGHT - FLOOR + 18}">{tick:g}{chart.unit}</text>'
+        for tick in chart.ticks
     ]
+    if chart.level:
+        label, level = chart.level
+        drawn.append(
+            f'<line class="level" x1="0" x2="100%" y1="{y(level)}" y2="{y(level)}"/>'
+            f'<text class="axis value" x="100%" y="{y(level) - 5}">{escape(safe(label))}</text>'
+        )
     for place, (curve, (style, _, _)) in enumerate(zip(chart.curves, LOOKS, strict=False)):
         shift = _beside(chart, place) * 100
         drawn += _inline_curve(chart, curve, style, lambda value, shift=shift: x(value, shift), y)  # type: ignore[misc]
@@ -121,24 +158,21 @@ def _inline_curve(
     drawn = [
         f'<line class="curve {style}" x1="{x(a.x)}" y1="{y(a.y)}" x2="{x(b.x)}" y2="{y(b.y)}"/>'
         for a, b in zip(curve.marks, curve.marks[1:], strict=False)
+        if curve.joined
     ]
     for mark in curve.marks:
-        text = f"{curve.label}, {mark.x:g}: {mark.y:.1f}"
+        text = f"{curve.label}, {mark.x:.4g}{chart.unit}: {mark.y:.2f}"
         if mark.low is not None and mark.high is not None:
-            text += f" ({mark.low:.1f} to {mark.high:.1f})"
+            text += f" ({mark.low:.2f} to {mark.high:.2f})"
             low, high = chart.spread(mark)
             drawn.append(
                 f'<line class="spread {style}" x1="{x(mark.x)}" x2="{x(mark.x)}" y1="{y(low)}" y2="{y(high)}"/>'
             )
         drawn.append(
-            f'<circle class="mark {style}" cx="{x(mark.x)}" cy="{y(mark.y)}" r="4.5">'
+            f'<circle class="mark {style}{" hollow" if mark.hollow else ""}" cx="{x(mark.x)}" cy="{y(mark.y)}" r="4.5">'
             f"<title>{escape(safe(text))}</title></circle>"
         )
     return drawn
-
-
-def _ticks(chart: Chart) -> Sequence[float]:
-    return chart.xs if chart.even else linear_ticks(chart.xs[0], chart.xs[-1], 8)
 
 
 def _beside(chart: Chart, place: int) -> float:
@@ -153,21 +187,29 @@ def png(charts: Sequence[Chart]) -> bytes:
         figure = Figure(figsize=(8, 4.2 * len(charts)))
         FigureCanvasAgg(figure)
         for axis, chart in zip(figure.subplots(len(charts), 1, squeeze=False)[:, 0], charts, strict=True):
-            for place, (curve, (_, color, stroke)) in enumerate(zip(chart.curves, LOOKS, strict=False)):
-                at = [chart.place(mark.x) + _beside(chart, place) for mark in curve.marks]
-                ys = [mark.y for mark in curve.marks]
-                spread = [[abs(m.y - chart.spread(m)[end]) for m in curve.marks] for end in (0, 1)]
-                axis.errorbar(
-                    at, ys, spread, color=color, linestyle=stroke, marker="o", capsize=3, label=safe(curve.label)
-                )
-            axis.set_xticks([chart.place(x) for x in _ticks(chart)], [f"{x:g}" for x in _ticks(chart)])
-            axis.set_ylim(chart.y_bounds)
-            axis.grid(True, color=MUTED, alpha=0.18, linewidth=0.8)
-            axis.tick_params(colors=INK)
-            axis.set_title(safe(chart.title), loc="left", color=INK, fontweight="bold")
-            axis.set_xlabel(chart.x_label)
-            axis.set_ylabel(chart.y_label)
-            axis.legend(frameon=False, labelcolor=INK)
+            _draw(axis, chart)
         figure.tight_layout()
         figure.savefig(stream, format="png", dpi=150, metadata={"Software": None})
     return stream.getvalue()
+
+
+def _draw(axis: Axes, chart: Chart) -> None:
+    if chart.level:
+        axis.axhline(chart.level[1], color=MUTED, linestyle="--", linewidth=1, label=safe(chart.level[0]))
+    for place, (curve, (_, color, stroke)) in enumerate(zip(chart.curves, LOOKS, strict=False)):
+        at = [chart.place(mark.x) + _beside(chart, place) for mark in curve.marks]
+        spread = [[abs(m.y - chart.spread(m)[end]) for m in curve.marks] for end in (0, 1)]
+        axis.errorbar(
+            at, [m.y for m in curve.marks], spread, color=color, linestyle=stroke if curve.joined else "none",
+            marker="o", capsize=3, label=safe(curve.label),
+        )  # fmt: skip
+        hollow = [(x, m.y) for x, m in zip(at, curve.marks, strict=True) if m.hollow]
+        axis.plot(*zip(*hollow, strict=True), "o", color=color, markerfacecolor="white", zorder=3) if hollow else None
+    axis.set_xticks([chart.place(x) for x in chart.ticks], [f"{x:g}{chart.unit}" for x in chart.ticks])
+    axis.set_ylim(chart.y_bounds)
+    axis.grid(True, color=MUTED, alpha=0.18, linewidth=0.8)
+    axis.tick_params(colors=INK)
+    axis.set_title(safe(chart.title), loc="left", color=INK, fontweight="bold")
+    axis.set_xlabel(chart.x_label)
+    axis.set_ylabel(chart.y_label)
+    axis.legend(frameon=False, labelcolor=INK)

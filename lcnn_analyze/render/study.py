@@ -11,17 +11,19 @@ from lcnn_analyze.render import curves
 from lcnn_analyze.render.curves import Chart
 from lcnn_analyze.render.html import asset, environment, labels
 from lcnn_analyze.render.markdown import escape
+from lcnn_analyze.render.numbers import safe
 
 PICTURE = "curves.png"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text; the first column names the row."""
+    """Rows of text; the first column names the row. commands: the last column holds commands, to be copied."""
 
     title: str
     headers: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    commands: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,15 +40,19 @@ class Study:
     """Name and value: command, versions, machine."""
     data: Mapping[str, Any]
     """Everything as plain data."""
+    notes: tuple[str, ...] = ()
+    """What a newcomer has to know to read it."""
 
 
-def files(study: Study) -> dict[str, bytes]:
-    """The report's files by name."""
+def files(study: Study, name: str = "report") -> dict[str, bytes]:
+    """The report's files by name; there is no picture of a study that has nothing to draw."""
+    picture = PICTURE if name == "report" else f"{name}.png"
+    pictures = {picture: curves.png(study.charts)} if study.charts else {}
     return {
-        "report.html": html(study),
-        "report.md": markdown(study).encode(),
-        "report.json": (json.dumps(study.data, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(),
-        PICTURE: curves.png(study.charts),
+        f"{name}.html": html(study),
+        f"{name}.md": markdown(study, picture).encode(),
+        f"{name}.json": (json.dumps(study.data, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(),
+        **pictures,
     }
 
 
@@ -65,14 +71,21 @@ def html(study: Study) -> bytes:
     ).encode()
 
 
-def markdown(study: Study) -> str:
+def markdown(study: Study, picture: str = PICTURE) -> str:
     """The same for a README or a pull request; the picture lies beside it."""
-    parts = [f"# {escape(study.title)}", *map(escape, study.findings)]
-    parts.append(f"![{escape('; '.join(chart.title for chart in study.charts))}]({PICTURE})")
+    parts = [f"# {escape(study.title)}", *map(escape, study.findings), *map(escape, study.notes)]
+    if study.charts:
+        parts.append(f"![{escape('; '.join(chart.title for chart in study.charts))}]({picture})")
     for table in study.tables:
         rule = ["---", *["---:"] * (len(table.headers) - 1)]
-        rows = [map(escape, table.headers), rule, *(map(escape, row) for row in table.rows)]
+        rows = [map(escape, table.headers), rule, *(_cells(table, row) for row in table.rows)]
         parts += [f"## {escape(table.title)}", "\n".join(f"| {' | '.join(row)} |" for row in rows)]
     parts += ["## How it was done", "\n".join(f"- {escape(line)}" for line in study.method)]
     parts.append("\n".join(f"- {escape(name)}: {escape(value)}" for name, value in study.facts))
     return "\n\n".join(parts) + "\n"
+
+
+def _cells(table: Table, row: tuple[str, ...]) -> list[str]:
+    if not table.commands:
+        return [*map(escape, row)]
+    return [*map(escape, row[:-1]), f"`{safe(row[-1]).replace('|', chr(92) + '|')}`"]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch import nn
 
-from lcnn_core.compress.converted import ConvertedConfig, calibration_images, convert_and_train
+from lcnn_core.compress.calibration import calibration_images
+from lcnn_core.compress.converted import ConvertedConfig, convert_and_train
 from lcnn_core.compress.from_dense import FromDenseConfig, compress_from_dense
-from lcnn_core.compress.narrow import NarrowConfig, train_narrow
+from lcnn_core.compress.low_rank import LowRankConfig, train_low_rank
+from lcnn_core.compress.narrow import NarrowConfig, narrowed_architecture, train_narrow
 from lcnn_core.compress.post_training import (
     FINE_TUNING,
     LayerChoice,
@@ -20,6 +22,13 @@ from lcnn_core.compress.post_training import (
     convert_to_budget,
 )
 from lcnn_core.train import TrainResult
+
+Saved = tuple[str, Mapping[str, Any]]
+"""Name of an architecture and its arguments."""
+
+
+def _unchanged(architecture: str, arguments: Mapping[str, Any], dense: nn.Module, model: nn.Module) -> Saved:
+    return architecture, arguments
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,10 @@ class Method:
     """Makes the frozen configuration; takes speedup, train and what else it has."""
     compress: Callable[..., tuple[nn.Module, TrainResult]]
     """(dense model, dataset, config, on_event) -> (the compressed network, what the run did)."""
+    fixed: tuple[str, ...] = ()
+    """Options of the configuration that make the method what it is."""
+    saved_as: Callable[[str, Mapping[str, Any], nn.Module, nn.Module], Saved] = _unchanged
+    """(architecture, arguments, dense model, compressed network) -> what a checkpoint of the network is saved as."""
 
 
 METHODS: dict[str, Method] = {
@@ -43,6 +56,7 @@ METHODS: dict[str, Method] = {
         "from-dense with a dictionary in every layer that has vectors to share",
         partial(FromDenseConfig, forms="lookup"),
         compress_from_dense,
+        fixed=("forms",),
     ),
     "converted": Method(
         "each layer's cheapest form fitted to a calibration set, then trained at the budget under distillation",
@@ -53,13 +67,25 @@ METHODS: dict[str, Method] = {
         "gradual magnitude pruning, unstructured: from-dense without dictionaries",
         partial(FromDenseConfig, forms="sparse"),
         compress_from_dense,
+        fixed=("forms", "dictionary_ratio"),
     ),
     "published": Method(
         "the paper's recipe: fresh weights, l1 and threshold (lambda' 0.3, c 0.001), held to the budget",
-        partial(FromDenseConfig, start="scratch", weight=0.0, threshold_scale=0.001, l1_scale=0.3),
+        partial(FromDenseConfig, start="scratch", distillation=0.0, threshold_scale=0.001, l1_scale=0.3),
         compress_from_dense,
+        fixed=("start",),
     ),
-    "narrow": Method("the dense network with fewer channels, trained from scratch", NarrowConfig, train_narrow),
+    "low-rank": Method(
+        "each convolution as two dense ones, 1x1 to few channels and kernel-sized, then trained under distillation",
+        LowRankConfig,
+        train_low_rank,
+    ),
+    "narrow": Method(
+        "the dense network with fewer channels, trained from scratch",
+        NarrowConfig,
+        train_narrow,
+        saved_as=narrowed_architecture,
+    ),
 }
 
 __all__ = [
@@ -68,6 +94,7 @@ __all__ = [
     "ConvertedConfig",
     "FromDenseConfig",
     "LayerChoice",
+    "LowRankConfig",
     "Method",
     "NarrowConfig",
     "PostTrainingConfig",
@@ -76,5 +103,6 @@ __all__ = [
     "compress_from_dense",
     "convert_and_train",
     "convert_to_budget",
+    "train_low_rank",
     "train_narrow",
 ]

@@ -6,7 +6,8 @@ padded input positions, in MACs on one image. Zeros are exact zeros, written in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,10 @@ class LayerCost:
     def whole_row(self) -> int:
         """MACs of a dictionary row without zeros; 0 for the identity dictionary."""
         return 0 if self.layer.dictionary is None else self.row * self.layer.dictionary.shape[1]
+
+    def dense(self) -> int:
+        """MACs of the dense layer that it stands for."""
+        return self.coefficient * math.prod(self.layer.dense_shape)
 
     def tensors(self) -> Iterator[tuple[Tensor, int]]:
         yield self.layer.coefficients, self.coefficient
@@ -70,6 +75,10 @@ class Ledger:
     def spent(self) -> int:
         """MACs of the lookup layers as they are now."""
         return sum(int(tensor.count_nonzero()) * cost for layer in self.layers for tensor, cost in layer.tensors())
+
+    def costs(self) -> Tensor:
+        """MACs of every entry, zeros too: int64 (entries,), P before D, layer after layer."""
+        return torch.cat([torch.full((t.numel(),), c) for layer in self.layers for t, c in layer.tensors()])
 
     def allowance(self, speedup: float) -> int:
         """MACs that all lookup layers may cost together for ``speedup`` over the dense twin.
@@ -143,26 +152,60 @@ def fill(ranks: Tensor, costs: Tensor, budget: int) -> Tensor:
     return keep
 
 
+def level(ranks: Tensor, costs: Tensor, budget: int) -> float:
+    """The rank above which entries cost at most ``budget`` together; 0 where all do. ranks, costs: (entries,)."""
+    order = ranks.argsort(descending=True, stable=True)
+    kept = int((costs[order].cumsum(0) <= budget).sum())
+    return float(ranks[order[kept]]) if kept < len(order) else 0.0
+
+
+def ranks(ledger: Ledger) -> list[Tensor]:
+    """Each tensor's entries by :func:`worth` over the root of their cost, P before D, flat and on the CPU.
+
+    For a given cost, keeping the highest keeps the sum of squared changes of the filters smallest.
+    """
+    parts = [part.flatten().cpu() for layer in ledger.layers for part in worth(layer.layer)]
+    costs = [cost for layer in ledger.layers for _, cost in layer.tensors()]
+    return [part / math.sqrt(cost) for part, cost in zip(parts, costs, strict=True)]
+
+
+def shared_out(ledger: Ledger, ranking: list[Tensor], shares: Mapping[str, float]) -> list[Tensor]:
+    """``ranking`` such that one cut over all layers gives each its share of the budget: entries by their place in it.
+
+    An entry's new rank is its layer's share over what the layer's entries up to this one cost.
+    """
+    found, remaining = [], iter(ranking)
+    for layer in ledger.layers:
+        parts = [(next(remaining), cost) for _, cost in layer.tensors()]
+        own = torch.cat([part for part, _ in parts])
+        costs = torch.cat([torch.full_like(part, cost, dtype=torch.float64) for part, cost in parts])
+        order = own.argsort(descending=True, stable=True)
+        places = torch.empty_like(costs)
+        places[order] = shares[layer.name] / costs[order].cumsum(0)
+        found += places.split([len(part) for part, _ in parts])
+    return found
+
+
 @torch.no_grad()
-def prune_to_(ledger: Ledger, budget: int, floor: float = 0.25) -> None:
+def prune_to_(ledger: Ledger, budget: int, floor: float = 0.25, shares: Mapping[str, float] | None = None) -> None:
     """Zero entries of D and P, in place, until all lookup layers together cost ``budget`` MACs or a hair less.
 
-    One ranking over all layers, by :func:`worth` over the root of the cost: for a given cost it keeps the sum of
-    squared changes of the filters smallest. The best of every tensor stay whatever the ranking says: ``floor`` of the
-    share of its entries that it would keep if all tensors kept the same share, and one lookup that reads something.
-    Entries that buy nothing (:func:`useful`) go, and what they cost is spent on others. Zeros stay zero.
+    One ranking over all layers (:func:`ranks`), or, with ``shares`` of the budget by layer, one within each. The best
+    of every tensor stay whatever the ranking says: ``floor`` of the share of its entries that it would keep if all
+    tensors kept the same share, and one lookup that reads something. Entries that buy nothing (:func:`useful`) go, and
+    what they cost is spent on others. Zeros stay zero.
     """
     tensors = [tensor for layer in ledger.layers for tensor, _ in layer.tensors()]
     sizes = [tensor.numel() for tensor in tensors]
-    costs = torch.cat([torch.full((t.numel(),), c) for layer in ledger.layers for t, c in layer.tensors()])
+    costs = ledger.costs()
     alive = torch.cat([(tensor != 0).flatten().cpu() for tensor in tensors])
-    worths = torch.cat([part.flatten().cpu() for layer in ledger.layers for part in worth(layer.layer)])
-    ranks = worths / costs.sqrt()
-    _protect(ledger, list(ranks.split(sizes)), floor * budget / int(costs.sum()))
+    found = ranks(ledger)
+    ranking = torch.cat(shared_out(ledger, found, shares) if shares else found)
+    _protect(ledger, list(ranking.split(sizes)), floor * budget / int(costs.sum()))
     while True:
         candidates = alive.nonzero().squeeze(1)
         keep = torch.zeros_like(alive)
-        keep[candidates] = fill(ranks[candidates], costs[candidates], budget)
+        keep[candidates] = fill(ranking[candidates], costs[candidates], budget)
         parts = [mask.reshape(t.shape) for mask, t in zip(keep.split(sizes), tensors, strict=True)]
         needed = torch.cat([mask.flatten() for mask in _useful_parts(ledger, parts)])
         if bool((needed == keep).all()):
@@ -197,39 +240,3 @@ def _useful_parts(ledger: Ledger, parts: list[Tensor]) -> Iterator[Tensor]:
     for cost in ledger.layers:
         coefficients = next(remaining)
         yield from useful(cost.layer, coefficients, None if cost.layer.dictionary is None else next(remaining))
-
-
-class Budget:
-    """A training controller that lowers the cost of a model to ``speedup``, on a cubic schedule, and holds it there.
-
-    At share t of the run the lookup layers may cost final + (start - final) * (1 - t / phase)^3, ``phase`` being the
-    share of the run in which pruning takes place; it happens in ``cuts`` equal steps of t. Until the last one they may
-    cost two dictionary rows more: the last cut may leave rows unread, and needs others to spend their cost on to land
-    exactly. Source of the schedule: Zhu and Gupta 2017.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        input_shape: tuple[int, ...],
-        speedup: float,
-        phase: float = 0.6,
-        cuts: int = 50,
-        floor: float = 0.25,
-    ) -> None:
-        self.ledger = Ledger.of(model, input_shape)
-        self.final = self.ledger.allowance(speedup)
-        self.start = max(self.ledger.spent(), self.final)
-        self.spare = 2 * max(map(LayerCost.whole_row, self.ledger.layers))
-        self.phase, self.cuts, self.floor = phase, cuts, floor
-        self.done = 0
-
-    def before_batch(self, progress: float) -> None:
-        due = min(self.cuts, int(self.cuts * progress / self.phase))
-        if due > self.done:
-            self.done = due
-            more = (self.start - self.final) * (1 - due / self.cuts) ** 3 + self.spare * (due < self.cuts)
-            prune_to_(self.ledger, min(self.start, int(self.final + more)), self.floor)
-
-    def settled(self) -> bool:
-        return self.done == self.cuts

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lcnn_core.data import Dataset
+
 PATCHES = 65_536
 """Patches of a layer's input that its covariance is measured on, where it has more; or 16 for each patch's entry."""
 CHUNK = 32
@@ -153,3 +155,9 @@ def reestimate_batch_norm_(model: nn.Module, images: Tensor) -> None:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.eval()
+
+
+def calibration_images(dataset: Dataset, count: int) -> Tensor:
+    """``count`` training images (N, c, h, w), or all, drawn with a fixed seed; their labels are not looked at."""
+    order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(0))[:count]
+    return torch.cat([images for images, _ in dataset.train.read(list(order.sort().values.split(64)))])

@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import nn
 
+from lcnn_core.compress.calibration import calibration_images
 from lcnn_core.compress.post_training import FINE_TUNING, PostTrainingConfig, convert_to_budget
+from lcnn_core.compress.teacher import check_target, taught_by
 from lcnn_core.data import Dataset
-from lcnn_core.errors import ConfigError
-from lcnn_core.train import Distillation, TrainConfig, TrainResult, train
+from lcnn_core.train import TrainConfig, TrainResult, train
 from lcnn_core.train.events import Listener, ignore
-from lcnn_core.train.objective import check_distillation
 
 
 @dataclass(frozen=True)
 class ConvertedConfig:
-    """speedup: counted, over the dense network. conversion: its other choices. temperature, weight: of the distillation
-    from the dense network; weight 0 trains on the labels alone."""
+    """speedup: counted, over the dense network. conversion: its other choices. temperature, distillation: as in
+    :class:`FromDenseConfig`."""
 
     speedup: float = 10.0
     conversion: PostTrainingConfig = field(default_factory=PostTrainingConfig)
     temperature: float = 2.0
-    weight: float = 0.7
+    distillation: float = 0.7
     train: TrainConfig = FINE_TUNING
 
     def __post_init__(self) -> None:
-        if not 1 < self.speedup < math.inf:
-            raise ConfigError(f"speedup is {self.speedup}; expected a finite number above 1")
-        check_distillation(self.temperature, self.weight)
+        check_target(self.speedup, self.temperature, self.distillation)
 
 
 def convert_and_train(
@@ -50,12 +45,5 @@ def convert_and_train(
     config = config or ConvertedConfig()
     images = calibration_images(dataset, config.conversion.images)
     model, _ = convert_to_budget(dense, images, replace(config.conversion, speedup=config.speedup))
-    teacher = copy.deepcopy(dense).eval().requires_grad_(False)
-    objective = Distillation(teacher, config.temperature, config.weight) if config.weight else None
+    objective = taught_by(dense, config.temperature, config.distillation)
     return model, train(model, dataset, config.train, on_event, objective, resume=resume)
-
-
-def calibration_images(dataset: Dataset, count: int) -> torch.Tensor:
-    """``count`` training images (N, c, h, w), or all, drawn with a fixed seed; their labels are not looked at."""
-    order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(0))[:count]
-    return torch.cat([images for images, _ in dataset.train.read(list(order.sort().values.split(64)))])

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lcnn_core.compress.budget import Budget
+from lcnn_core.compress.allocation import Option
+from lcnn_core.compress.budget import Ledger
+from lcnn_core.compress.calibration import calibration_images
+from lcnn_core.compress.control import Budget
+from lcnn_core.compress.shares import LAYER_BUDGETS, measured_choices, measured_shares, uniform_shares
+from lcnn_core.compress.teacher import check_dense, check_target, taught_by
 from lcnn_core.convert import convert
 from lcnn_core.data import Dataset
 from lcnn_core.errors import ConfigError
 from lcnn_core.layers import LookupLayer
 from lcnn_core.spec import LookupConfig, default_threshold
-from lcnn_core.train import SCHEDULES, Distillation, TrainConfig, TrainResult, train
+from lcnn_core.train import SCHEDULES, TrainConfig, TrainResult, train
 from lcnn_core.train.events import Listener, ignore
-from lcnn_core.train.objective import check_distillation
 
-FORMS = ("mixed", "lookup", "sparse")
+FORMS = ("mixed", "lookup", "sparse", "measured")
 STARTS = ("dense", "scratch")
+THRESHOLDS = ("hard", "soft")
+CALIBRATION = 512
+"""Images on which layer budgets and forms are measured."""
+RATIOS = (0.125, 0.25, 0.5)
+"""Dictionary sizes over input channels that are tried where forms are measured."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +41,17 @@ class FromDenseConfig:
         the root of the speedup (0.29 at 30x). Ratios of 1 or more mean a plain sparse layer.
     phase: share of the run in which the cost is lowered; cuts: in how many steps.
     floor: share of an even split of the budget that every tensor keeps; 1 gives every tensor the same density.
-    temperature, weight: of the distillation from the dense network; weight 0 trains on the labels alone.
+    thresholds: "hard" cuts take the entries of lowest rank; "soft" ones shrink all before, by thresholds that are
+        learned for each D and P (:class:`SoftThresholds`).
+    regrowth: share of the cost that each cut but the last gives back to zeros of D and P, to those of the largest
+        gradient (:func:`regrow_`); it falls to 0 at the last cut.
+    layer_budgets: "ranking" cuts all layers by one ranking; "uniform" gives every layer the same speedup, "measured"
+        the one at which the errors of the layers, measured on training images without labels, are least together.
+    temperature, distillation: temperature and weight of the distillation from the dense network; weight 0 trains on
+        the labels alone.
     forms: "mixed" gives dictionaries to layers with kernels beyond 1x1 and makes the others plain sparse, "lookup"
-        gives one to every layer that has vectors to share, "sparse" to none: gradual magnitude pruning.
+        gives one to every layer that has vectors to share, "sparse" to none: gradual magnitude pruning; "measured"
+        gives each layer what costs the answers least, as post-training conversion does.
     start: "dense" begins with the dense weights, "scratch" with fresh ones, as published.
     threshold_scale, l1_scale: c and lambda' of the published threshold and l1 penalty, beside the budget; 0 for none.
     """
@@ -45,8 +61,11 @@ class FromDenseConfig:
     phase: float = 0.6
     cuts: int = 50
     floor: float = 0.25
+    thresholds: str = "hard"
+    regrowth: float = 0.0
+    layer_budgets: str = "ranking"
     temperature: float = 2.0
-    weight: float = 0.7
+    distillation: float = 0.7
     forms: str = "mixed"
     start: str = "dense"
     threshold_scale: float = 0.0
@@ -58,19 +77,40 @@ class FromDenseConfig:
     )
 
     def __post_init__(self) -> None:
-        if not 1 < self.speedup < math.inf:
-            raise ConfigError(f"speedup is {self.speedup}; expected a finite number above 1")
+        check_target(self.speedup, self.temperature, self.distillation)
         if self.dictionary_ratio is not None and not 0 < self.dictionary_ratio < math.inf:
             raise ConfigError(f"dictionary_ratio is {self.dictionary_ratio}; expected a number above 0")
-        if not 0 < self.phase <= 1 or self.cuts < 1 or not 0 <= self.floor <= 1:
+        if not 0 < self.phase <= 1 or self.cuts < 1 or not 0 <= self.floor <= 1 or not 0 <= self.regrowth < 1:
             raise ConfigError(
-                f"phase is {self.phase}, cuts {self.cuts}, floor {self.floor}; expected 0 < phase <= 1, "
-                "cuts of 1 or more, 0 <= floor <= 1"
+                f"phase is {self.phase}, cuts {self.cuts}, floor {self.floor}, regrowth {self.regrowth}; expected "
+                "0 < phase <= 1, cuts of 1 or more, 0 <= floor <= 1, 0 <= regrowth < 1"
             )
-        for name, known in (("forms", FORMS), ("start", STARTS)):
+        choices = {"forms": FORMS, "start": STARTS, "thresholds": THRESHOLDS, "layer_budgets": LAYER_BUDGETS}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
-        check_distillation(self.temperature, self.weight)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Options of which one would leave the other without effect, or work against it."""
+        if self.forms == "sparse" and self.dictionary_ratio is not None:
+            raise ConfigError(
+                "dictionary_ratio cannot go with forms 'sparse', which has no dictionaries; leave one out"
+            )
+        if self.regrowth and self.cuts == 1:
+            raise ConfigError("regrowth cannot go with a single cut, which is the last; ask for 2 cuts or more")
+        if self.thresholds == "soft" and self.threshold_scale:
+            raise ConfigError(
+                "soft thresholds cannot go with threshold_scale, the published hard threshold; leave one out"
+            )
+        if self.l1_scale and not self.threshold_scale:
+            raise ConfigError("l1_scale needs threshold_scale: lambda is l1_scale times the threshold; give both")
+        for name, others in (("layer_budgets", "ranking or uniform"), ("forms", "mixed, lookup or sparse")):
+            if getattr(self, name) == "measured" and self.start == "scratch":
+                raise ConfigError(
+                    f"{name} 'measured' cannot go with start 'scratch', whose weights were not there to measure; "
+                    f"choose {others}"
+                )
 
     @property
     def ratio(self) -> float:
@@ -79,20 +119,54 @@ class FromDenseConfig:
         return 0.5 * math.sqrt(10 / self.speedup)
 
 
-def lookup_config(module: nn.Module, config: FromDenseConfig) -> LookupConfig | None:
-    """How one layer of a dense network starts: a dictionary of ``config.ratio`` of its channels, or plain sparse.
+def dictionary_sizes(weight: Sequence[int], config: FromDenseConfig) -> list[int | None]:
+    """k that a layer of these filters (n, m / groups, *kernel) may have; None is the identity, plain sparse.
 
-    Dictionaries pay where several kernel positions share them: not in 1x1 convolutions, linear layers and stems.
+    One that follows from ``config.ratio``, or several to choose from where forms are measured. Unmeasured, dictionaries
+    pay where several kernel positions share them: not in 1x1 convolutions, linear layers and stems.
     """
-    if not isinstance(module, nn.Conv2d | nn.Linear):
-        return None
-    width, kernel = module.weight.shape[1], module.weight.shape[2:]
+    n, width, *kernel = weight
+    most = min(width, n * math.prod(kernel)) - 1
+    if config.forms == "measured":
+        ratios = RATIOS if config.dictionary_ratio is None else (config.dictionary_ratio,)
+        sizes = sorted({max(1, round(ratio * width)) for ratio in ratios})
+        return [None, *(size for size in sizes if size <= most)]
     size = max(1, round(config.ratio * width))
     shared = math.prod(kernel) > 1 and width >= 8 if config.forms == "mixed" else width > 1
-    if config.forms == "sparse" or not shared or size >= min(width, len(module.weight) * math.prod(kernel)):
+    return [None] if config.forms == "sparse" or not shared or size > most else [size]
+
+
+def lookup_config(size: int | None, kernel: Sequence[int], config: FromDenseConfig) -> LookupConfig:
+    """How a layer with a dictionary of ``size``, or none, starts."""
+    if size is None:
         return LookupConfig(None, threshold=0.0, l1_weight=0.0)
     threshold = default_threshold(size, kernel, config.threshold_scale)
     return LookupConfig(size, threshold=threshold, l1_weight=config.l1_scale * threshold)
+
+
+def choices_of(dense: nn.Module, images: Tensor, config: FromDenseConfig) -> dict[str, Option]:
+    """Each layer's dictionary size and cost as measured on ``images`` (N, c, h, w), of those that it may have."""
+    return measured_choices(dense, config.speedup, images, lambda shape: dictionary_sizes(shape, config))
+
+
+def started(dense: nn.Module, config: FromDenseConfig, choices: Mapping[str, Option] | None = None) -> nn.Module:
+    """The lookup network that a run begins with, from the dense weights; ``choices`` where sizes were measured."""
+
+    def choose(name: str, module: nn.Module) -> LookupConfig | None:
+        if not isinstance(module, nn.Conv2d | nn.Linear) or (choices is not None and name not in choices):
+            return None
+        shape = module.weight.shape
+        if choices is None:
+            (size,) = dictionary_sizes(shape, config)
+        else:
+            size = choices[name].start  # type: ignore[assignment]
+        return lookup_config(size, shape[2:], config)
+
+    model, _ = convert(dense, choose)
+    for layer in model.modules():
+        if isinstance(layer, LookupLayer):
+            balance_(layer)
+    return model
 
 
 @torch.no_grad()
@@ -135,17 +209,20 @@ def compress_from_dense(
     ConfigError, with the reachable maximum and what bounds it, when the budget cannot be met.
     """
     config = config or FromDenseConfig()
-    for name, module in dense.named_modules():
-        if isinstance(module, LookupLayer):
-            raise ConfigError(f"{name!r} is already a lookup layer; start from a dense network")
-    model, _ = convert(dense, lambda name, module: lookup_config(module, config))
+    check_dense(dense)
+    choices = None
+    if "measured" in (config.forms, config.layer_budgets):
+        choices = choices_of(dense, calibration_images(dataset, CALIBRATION), config)
+    model = started(dense, config, choices)
     if config.start == "scratch":
         _restart_(model, config.train.seed)
-    else:
-        for layer in model.modules():
-            if isinstance(layer, LookupLayer):
-                balance_(layer)
-    teacher = copy.deepcopy(dense).eval().requires_grad_(False)
-    budget = Budget(model, dataset.input_shape, config.speedup, config.phase, config.cuts, config.floor)
-    objective = Distillation(teacher, config.temperature, config.weight) if config.weight else None
+    ledger = Ledger.of(model, dataset.input_shape)
+    shares: Mapping[str, float] | None = None
+    if config.layer_budgets == "uniform":
+        shares = uniform_shares(ledger)
+    elif config.layer_budgets == "measured" and choices:
+        shares = measured_shares(choices)
+    soft = config.thresholds == "soft"
+    budget = Budget(ledger, config.speedup, config.phase, config.cuts, config.floor, soft, config.regrowth, shares)
+    objective = taught_by(dense, config.temperature, config.distillation)
     return model, train(model, dataset, config.train, on_event, objective, budget, resume)

@@ -13,31 +13,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lcnn_core.checkpoint.record import CUSTOM
+from lcnn_core.compress.teacher import check_target, taught_by
 from lcnn_core.counting import count_layer
 from lcnn_core.data import Dataset
 from lcnn_core.describe import describe
 from lcnn_core.errors import ConfigError
-from lcnn_core.train import SCHEDULES, Distillation, TrainConfig, TrainResult, train
+from lcnn_core.models import MODELS, resolve
+from lcnn_core.train import SCHEDULES, TrainConfig, TrainResult, train
 from lcnn_core.train.events import Listener, ignore
-from lcnn_core.train.objective import check_distillation
 
 
 @dataclass(frozen=True)
 class NarrowConfig:
-    """speedup: MACs of the dense network over those of the narrow one. temperature, weight: of the distillation from
-    the dense network; weight 0 trains on the labels alone."""
+    """speedup: MACs of the dense network over those of the narrow one. temperature, distillation: as in
+    :class:`FromDenseConfig`."""
 
     speedup: float = 10.0
     temperature: float = 2.0
-    weight: float = 0.7
+    distillation: float = 0.7
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(epochs=40, batch_size=32, schedule=SCHEDULES["one-cycle"], lr=0.1, shift=1)
     )
 
     def __post_init__(self) -> None:
-        if not 1 < self.speedup < math.inf:
-            raise ConfigError(f"speedup is {self.speedup}; expected a finite number above 1")
-        check_distillation(self.temperature, self.weight)
+        check_target(self.speedup, self.temperature, self.distillation)
 
 
 def macs(model: nn.Module, input_shape: Sequence[int]) -> int:
@@ -129,6 +129,24 @@ def narrow_to(dense: nn.Module, input_shape: Sequence[int], speedup: float) -> n
     return narrowed(dense, input_shape, low)
 
 
+def narrowed_architecture(
+    architecture: str, arguments: Mapping[str, Any], dense: nn.Module, model: nn.Module
+) -> tuple[str, Mapping[str, Any]]:
+    """The architecture's name with the ``widths`` that make ``model``, a narrowed copy of ``dense``.
+
+    "custom" and no arguments where the architecture has no such option.
+    """
+    complete = resolve(architecture, **arguments)[1] if architecture in MODELS else {}
+    if "widths" not in complete:
+        return CUSTOM, {}
+    twins = dict(model.named_modules())
+    narrow: dict[int, int] = {}
+    for name, module in dense.named_modules():
+        if isinstance(module, nn.Conv2d):
+            narrow.setdefault(module.out_channels, twins[name].out_channels)  # type: ignore[arg-type]
+    return architecture, {**arguments, "widths": [narrow[width] for width in complete["widths"]]}
+
+
 @contextmanager
 def _without_onednn() -> Iterator[None]:
     backend: Any = torch.backends.mkldnn
@@ -151,8 +169,7 @@ def train_narrow(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         model = narrow_to(dense, dataset.input_shape, config.speedup)
-    teacher = copy.deepcopy(dense).eval().requires_grad_(False)
-    objective = Distillation(teacher, config.temperature, config.weight) if config.weight else None
+    objective = taught_by(dense, config.temperature, config.distillation)
     # With odd numbers of channels oneDNN's backward pass damages the heap (seen with torch 2.13, widths 5, 11 and 22).
     with _without_onednn():
         return model, train(model, dataset, config.train, on_event, objective, resume=resume)

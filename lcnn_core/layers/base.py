@@ -31,7 +31,8 @@ class LookupLayer(nn.Module):
     Parameters: ``dictionary`` D (groups * k, m / groups), or None for the identity dictionary; ``coefficients`` P
     (n, k, *kernel); ``bias`` (n,) or None. Entries of P with magnitude at or below ``threshold`` count as zero: the
     forward pass masks them, their gradient is zero, and nothing is mutated. The threshold is compared in P's dtype.
-    ``threshold``, ``l1_weight``, ``lookups_per_position`` and ``form`` are plain attributes and not in the state dict.
+    ``threshold``, ``l1_weight``, ``lookups_per_position`` and ``form`` are plain attributes and not in the state dict,
+    and so is ``masked_gradient``: False lets the gradient reach entries that count as zero, to see what they are worth.
     """
 
     dictionary: nn.Parameter | None
@@ -61,6 +62,7 @@ class LookupLayer(nn.Module):
         self.threshold, self.l1_weight = config.resolve(rows, kernel_size)
         self.lookups_per_position = config.lookups_per_position
         self.form: Form = form
+        self.masked_gradient = True
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -108,10 +110,10 @@ class LookupLayer(nn.Module):
 
     def _effective(self, coefficients: Tensor) -> Tensor:
         """The same of some filters' rows of P."""
-        coefficients = functional.hard_threshold(coefficients, self.threshold)
+        kept = functional.hard_threshold(coefficients, self.threshold)
         if self.lookups_per_position is not None:
-            coefficients = functional.keep_largest(coefficients, self.lookups_per_position)
-        return coefficients
+            kept = functional.keep_largest(kept, self.lookups_per_position)
+        return kept if self.masked_gradient else coefficients + (kept - coefficients).detach()
 
     @torch.no_grad()
     def coefficients_nnz(self) -> int:

@@ -25,7 +25,7 @@ _SMALL_RESNET = {
     "num_classes": 10,
     "in_channels": 1,
 }
-_SMALL_ALEXNET = {"num_classes": 10, "in_channels": 1, "dropout": 0.5}
+_SMALL_ALEXNET = {"widths": (24, 48, 96, 64, 64, 256), "num_classes": 10, "in_channels": 1, "dropout": 0.5}
 
 _BUILDERS = (
     ModelBuilder("alexnet", "AlexNet, the dense reference of the published speedups", alexnet, _ALEXNET, square(224)),

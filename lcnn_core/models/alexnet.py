@@ -7,12 +7,14 @@ norm after every layer but the last. The first convolution is padded by 2, so th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from lcnn_core.errors import ConfigError
 from lcnn_core.layers.factory import make_conv
-from lcnn_core.models.options import LookupPlan, Preset, check_count, check_probability, lookup_plan
+from lcnn_core.models.options import LookupPlan, Preset, check_count, check_counts, check_probability, lookup_plan
 
 PRESETS = {
     "fast": Preset(first=3, stages=(30, 30, 30, 30), fc=512, threshold_scale=0.01, l1_scale=0.3),
@@ -130,11 +132,17 @@ def alexnet_lcnn(num_classes: int, in_channels: int, dropout: float, **lookup: A
     )
 
 
-def small_alexnet(num_classes: int, in_channels: int, dropout: float, **lookup: Any) -> AlexNetLcnn:
-    """The same layout for 28 pixels: 28, 13, 6 and 2 pixels a side."""
+def small_alexnet(
+    widths: Sequence[int], num_classes: int, in_channels: int, dropout: float, **lookup: Any
+) -> AlexNetLcnn:
+    """The same layout for 28 pixels: 28, 13, 6 and 2 pixels a side. widths: of conv1 to conv5, and of fc6 and fc7."""
+    widths = check_counts("widths", widths)
+    if len(widths) != 6:
+        raise ConfigError(f"widths are {widths}; expected 6 numbers: conv1 to conv5, and fc6, which fc7 has too")
+    c1, c2, c3, c4, c5, features = widths
     return AlexNetLcnn(
-        (24, 48, 96, 64, 64),
-        256,
+        (c1, c2, c3, c4, c5),
+        features,
         (5, 1, 2),
         2,
         lookup_plan(SMALL_PRESETS, 4, lookup),

@@ -46,16 +46,22 @@ RUNNING_BATCHES = 100
 
 
 class Controller(Protocol):
-    """Steers the model from within the run, e.g. prunes it down to a budget.
-
-    A resumed run makes a new one: what it does follows from the progress that it is told and from the model.
-    """
+    """Steers the model from within the run, e.g. prunes it down to a budget."""
 
     def before_batch(self, progress: float) -> None:
         """Called before each batch with the share of the run's batches done so far, and at the end with 1."""
 
+    def after_batch(self) -> None:
+        """Called after each step of the optimizer, the batch's gradients still in the parameters."""
+
     def settled(self) -> bool:
         """Whether the model is now one that may be kept as the best."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it knows beyond the progress that it is told and the model, as plain data."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state`` was taken, between two batches."""
 
 
 @dataclass(frozen=True)
@@ -255,6 +261,8 @@ class _Run:
         if self.config.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.clip_norm, norm)
         self.optimizer.step()
+        if self.controller:
+            self.controller.after_batch()
         if self.average:
             self.average.update()
         at.batch, at.loss, at.right, at.images = (
@@ -326,6 +334,7 @@ class _Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.state_dict() if self.average else None,
+            "controller": self.controller.state_dict() if self.controller else None,
             "order": self.order.state_dict(),
             "random": random_state(),
             "position": asdict(self.at),
@@ -350,6 +359,8 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average:
             self.average.load_state_dict(state["average"])
+        if self.controller:
+            self.controller.load_state_dict(state["controller"])
         self.order.load_state_dict(state["order"])
         self.at = _Position(**state["position"])
         self.recent.extend((right, total) for right, total in state["recent"])

@@ -23,7 +23,7 @@ from lcnn_analyze.cli.app import app
 from lcnn_analyze.cli.errors import run
 from lcnn_analyze.cli.rates import rate_lines
 from lcnn_analyze.cli.train_options import OPTIONS
-from lcnn_core import Dataset, LookupLayer, Normalization, Split, TrainConfig, checkpoint
+from lcnn_core import Dataset, FromDenseConfig, LookupLayer, Normalization, Split, TrainConfig, checkpoint
 
 TINY = ("--model", "digits-resnet-lcnn", "--batch-size", "128", "--lr", "0.1", "--epochs", "1", "-q")
 
@@ -46,7 +46,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_table_holds_every_option_of_the_config_and_typer_every_one_of_the_table() -> None:
-    assert {field.name for field in dataclasses.fields(TrainConfig)} <= set(OPTIONS)
+    for config in (TrainConfig, FromDenseConfig):
+        assert {field.name for field in dataclasses.fields(config)} <= {*OPTIONS, "train"}
     command = typer.main.get_command(app).get_command(None, "train")  # type: ignore[attr-defined]
     assert command is not None
     assert all(option.help and option.panel for option in OPTIONS.values())

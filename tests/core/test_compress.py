@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from lcnn_core.checkpoint import Checkpoint
 from lcnn_core.compress import (
     METHODS,
     ConvertedConfig,
@@ -26,10 +27,10 @@ from lcnn_core.compress import (
     convert_to_budget,
     train_narrow,
 )
-from lcnn_core.compress.budget import Budget, Ledger, fill, prune_to_, useful, worth
-from lcnn_core.compress.from_dense import balance_, lookup_config
+from lcnn_core.compress.budget import Ledger, fill, prune_to_, useful, worth
+from lcnn_core.compress.control import Budget
+from lcnn_core.compress.from_dense import balance_, started
 from lcnn_core.compress.narrow import narrow_to, narrowed
-from lcnn_core.convert import convert
 from lcnn_core.counting import count_layer, counted_speedup
 from lcnn_core.data import Dataset, Split, load_dataset
 from lcnn_core.describe import describe
@@ -59,7 +60,7 @@ def lookups(model: nn.Module) -> dict[str, LookupLayer]:
 
 
 def start(dense: nn.Module, ratio: float = 0.5) -> nn.Module:
-    return convert(dense, lambda name, module: lookup_config(module, FromDenseConfig(dictionary_ratio=ratio)))[0]
+    return started(dense, FromDenseConfig(dictionary_ratio=ratio))
 
 
 # --- what entries cost and are worth --------------------------------------------------------------------------------
@@ -203,7 +204,7 @@ def test_the_floor_keeps_a_layer_of_small_magnitudes_alive() -> None:
 def test_the_budget_falls_on_a_cubic_schedule_and_settles() -> None:
     torch.manual_seed(0)
     model = start(build("digits-resnet"))
-    budget = Budget(model, (1, 8, 8), speedup=12, phase=0.5, cuts=20)
+    budget = Budget(Ledger.of(model, (1, 8, 8)), speedup=12, phase=0.5, cuts=20)
     first, final = budget.ledger.spent(), budget.ledger.dense // 12
     for step in range(31):
         progress = step / 60
@@ -264,8 +265,8 @@ def test_every_method_lands_on_the_asked_speedup(name: str, speedup: float) -> N
     dense, data = make(), small_data(**options)
     before = copy.deepcopy(dense.state_dict())
     for key, method in METHODS.items():
-        # narrow and converted have tests of their own; the rest is from-dense with other choices: once is enough.
-        if key in ("narrow", "converted") or (key != "from-dense" and (name, speedup) != ("grouped", 7.5)):
+        # These have tests of their own; the rest is from-dense with other choices: once is enough.
+        if key in ("narrow", "converted", "low-rank") or (key != "from-dense" and (name, speedup) != ("grouped", 7.5)):
             continue
         config = method.config(speedup=speedup, train=TrainConfig(1, 8, lr=0.01, clip_norm=1.0))
         model, result = method.compress(dense, data, config)
@@ -311,7 +312,7 @@ def test_the_dense_network_teaches() -> None:
     wrong = dataclasses.replace(data, train=Split(data.train.images, (answers + 1) % 10))
     run = TrainConfig(20, 20, lr=0.1, clip_norm=1.0)
     for weight, agreement in ((1.0, True), (0.0, False)):
-        model, _ = compress_from_dense(dense, wrong, FromDenseConfig(speedup=3, weight=weight, train=run))
+        model, _ = compress_from_dense(dense, wrong, FromDenseConfig(speedup=3, distillation=weight, train=run))
         assert (float((model(data.train.images).argmax(1) == answers).float().mean()) > 0.8) == agreement
 
 
@@ -333,8 +334,8 @@ def test_forms_decide_which_layers_have_dictionaries() -> None:
     model = build("digits-resnet")
 
     def dictionaries(forms: str) -> set[str]:
-        config = FromDenseConfig(forms=forms, dictionary_ratio=0.5)
-        found = lookups(convert(model, lambda name, module: lookup_config(module, config))[0])
+        config = FromDenseConfig(forms=forms)  # at 10x the ratio is 0.5
+        found = lookups(started(model, config))
         assert set(found) == {n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
         return {name for name, layer in found.items() if layer.dictionary is not None}
 
@@ -389,6 +390,23 @@ def test_a_narrow_network_is_trained_within_the_budget_and_lands_by_whole_channe
         narrowed(build("digits-resnet", shortcut="A"), (1, 8, 8), 0.4)
 
 
+@pytest.mark.parametrize("name", ["digits-resnet", "small-alexnet", "resnet10"])
+def test_a_narrow_network_is_saved_as_its_architecture_with_its_widths(name: str) -> None:
+    """Read back it gives the same answers; an architecture without such an option is saved as custom."""
+    torch.manual_seed(0)
+    arguments = {"num_classes": 10, "in_channels": 1} | ({"stem": "small"} if name == "resnet10" else {})
+    dense = build(name, **arguments)
+    shape = (1, 28, 28) if name == "small-alexnet" else (1, 8, 8)
+    model = narrow_to(dense, shape, 5.0).eval()
+    architecture, found = METHODS["narrow"].saved_as(name, arguments, dense, model)
+    saved = Checkpoint.from_model(model, architecture=architecture, arguments=found, input_shape=shape)
+    if name == "resnet10":
+        assert (architecture, dict(found)) == ("custom", {})
+    else:
+        x = torch.randn(2, *shape)
+        torch.testing.assert_close(saved.build()(x), model(x))
+
+
 def test_conversion_then_training_keeps_the_budget_and_learns() -> None:
     data = load_dataset("digits")
     torch.manual_seed(0)
@@ -437,10 +455,10 @@ def test_what_cannot_be_met_is_refused_with_the_reachable_maximum() -> None:
         ({"speedup": 1.0}, r"speedup is 1.0; expected a finite number above 1"),
         ({"speedup": float("inf")}, r"speedup is inf; expected a finite number above 1"),
         ({"dictionary_ratio": 0.0}, r"dictionary_ratio is 0.0; expected a number above 0"),
-        ({"phase": 0.0}, r"phase is 0.0, cuts \d+, floor 0.25; expected 0 < phase <= 1"),
+        ({"phase": 0.0}, r"phase is 0.0, cuts \d+, floor 0.25, regrowth 0.0; expected 0 < phase <= 1"),
         ({"forms": "tiny"}, r"forms is 'tiny'; expected one of mixed, lookup, sparse"),
         ({"start": "cold"}, r"start is 'cold'; expected one of dense, scratch"),
-        ({"weight": 2.0}, r"distillation weight is 2.0; expected 0 to 1"),
+        ({"distillation": 2.0}, r"distillation weight is 2.0; expected 0 to 1"),
     ],
 )
 def test_bad_values_are_refused(options: dict[str, float], message: str) -> None:

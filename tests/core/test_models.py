@@ -267,6 +267,13 @@ def test_widths_and_blocks_of_small_resnets():
     assert model.fc.in_features == 12
 
 
+def test_widths_of_small_alexnets():
+    model = build("small-alexnet", widths=[5, 6, 7, 8, 9, 11]).eval()
+    assert [getattr(model, f"conv{n}").out_channels for n in range(1, 6)] == [5, 6, 7, 8, 9]
+    assert (model.fc6.out_channels, model.fc7.out_channels) == (11, 11)
+    assert model(torch.randn(2, 1, 28, 28)).shape == (2, 10)
+
+
 def test_dropout_is_an_option():
     assert build("small-alexnet", dropout=0.25).dropout.p == 0.25
 
@@ -306,6 +313,7 @@ def test_aliases_stand_for_a_depth(alias):
         ("alexnet-lcnn", {"l1_scale": float("nan")}, r"l1_scale is nan; expected a finite number"),
         ("alexnet-lcnn", {"l1_scale": "x"}, r"l1_scale is 'x'"),
         ("small-resnet", {"widths": ()}, r"widths is \(\); expected whole numbers of 1 or more, one a stage"),
+        ("small-alexnet", {"widths": (5, 6)}, r"widths are \(5, 6\); expected 6 numbers"),
         ("small-resnet", {"widths": "16"}, r"widths is '16'; expected whole numbers"),
         ("small-resnet", {"widths": (16, 32)}, r"widths \(16, 32\) and blocks \(1, 1, 2\) differ in length"),
         ("small-resnet", {"blocks": (1, 0, 1)}, r"blocks is 0; expected a whole number"),

@@ -1,0 +1,128 @@
+"""What ``lcnn spectrum`` leaves behind: its report, and the checkpoints of the front."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lcnn_analyze.cli.output import write_file
+from lcnn_analyze.cli.trials import GIVEN, Plan
+from lcnn_analyze.comparison import means
+from lcnn_analyze.study import State, Trial
+
+NETWORKS = ("network.pt", "network.pt2")
+LEFT = ("waiting", "running")
+Ended = Sequence[tuple[Trial, State]]
+
+
+def write_report(plan: Plan, ended: Ended, workers: int = 1) -> None:
+    """Write spectrum.html, .md, .png and .json; the report is the same whoever did the work."""
+    from lcnn_analyze.render.study import files
+    from lcnn_analyze.render.sweep import sweep_study
+
+    document = make_document(plan, ended, workers)
+    for name, content in files(sweep_study([document]), "spectrum").items():
+        write_file(plan.folder / name, content, quiet=True)
+
+
+def make_document(plan: Plan, ended: Ended, workers: int) -> dict[str, Any]:
+    """The study as plain data: all that its page shows."""
+    from lcnn_core import METHODS
+
+    rows = _rows(plan, ended)
+    total = max(plan.total or 0, len(rows))
+    bases = dict.fromkeys(row["method"].partition(":")[0] for row in rows)
+    return {
+        "kind": "spectrum",
+        **dense_facts(plan.folder, plan.settings),
+        "settings": dict(plan.settings),
+        "methods": {name: METHODS[name].doc for name in METHODS if name in bases},
+        "total": total,
+        "seconds_left": _seconds_left(rows, total, workers),
+        "points": [dataclasses.asdict(point) for point in means(rows)],
+        "trials": rows,
+    }
+
+
+def _rows(plan: Plan, ended: Ended) -> list[dict[str, Any]]:
+    return [_row(plan.folder, trial, state, plan.settings) for trial, state in ended]
+
+
+def _row(folder: Path, trial: Trial, state: State, settings: Mapping[str, Any]) -> dict[str, Any]:
+    files = [f"trials/{trial.name}/{name}" for name in NETWORKS]
+    kept = next((file for file in files if (folder / file).exists()), None)
+    return {
+        "trial": trial.name,
+        "method": trial.settings["method"],
+        "target": trial.settings["speedup"],
+        "seed": trial.settings["seed"],
+        "status": state.status,
+        "reason": state.reason,
+        **state.result,
+        "command": command(trial, settings),
+        "checkpoint": kept,
+    }
+
+
+def _seconds_left(rows: Sequence[Mapping[str, Any]], total: int, workers: int) -> float | None:
+    """What the trials that are left will take so many workers, going by those that are done; None where none are."""
+    took = [row["seconds"] for row in rows if row["status"] == "done"]
+    left = total - len(took) - sum(row["status"] == "failed" for row in rows)
+    return left * sum(took) / len(took) / workers if took else None
+
+
+def dense_facts(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The dense network: what it is and was trained by, its accuracies and MACs; measured once for a study."""
+    kept = folder / "dense.json"
+    if kept.exists():
+        return json.loads(kept.read_text())
+    from lcnn_analyze.cli.trials import load_subject, macs_of
+    from lcnn_core import checkpoint, evaluate
+
+    loaded = checkpoint.load(settings["dense"])
+    model, dataset = load_subject(settings)
+    accuracy = evaluate(model, dataset.test)
+    dense = {
+        "top1": accuracy.top1,
+        "count": accuracy.count,
+        "validation": evaluate(model, dataset.validation).top1,
+        "macs": macs_of(model, dataset),
+        "command": loaded.provenance.get("command"),
+    }
+    found = {"network": loaded.architecture, "dataset": dataset.name, "dense": dense}
+    write_file(kept, json.dumps(found).encode(), quiet=True)
+    return found
+
+
+def command(trial: Trial, settings: Mapping[str, Any]) -> str:
+    """What makes this trial's network again, to the same bits, in a folder of its own, whose ``last.pt`` it is.
+
+    A plain ``lcnn train``; a study of one trial where the recipe has settings that are none of its options.
+    """
+    from lcnn_analyze.cli.train_options import OPTIONS
+
+    recipe, speedup, seed = (trial.settings[key] for key in ("method", "speedup", "seed"))
+    method, *own = recipe.split(":")
+    changes = dict(change.split("=", 1) for change in own)
+    start = ["lcnn", "train", "--from", settings["dense"], "--method", method, "--speedup", f"{speedup:.12g}"]
+    if not all(key in OPTIONS and value != "None" for key, value in changes.items()):
+        start = ["lcnn", "spectrum", settings["dense"], "--methods", recipe, "--speedups", f"{speedup:.12g}"]
+        changes = {}
+    given = {key: f"{settings[key]:.12g}" for key in GIVEN if settings[key] is not None}
+    seeds = {"seed" if start[1] == "train" else "seeds": str(seed)}
+    options = {"data": settings["data"], **seeds, **given, **changes, "output": trial.name}
+    flags = [part for key, value in options.items() for part in (f"--{key.replace('_', '-')}", value)]
+    return f"OMP_NUM_THREADS=1 {shlex.join([*start, *flags])}"
+
+
+def keep_front(plan: Plan, ended: Ended) -> None:
+    """Delete the networks of the trials that are done and on no front."""
+    rows = _rows(plan, ended)
+    front = {(point.method, point.target) for point in means(rows) if point.front or point.measured_front}
+    for row in rows:
+        if row["status"] == "done" and row["checkpoint"] and (row["method"], row["target"]) not in front:
+            (plan.folder / row["checkpoint"]).unlink(missing_ok=True)

@@ -1,0 +1,132 @@
+"""What a study's trials say when they are laid side by side: means over seeds, fronts, ties and ablations. Pure.
+
+Trials are rows of plain data, as a study's JSON holds them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lcnn_analyze.spectrum import Point, pareto_front
+
+Row = Mapping[str, Any]
+DEFAULT, PLAIN = "from-dense", "lookup-only"
+"""Our recipe, and the one beside which it always stands: a dictionary in every layer."""
+ALTERNATIVES = ("pruning", "narrow", "low-rank")
+"""Methods without dictionaries."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """One method at one target, over its seeds. Accuracies in percent."""
+
+    method: str
+    target: float
+    speedup: float
+    """Counted over the dense network, mean."""
+    accuracy: float
+    """Top-1 on test images, mean."""
+    error: float | None
+    """Its standard error over seeds; None with one seed."""
+    sampling: float
+    """The standard error that it has because test images are finitely many."""
+    validation: float
+    """Top-1 on validation images, mean."""
+    seeds: tuple[int, ...]
+    measured: float | None = None
+    """Measured speedup over the dense network, both in the engine, geometric mean; None where it was not timed."""
+    front: bool = False
+    """No other is at least as good in counted speedup and in validation accuracy, and better in one."""
+    measured_front: bool = False
+    """The same with measured speedup."""
+
+    @property
+    def spread(self) -> float:
+        """The standard error over seeds, with one seed that over test images."""
+        return self.sampling if self.error is None else self.error
+
+    @property
+    def base(self) -> str:
+        """The method without the settings behind it."""
+        return self.method.partition(":")[0]
+
+
+def means(rows: Iterable[Row]) -> list[Mean]:
+    """What finished trials say, seeds together, by method and target; those on a Pareto front are marked.
+
+    Fronts are chosen by validation accuracy, so that nothing is chosen on test images, and without ablations.
+    """
+    groups: dict[tuple[str, float], list[Row]] = {}
+    for row in rows:
+        if row["status"] == "done":
+            groups.setdefault((row["method"], row["target"]), []).append(row)
+    found = [_mean(*key, members) for key, members in groups.items()]
+    compared, _ = split(found)
+    counted = _front(compared, lambda mean: mean.speedup)
+    measured = _front([mean for mean in compared if mean.measured is not None], lambda mean: mean.measured or 0.0)
+    return [replace(m, front=_key(m) in counted, measured_front=_key(m) in measured) for m in found]
+
+
+def _mean(method: str, target: float, members: Sequence[Row]) -> Mean:
+    accuracies = [100 * row["top1"] for row in members]
+    count, mean = len(members), sum(accuracies) / len(members)
+    squares = sum((value - mean) ** 2 for value in accuracies)
+    timed = [row["latency"]["dense"] / row["latency"]["network"] for row in members if row.get("latency")]
+    return Mean(
+        method,
+        target,
+        speedup=sum(row["speedup"] for row in members) / count,
+        accuracy=mean,
+        error=(squares / (count - 1) / count) ** 0.5 if count > 1 else None,
+        sampling=sampling_error(mean, members[0]["count"]),
+        validation=100 * sum(row["validation"] for row in members) / count,
+        seeds=tuple(row["seed"] for row in members),
+        measured=math.prod(timed) ** (1 / len(timed)) if timed else None,
+    )
+
+
+def sampling_error(percent: float, count: int) -> float:
+    """Standard error in percent of an accuracy that was counted on ``count`` images: sqrt(p (1 - p) / count)."""
+    return (percent * (100 - percent) / count) ** 0.5
+
+
+def _key(mean: Mean) -> tuple[str, float]:
+    return mean.method, mean.target
+
+
+def _front(found: Sequence[Mean], speedup: Callable[[Mean], float]) -> set[tuple[str, float]]:
+    # To three digits: what lands a hair beyond its target is no faster.
+    points = {
+        Point(str(place), float(f"{speedup(mean):.3g}"), mean.validation, "", "", "", ""): _key(mean)
+        for place, mean in enumerate(found)
+    }
+    return {points[point] for point in pareto_front(points)}
+
+
+def difference(one: Mean, other: Mean) -> tuple[float, float]:
+    """Points of accuracy that ``one`` is ahead of ``other``, and the standard error of that."""
+    return one.accuracy - other.accuracy, math.hypot(one.spread, other.spread)
+
+
+def tie(one: Mean, other: Mean) -> bool:
+    """Whether the two lie within one standard error of their difference."""
+    points, error = difference(one, other)
+    return abs(points) <= error
+
+
+def split(found: Sequence[Mean]) -> tuple[list[Mean], list[tuple[Mean, Mean]]]:
+    """The methods that are compared, and the ablations: each (method, the same with settings changed) at one target."""
+    plain = {_key(mean): mean for mean in found if mean.method == mean.base}
+    pairs = [(plain[mean.base, mean.target], mean) for mean in found
+             if mean.method != mean.base and (mean.base, mean.target) in plain]  # fmt: skip
+    changed = {_key(mean) for _, mean in pairs}
+    return [mean for mean in found if _key(mean) not in changed], pairs
+
+
+def best(found: Sequence[Mean]) -> list[Mean]:
+    """The most accurate, and those that tie with it, by falling accuracy."""
+    ordered = sorted(found, key=lambda mean: -mean.accuracy)
+    return [mean for mean in ordered if mean is ordered[0] or tie(ordered[0], mean)]

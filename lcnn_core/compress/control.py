@@ -1,0 +1,85 @@
+"""The controller that leads a run down to a counted budget: when it cuts, how, and what may grow back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lcnn_core.compress.budget import LayerCost, Ledger, prune_to_
+from lcnn_core.compress.regrowth import regrow_
+from lcnn_core.compress.thresholds import SoftThresholds
+
+
+class Budget:
+    """A training controller that lowers a model's cost to ``speedup``, on a cubic schedule, and holds it there.
+
+    At share t of the run the lookup layers may cost final + (start - final) * (1 - t / phase)^3, ``phase`` being the
+    share of the run in which pruning takes place; it happens in ``cuts`` equal steps of t. Until the last one they may
+    cost two dictionary rows more: the last cut may leave rows unread, and needs others to spend their cost on to land
+    exactly. Source of the schedule: Zhu and Gupta 2017.
+
+    floor, shares: as in :func:`prune_to_`. soft: learned soft thresholds (:class:`SoftThresholds`) before each cut.
+    regrowth: share of the cost that a cut takes beyond its due and gives back a batch later to the zeros of largest
+    gradient (:func:`regrow_`), falling along a line to nothing at the last cut.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        speedup: float,
+        phase: float = 0.6,
+        cuts: int = 50,
+        floor: float = 0.25,
+        soft: bool = False,
+        regrowth: float = 0.0,
+        shares: Mapping[str, float] | None = None,
+    ) -> None:
+        self.ledger = ledger
+        self.final = self.ledger.allowance(speedup)
+        self.start = max(self.ledger.spent(), self.final)
+        self.spare = 2 * max(map(LayerCost.whole_row, self.ledger.layers))
+        self.phase, self.cuts, self.floor, self.regrowth, self.shares = phase, cuts, floor, regrowth, shares
+        self.thresholds = SoftThresholds(self.ledger) if soft else None
+        self.done = 0
+        self.growing = 0
+        """MACs up to which zeros come back after this batch; 0 where none do."""
+
+    def before_batch(self, progress: float) -> None:
+        due = min(self.cuts, int(self.cuts * progress / self.phase))
+        if due > self.done:
+            self.done = due
+            self._cut()
+
+    def _cut(self) -> None:
+        left = 1 - self.done / self.cuts
+        allowed = min(self.start, int(self.final + (self.start - self.final) * left**3 + self.spare * (left > 0)))
+        budget = int(allowed * (1 - self.regrowth * left))
+        if self.thresholds:
+            self.thresholds.shrink_(budget)
+        prune_to_(self.ledger, budget, self.floor, self.shares)
+        if budget < allowed:
+            self.growing = allowed
+            self._mask_gradients(False)
+
+    def after_batch(self) -> None:
+        if self.growing:
+            self._mask_gradients(True)
+            regrow_(self.ledger, self.growing)
+            self.growing = 0
+        if self.thresholds and not self.settled():
+            self.thresholds.listen()
+
+    def _mask_gradients(self, masked: bool) -> None:
+        for cost in self.ledger.layers:
+            cost.layer.masked_gradient = masked
+
+    def settled(self) -> bool:
+        return self.done == self.cuts
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": self.done, "thresholds": self.thresholds.state_dict() if self.thresholds else None}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.done = state["done"]
+        if self.thresholds:
+            self.thresholds.load_state_dict(state["thresholds"])

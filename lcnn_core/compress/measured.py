@@ -1,0 +1,150 @@
+"""What is measured of a dense network's layers on a few images: inputs, errors of cheaper forms, what they matter."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lcnn_core.compress import calibration, fitting
+from lcnn_core.compress.allocation import DENSE, Option, pareto
+from lcnn_core.compress.fitting import Problem
+from lcnn_core.convert import convert
+from lcnn_core.counting import count_layer, output_positions, padded_positions
+from lcnn_core.describe import describe
+from lcnn_core.errors import ConfigError
+from lcnn_core.spec import LayerSpec, LookupConfig
+
+LEAST_SHARE = 0.125
+"""The least cost that is tried for a layer, over what it would cost if all layers were made cheaper alike."""
+PROBED = 64
+"""Images on which it is measured how much an error of one layer matters for the answers."""
+PROBE_ERROR = 0.03
+"""Relative error of a layer's outputs at which that is measured, as nearly as a fit has it."""
+
+Telling = Callable[[str, int, int], None]
+"""(what is being done, how many are done, of how many)."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """The listener of whoever wants silence."""
+
+
+@dataclass(frozen=True, eq=False)
+class Convertible:
+    """A layer of the dense network that can be converted."""
+
+    name: str
+    module: nn.Module
+    problem: Problem
+    dense_cost: int
+    mean: Tensor
+    """Of its input patches, (groups, d)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of its filters: (n, m / groups, *kernel)."""
+        weight: Tensor = self.module.weight  # type: ignore[assignment]
+        return tuple(weight.shape)
+
+
+def problems(dense: nn.Module, images: Tensor, tell: Telling = silent) -> tuple[list[Convertible], dict[str, int], int]:
+    """The layers that can be converted with their problems, the cost of all others, and the cost of everything."""
+    specs: dict[str, list[LayerSpec]] = {}
+    for spec in describe(dense, tuple(images.shape[1:])).layers:
+        specs.setdefault(spec.name, []).append(spec)
+    _, report = convert(dense, LookupConfig(None, threshold=0.0, l1_weight=0.0))
+    modules = dict(dense.named_modules())
+    names = [layer.names[0] for layer in report.converted if layer.names[0] in specs]
+    if not names:
+        raise ConfigError("a speedup cannot be met: the model has no layer that can be converted")
+    tell("measuring inputs", 0, 1)
+    moments = calibration.input_moments(dense, {name: modules[name] for name in names}, images)
+    normed = calibration.has_batch_norm(dense)
+    layers = []
+    costs = {name: sum(count_layer(spec).total for spec in calls) for name, calls in specs.items()}
+    for name in names:
+        module, seen = modules[name], moments[name]
+        weight: Tensor = module.weight.detach().float()  # type: ignore[union-attr,operator]
+        groups = getattr(module, "groups", 1)
+        shaped = weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)
+        positions = sum(map(output_positions, specs[name])), sum(map(padded_positions, specs[name]))
+        covariance = seen.covariance(centred=normed or module.bias is not None)
+        layers.append(
+            Convertible(name, module, Problem(shaped, covariance, *positions), costs[name], seen.sums / seen.count)
+        )
+    fixed = {name: cost for name, cost in costs.items() if cost and name not in names}
+    return layers, fixed, sum(costs.values())
+
+
+def options_of(
+    layer: Convertible, sizes: Sequence[int | None], speedup: float, dense: bool
+) -> tuple[list[Option], Tensor]:
+    """The layer's costs and errors with these dictionary sizes, and filters that are wrong by about ``PROBE_ERROR``.
+
+    dense: whether to stay as it is is one of them. speedup: what all layers together are to reach.
+    """
+    options = [Option(DENSE, layer.dense_cost, 0.0)] if dense else []
+    probe, distance = layer.problem.weight, math.inf
+    for size in sizes:
+        for fit in fitting.fits(layer.problem, size, math.ceil(LEAST_SHARE / speedup * layer.dense_cost)):
+            if fit.cost and fit.error < 1:
+                options.append(Option(size, fit.cost, fit.error))
+            if fit.error > 0 and abs(math.log(fit.error / PROBE_ERROR)) < distance:
+                probe, distance = fit.dense(), abs(math.log(fit.error / PROBE_ERROR))
+    return pareto(options), probe
+
+
+@torch.no_grad()
+def weigh(
+    dense: nn.Module,
+    layers: Sequence[Convertible],
+    probes: Mapping[str, Tensor],
+    images: Tensor,
+    tell: Telling = silent,
+) -> list[float]:
+    """How far the network's answers move (Kullback-Leibler) for each unit of a layer's relative error, one at a time.
+
+    Batch norms use the statistics of ``images`` here, as they will be measured anew after the conversion.
+    """
+    model = copy.deepcopy(dense).eval()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            module.momentum = 0.0
+            module.train()
+    images = images[:PROBED].to(next(model.parameters()).device)
+    reference = F.log_softmax(model(images).flatten(1).float(), 1)
+    found = []
+    for done, layer in enumerate(layers):
+        tell("probing", done, len(layers))
+        weight: Tensor = model.get_submodule(layer.name).weight  # type: ignore[assignment]
+        before, probe = weight.clone(), probes[layer.name]
+        weight.copy_(probe.reshape(weight.shape))
+        answers = F.log_softmax(model(images).flatten(1).float(), 1)
+        weight.copy_(before)
+        divergence = float(F.kl_div(answers, reference, reduction="batchmean", log_target=True))
+        error = layer.problem.squared(layer.problem.weight - probe) / max(layer.problem.energy, 1e-30)
+        found.append(max(divergence, 1e-9) / max(error, 1e-9))
+    return found
+
+
+def allowance(speedup: float, menus: Sequence[Sequence[Option]], fixed: Mapping[str, int], dense_cost: int) -> int:
+    """MACs that the layers may cost together; ConfigError where their cheapest fits cost more."""
+    budget = int(dense_cost / speedup) - sum(fixed.values())
+    least = sum(min(option.cost for option in menu) for menu in menus)
+    if least > budget:
+        reach = math.floor(100 * dense_cost / (least + sum(fixed.values()))) / 100
+        bound = f"the cheapest forms of {len(menus)} layers ({least:,} MACs)"
+        if fixed:
+            largest = sorted(fixed, key=lambda name: -fixed[name])[:3]
+            bound = f"layers that stay dense ({', '.join(largest)}: {sum(fixed.values()):,} MACs in all) and {bound}"
+        raise ConfigError(
+            f"a speedup of {speedup:g} cannot be met: at most {reach:g}, bounded by {bound}; ask for less"
+        )
+    return budget

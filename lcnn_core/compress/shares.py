@@ -1,0 +1,44 @@
+"""Layer budgets: what part of the counted budget each lookup layer gets, where no ranking over all layers decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from lcnn_core.compress.allocation import Option, allocate
+from lcnn_core.compress.budget import Ledger
+from lcnn_core.compress.measured import allowance, options_of, problems, weigh
+
+LAYER_BUDGETS = ("ranking", "uniform", "measured")
+
+Sizes = Callable[[Sequence[int]], Sequence[int | None]]
+"""The dictionary sizes that a layer of filters of this shape may take; None is the identity."""
+
+
+def uniform_shares(ledger: Ledger) -> dict[str, float]:
+    """Each layer's part of the dense layers' MACs: all get the same speedup. Sums to 1."""
+    whole = sum(layer.dense() for layer in ledger.layers)
+    return {layer.name: layer.dense() / whole for layer in ledger.layers}
+
+
+def measured_choices(dense: nn.Module, speedup: float, images: Tensor, sizes: Sizes) -> dict[str, Option]:
+    """For every layer a dictionary size and a cost, such that the errors that matter to the answers are least together.
+
+    D and P of each size are fitted to the dense filters at many costs, as in post-training conversion, and dynamic
+    programming picks one a layer. images: (N, c, h, w). Raises ConfigError where the cheapest cost too much.
+    """
+    layers, fixed, dense_cost = problems(dense, images)
+    menus, probes = [], {}
+    for layer in layers:
+        options, probes[layer.name] = options_of(layer, sizes(layer.shape), speedup, dense=False)
+        menus.append(options)
+    budget = allowance(speedup, menus, fixed, dense_cost)
+    chosen = allocate(menus, weigh(dense, layers, probes, images), budget)
+    return {layer.name: option for layer, option in zip(layers, chosen, strict=True)}
+
+
+def measured_shares(choices: dict[str, Option]) -> dict[str, float]:
+    """Each layer's part of what the choices cost together. Sums to 1."""
+    whole = sum(option.cost for option in choices.values())
+    return {name: option.cost / whole for name, option in choices.items()}

@@ -1,0 +1,184 @@
+"""Means, errors, fronts, ties and ablations of a study's trials; the sentences and tables of its page."""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lcnn_analyze.comparison import best, difference, means, split, tie
+from lcnn_analyze.render import study as rendered
+from lcnn_analyze.render.sweep import progress_text, sweep_study
+
+
+def row(method: str, target: float, seed: int, top1: float, **values: object) -> dict:
+    row = {"trial": f"{seed}-{target:g}-{method}", "method": method, "target": target, "seed": seed, "status": "done"}
+    result = {"top1": top1, "validation": top1, "speedup": target, "count": 10_000, "latency": None, "seconds": 60.0}
+    return {**row, **result, "reason": "", "machine": "a machine", "command": "lcnn", "checkpoint": None, **values}
+
+
+def document(rows: list[dict], **values: object) -> dict:
+    bases = dict.fromkeys(r["method"].partition(":")[0] for r in rows)
+    known = ["from-dense", "lookup-only", "pruning", "narrow"]
+    return {
+        "kind": "spectrum",
+        "network": "net",
+        "dataset": "images",
+        "dense": {"top1": 0.92, "count": 10_000, "validation": 0.92, "macs": 10**7, "command": "lcnn train"},
+        "settings": {"dense": "dense.pt", "data": "images"},
+        "methods": {name: f"what {name} does" for name in known if name in bases},
+        "seconds_left": 0.0,
+        "total": len(rows),
+        "trials": rows,
+        **values,
+    }
+
+
+def many(values: dict[tuple[str, float], list[float]]) -> list[dict]:
+    return [row(m, s, seed, top1) for (m, s), tops in values.items() for seed, top1 in enumerate(tops)]
+
+
+def test_means_and_standard_errors_are_those_of_the_statistics_module() -> None:
+    values = {("x", 3.0): [0.90, 0.92, 0.97], ("x", 10.0): [0.80], ("y", 3.0): [0.70, 0.72]}
+    rows = [*many(values), row("z", 3, 0, 0.99, status="failed")]
+    points = {(p.method, p.target): p for p in means(rows)}
+    assert points.keys() == values.keys()
+    for key, accuracies in values.items():
+        assert points[key].accuracy == pytest.approx(100 * statistics.mean(accuracies))
+        expected = 100 * statistics.stdev(accuracies) / len(accuracies) ** 0.5 if len(accuracies) > 1 else None
+        assert points[key].error == pytest.approx(expected)
+        p = statistics.mean(accuracies)
+        assert points[key].sampling == pytest.approx(100 * (p * (1 - p) / 10_000) ** 0.5)
+        assert points[key].spread == (points[key].sampling if expected is None else points[key].error)
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 9), st.integers(1, 5)), min_size=1, max_size=12))
+def test_the_fronts_are_what_nothing_beats_on_validation_images(triples: list[tuple[int, int, int]]) -> None:
+    rows = [
+        row(
+            f"m{place}",
+            5.0,
+            0,
+            0.5,
+            speedup=s * (1 + place * 1e-5),
+            validation=v / 10,
+            latency={"dense": m, "network": 1},
+        )
+        for place, (s, v, m) in enumerate(triples)
+    ]
+    found = means(rows)
+    for kind, mine in ((0, "front"), (2, "measured_front")):
+        values = [(t[kind], t[1]) for t in triples]
+        expected = [not any(a >= s and b >= v and (a, b) != (s, v) for a, b in values) for s, v in values]
+        assert [getattr(point, mine) for point in found] == expected
+
+
+def test_what_lies_within_one_standard_error_of_the_difference_is_a_tie() -> None:
+    one, two, three = means(many({("a", 3.0): [0.90, 0.92], ("b", 3.0): [0.895, 0.899], ("c", 3.0): [0.85, 0.87]}))
+    points, error = difference(one, two)
+    assert (points, error) == (pytest.approx(1.3), pytest.approx((1.0**2 + 0.2**2) ** 0.5))
+    assert not tie(one, two)
+    assert not tie(three, two)
+    near = means(many({("a", 3.0): [0.90, 0.92], ("b", 3.0): [0.899, 0.903], ("c", 3.0): [0.85, 0.87]}))
+    assert [mean.method for mean in best(near)] == ["a", "b"]
+
+
+def test_ablations_are_recipes_of_a_method_that_is_there_and_on_no_front() -> None:
+    rows = many({("a", 3.0): [0.90], ("a:lr=1", 3.0): [0.99], ("a:lr=1", 9.0): [0.8], ("b:lr=1", 3.0): [0.7]})
+    main, pairs = split(means(rows))
+    assert [(mean.method, mean.target, mean.front) for mean in main] == [
+        ("a", 3, True), ("a:lr=1", 9, True), ("b:lr=1", 3, False),
+    ]  # fmt: skip
+    assert [(base.method, changed.method, changed.front) for base, changed in pairs] == [("a", "a:lr=1", False)]
+
+
+GRID = {
+    ("from-dense", 3.0): [0.910, 0.912],
+    ("pruning", 3.0): [0.918, 0.920],
+    ("narrow", 3.0): [0.90, 0.902],
+    ("from-dense", 10.0): [0.90, 0.902],
+    ("pruning", 10.0): [0.9005, 0.9011],
+    ("from-dense:floor=1", 10.0): [0.88, 0.882],
+    ("lookup-only", 10.0): [0.89, 0.892],
+}
+
+
+def test_the_page_says_which_to_use_when_and_where_lcnn_loses() -> None:
+    study = sweep_study([document(many(GRID))])
+    assert study.findings == (
+        "Which to use for accuracy: pruning at 3x; from-dense or pruning (a tie) at 10x.",
+        "LCNN loses at 3x: pruning is 0.80 ± 0.14 points ahead of from-dense, the best with dictionaries.",
+        "At 10x no method without dictionaries (narrow and pruning) beats the best with them.",
+        "Our default, from-dense, is 0.80 ± 0.14 points behind pruning at 3x.",
+        "Against the dense network, 92.00 ± 0.27* %, the most accurate loses 0.10 points at 3x (pruning) and 1.90 "
+        "points at 10x (from-dense).",
+    )
+    every, ablation, commands = study.tables
+    assert [(r[0], r[1], r[3], r[5]) for r in every.rows] == [
+        ("from-dense", "3x", "91.10 ± 0.10", "-0.80 ± 0.14"),
+        ("lookup-only", "3x", "–", "–"),  # noqa: RUF001
+        ("pruning", "3x", "91.90 ± 0.10", "best"),
+        ("narrow", "3x", "90.10 ± 0.10", "-1.80 ± 0.14"),
+        ("from-dense", "10x", "90.10 ± 0.10", "best"),
+        ("lookup-only", "10x", "89.10 ± 0.10", "-1.00 ± 0.14"),
+        ("pruning", "10x", "90.08 ± 0.03", "tie"),
+    ]
+    assert [r[:2] + r[4:6] for r in ablation.rows] == [
+        ("from-dense", "10x", "", ""), ("with floor = 1", "10x", "-2.00 ± 0.14", "worse"),
+    ]  # fmt: skip
+    assert len(commands.rows) == 14
+    assert [chart.title for chart in study.charts] == ["net on images: accuracy against counted speedup"]
+    assert [curve.label for curve in study.charts[0].curves] == ["from-dense", "lookup-only", "pruning", "narrow"]
+
+
+def test_counted_and_measured_share_neither_panel_nor_column() -> None:
+    rows = [
+        row("pruning", 3.0, seed, 0.9, latency={"network": 0.001, "dense": 0.002 + seed * 0.006, "spread": 0.1})
+        for seed in (0, 1)
+    ]
+    study = sweep_study([document(rows)])
+    counted, measured = study.charts
+    assert [counted.curves[0].marks[0].x, measured.curves[0].marks[0].x] == [3.0, pytest.approx(4.0)]
+    assert ("counted" in counted.x_label, "measured" in counted.x_label) == (True, False)
+    assert ("counted" in measured.x_label, "both in the engine" in measured.x_label) == (False, True)
+    tables = {table.title.partition(": ")[2]: table for table in study.tables}
+    assert not any("ms" in header for header in tables["every point"].headers)
+    (times,) = tables["measured in the engine, one thread"].rows
+    assert times == ("pruning", "3x", "1.000", "5.000", "4.00x", "10", "90.00 ± 0.00", "yes")
+    assert not any("counted" in header for header in tables["measured in the engine, one thread"].headers)
+
+
+def test_a_study_under_way_says_what_is_left() -> None:
+    rows = [*many({("pruning", 3.0): [0.9, 0.91]}), row("pruning", 10, 0, 0, status="running")]
+    under_way = document(rows, total=5, seconds_left=5400.0)
+    assert progress_text(under_way) == "2 of 5 trials done, 0 failed, 3 left, about 1.5 h"
+    assert sweep_study([under_way]).findings[0].startswith("Under way: 2 of 5 trials done")
+    nothing = document([row("pruning", 3, 0, 0, status="waiting")], seconds_left=None)
+    assert rendered.files(sweep_study([nothing]), "spectrum").keys() == {
+        "spectrum.html", "spectrum.md", "spectrum.json",
+    }  # fmt: skip
+
+
+def test_several_studies_are_one_page_each_named() -> None:
+    two = [document(many(GRID)), document(many(GRID), network="other")]
+    study = sweep_study(two)
+    assert [chart.title.partition(":")[0] for chart in study.charts] == ["net on images", "other on images"]
+    assert study.findings[0].startswith("net: Which to use")
+    assert study.findings[5].startswith("other: Which to use")
+    assert [s["network"] for s in study.data["studies"]] == ["net", "other"]
+    page = rendered.files(study, "spectrum")["spectrum.md"].decode()
+    assert "![net on images: accuracy against counted speedup; other on images" in page
+
+
+def test_a_search_draws_points_of_methods_and_no_verdict_by_target() -> None:
+    values = {("pruning:lr=0.1", 3.1): [0.91], ("pruning:lr=0.2", 9.7): [0.85], ("from-dense:lr=0.3", 9.0): [0.7]}
+    study = sweep_study([document(many(values), settings={"dense": "d", "search": {}})])
+    assert study.findings == ("Of 3 settings that were tried, 2 are on the front: 91.00 ± 0.29* % at 3.10x to 85.00 ± "
+                              "0.36* % at 9.70x.",)  # fmt: skip
+    curves = study.charts[0].curves
+    assert [(curve.label, len(curve.marks), curve.joined) for curve in curves] == [
+        ("from-dense", 1, False), ("pruning", 2, False),
+    ]  # fmt: skip
+    assert [mark.hollow for curve in curves for mark in curve.marks] == [True, False, False]

@@ -1,0 +1,297 @@
+"""``lcnn spectrum`` on scanned digits: kills, workers, what is kept, what `analyze` says, searches, mistakes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shlex
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+
+from lcnn_analyze.cli.app import app
+from lcnn_analyze.cli.errors import run
+from lcnn_analyze.cli.sweep_report import command
+from lcnn_analyze.study import Trial
+from lcnn_core import METHODS, TrainConfig, build, checkpoint, load_dataset
+from lcnn_core import train as train_model
+
+
+def lcnn(*arguments: object) -> int:
+    return run("lcnn", typer.main.get_command(app), list(map(str, arguments)))
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    data, model = load_dataset("digits"), build("digits-resnet")
+    train_model(model, data, TrainConfig(epochs=3, batch_size=64))
+    path = tmp_path_factory.mktemp("study") / "dense.pt"
+    taken = checkpoint.Checkpoint.from_model(
+        model, architecture="digits-resnet", normalization=data.normalization, class_names=data.class_names
+    )
+    checkpoint.save(path, taken)
+    return path
+
+
+QUICK = ("--epochs", 1, "--batch-size", 256, "-q")
+GRID = ("--methods", "pruning", "--speedups", "4,8", "--seeds", "0,1", *QUICK)
+
+
+def report_of(folder: Path) -> dict[str, str]:
+    """The report without times."""
+    document = json.loads((folder / "spectrum.json").read_text())
+    for trial in document["trials"]:
+        trial.pop("seconds")
+    pages = {name: (folder / f"spectrum.{name}").read_text() for name in ("md", "html")}
+    texts = {name: re.sub(r"[\d.]+ (s|min) in all", "", page) for name, page in pages.items()}
+    return {**texts, "json": json.dumps(document), "png": (folder / "spectrum.png").read_bytes().hex()}
+
+
+def journal_of(folder: Path) -> list[dict]:
+    path = folder / "journal.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+# The lease is a second, so that a killed worker's trial is free at once.
+PROGRAM = """
+import time
+from lcnn_analyze import search, study
+study.Journal.__init__.__defaults__ = (1.0, time.time)
+search.Search.__init__.__defaults__ = (1.0,)
+from lcnn_analyze.cli.app import main
+if __name__ == "__main__":
+    main()
+"""
+
+
+def start(*arguments: object) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_killed_in_mid_trial_it_goes_on_and_the_report_is_that_of_one_process(dense: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    first = start("spectrum", dense, *GRID, "-o", killed)
+    while "done" not in [entry["event"] for entry in journal_of(killed)]:
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    again = [start("spectrum", dense, *GRID, "-o", killed) for _ in range(2)]
+    assert lcnn("spectrum", dense, *GRID, "-o", whole) == 0
+    for process in again:
+        assert (process.communicate()[1], process.returncode) == ("", 0)
+    assert report_of(killed) == report_of(whole)
+    done = [entry["trial"] for entry in journal_of(killed) if entry["event"] == "done"]
+    assert sorted(done) == sorted({trial["trial"] for trial in json.loads(report_of(whole)["json"])["trials"]})
+
+
+@pytest.fixture(scope="module")
+def studied(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study with every kind of network on its page, all kept: lookups, sparse, converted and narrow."""
+    folder = tmp_path_factory.mktemp("studied")
+    methods = ("--methods", "lookup-only,pruning,narrow", "--ablate", "floor=1", "--speedups", "4")
+    assert lcnn("spectrum", dense, *methods, *QUICK, "--measure", "--workers", 2, "--keep", "all", "-o", folder) == 0
+    return folder
+
+
+def analyzed(network: Path, dense: Path, capsys: pytest.CaptureFixture[str]) -> float:
+    """The counted speedup over the dense network that `analyze` prints."""
+    capsys.readouterr()
+    assert lcnn("analyze", network, "--baseline", dense, "--format", "json") == 0
+    baselines = json.loads(capsys.readouterr().out)["models"][0]["baselines"]
+    assert baselines[-1]["name"] == "dense"
+    return baselines[-1]["speedup"]
+
+
+def test_the_counted_speedup_of_every_point_is_what_analyze_prints_for_its_network(
+    dense: Path, studied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = json.loads((studied / "spectrum.json").read_text())["trials"]
+    assert [row["method"] for row in rows] == ["lookup-only", "pruning", "narrow", "lookup-only:floor=1"]
+    for row in rows:
+        assert analyzed(studied / row["checkpoint"], dense, capsys) == row["speedup"]
+        assert 4 <= row["speedup"] < 4.6
+
+
+@pytest.mark.parametrize("place", [-1, 2], ids=["recipe", "narrow"])
+def test_the_command_beside_a_point_makes_the_same_network_again(place: int, studied: Path, tmp_path: Path) -> None:
+    row = json.loads((studied / "spectrum.json").read_text())["trials"][place]
+    assert f"`{row['command']}`" in (studied / "spectrum.md").read_text()
+    threads, program, *arguments = shlex.split(row["command"])
+    assert (threads, program, arguments[0], arguments[-1]) == ("OMP_NUM_THREADS=1", "lcnn", "train", row["trial"])
+    assert lcnn(*arguments[:-1], tmp_path / "again", "-q") == 0
+    same, again = (checkpoint.load(path) for path in (studied / row["checkpoint"], tmp_path / "again" / "last.pt"))
+    assert same.lookups == again.lookups
+    assert same.state_dict.keys() == again.state_dict.keys()
+    assert all(torch.equal(tensor, again.state_dict[name]) for name, tensor in same.state_dict.items())
+
+
+def test_a_recipe_beyond_the_options_of_training_is_made_again_by_a_study_of_one() -> None:
+    settings = {"dense": "d.pt", "data": "digits", "epochs": 2, "batch_size": None, "lr": 0.05}
+    trial = Trial("t", {"method": "converted:images=64", "speedup": 7.5, "seed": 3})
+    assert command(trial, settings) == (
+        "OMP_NUM_THREADS=1 lcnn spectrum d.pt --methods converted:images=64 --speedups 7.5 --data digits --seeds 3 "
+        "--epochs 2 --lr 0.05 --output t"
+    )
+
+
+def test_a_network_that_no_option_describes_is_kept_as_a_program(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nameless = dataclasses.replace(METHODS["narrow"], saved_as=lambda *_: ("custom", {}))
+    monkeypatch.setitem(METHODS, "narrow", nameless)
+    assert lcnn("spectrum", dense, "--methods", "narrow", "--speedups", 4, *QUICK, "-o", tmp_path) == 0
+    (row,) = json.loads((tmp_path / "spectrum.json").read_text())["trials"]
+    assert row["checkpoint"].endswith("network.pt2")
+    assert analyzed(tmp_path / row["checkpoint"], dense, capsys) == row["speedup"]
+
+
+def test_measured_speedups_are_against_the_dense_network_in_the_engine(studied: Path) -> None:
+    document = json.loads((studied / "spectrum.json").read_text())
+    for row in document["trials"]:
+        assert set(row["latency"]) == {"network", "dense", "spread"}
+        assert 0 < row["latency"]["network"] < 1
+    for point in document["points"]:
+        (row,) = [r for r in document["trials"] if r["method"] == point["method"]]
+        assert point["measured"] == pytest.approx(row["latency"]["dense"] / row["latency"]["network"])
+    page = (studied / "spectrum.html").read_text()
+    assert page.count("accuracy against counted speedup</h2>") == page.count("accuracy against measured speedup</h2>")
+
+
+def test_only_networks_on_the_front_are_kept(dense: Path, tmp_path: Path) -> None:
+    grid = ("--methods", "pruning,published", "--speedups", "4", *QUICK, "-o", tmp_path)
+    assert lcnn("spectrum", dense, *grid) == 0
+    document = json.loads((tmp_path / "spectrum.json").read_text())
+    front = {point["method"] for point in document["points"] if point["front"]}
+    assert front == {max(document["trials"], key=lambda row: row["validation"])["method"]}
+    kept = {row["method"] for row in document["trials"] if row["checkpoint"]}
+    assert kept == front
+    assert {path.parent.name for path in tmp_path.glob("trials/*/network.pt*")} == {f"0-4-{name}" for name in front}
+    assert len([*tmp_path.glob("trials/*/result.json")]) == 2
+
+
+def test_a_failed_trial_is_kept_with_its_reason_and_tried_again_when_asked(
+    dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = ("--methods", "pruning", "--speedups", "4,99999", *QUICK, "-o", tmp_path)
+    for more, attempts in (((), 1), ((), 1), (("--retry-failed",), 2)):
+        assert lcnn("spectrum", dense, *grid, *more) == 0
+        out, err = capsys.readouterr()
+        assert "1 of 2 done, 1 failed" in out
+        assert "0-99999-pruning failed: ConfigError: a speedup of 99999 cannot be met: at most" in err
+        assert len([entry for entry in journal_of(tmp_path) if entry["event"] == "failed"]) == attempts
+    page = (tmp_path / "spectrum.md").read_text()
+    assert re.search(
+        r"failed\n\n.*\n.*\n\| 0-99999-pruning \| ConfigError: .* cannot be met: at most .*, bounded by", page
+    )
+
+
+def test_a_budget_that_no_trial_can_meet_fails_the_command(
+    dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lcnn("spectrum", dense, "--methods", "narrow", "--speedups", "1e6", *QUICK, "-o", tmp_path) == 5
+    failed, last = capsys.readouterr().err.splitlines()
+    assert "cannot be met: at most" in failed
+    assert last == f"lcnn: no trial of 1 was done; the report in {tmp_path} has the reasons"
+
+
+SEARCH = ("--methods", "pruning", "--speedups", "3,9", "--trials", 3, "--vary", "lr=0.01..0.05", *QUICK)
+
+
+def test_a_search_shared_by_two_processes_of_which_one_is_killed(dense: Path, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    first = start("spectrum", dense, *SEARCH, "-o", tmp_path)
+    while not [*tmp_path.glob("trials/*")]:
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    again = [start("spectrum", dense, *SEARCH, "-o", tmp_path) for _ in range(2)]
+    for process in again:
+        assert (process.communicate()[1], process.returncode) == ("", 0)
+    document = json.loads((tmp_path / "spectrum.json").read_text())
+    assert [row["status"] for row in document["trials"]] == ["done"] * 3
+    for row in document["trials"]:
+        assert 0.01 <= float(row["method"].removeprefix("pruning:lr=")) <= 0.05
+        assert row["speedup"] == pytest.approx(row["target"], rel=0.02)
+        assert f"--method pruning --speedup {row['target']:g}" in row["command"]
+    front = {point["target"] for point in document["points"] if point["front"]}
+    assert {row["target"] for row in document["trials"] if row["checkpoint"]} == front
+
+
+def test_a_database_that_goes_away_in_mid_sweep_ends_it_with_one_line_and_the_work_is_kept(
+    dense: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("optuna")
+    path = tmp_path / "study.db"
+    search = ("spectrum", dense, *SEARCH, "--storage", f"sqlite:///{path}?timeout=0.2", "-o", tmp_path / "study")
+    process = start(*search)
+    while not [*tmp_path.glob("study/trials/*")]:
+        time.sleep(0.02)
+    away = sqlite3.connect(path, timeout=60)
+    away.execute("BEGIN EXCLUSIVE")
+    _, err = process.communicate()
+    assert (process.returncode, err.count("\n")) == (5, 1)
+    assert re.search(r"storage sqlite:///.*study.db\S* is away: .*; what was trained is kept in .*/study/trials", err)
+    (kept,) = tmp_path.glob("study/trials/*/result.json")
+    before = kept.stat().st_mtime_ns
+    away.rollback()
+    away.close()
+    assert lcnn(*search) == 0
+    document = json.loads((tmp_path / "study" / "spectrum.json").read_text())
+    assert [row["status"] for row in document["trials"]] == ["done"] * 3
+    assert kept.parent.name in {row["trial"] for row in document["trials"]}
+    assert kept.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["nowhere.pt"], 3, "nowhere.pt does not exist"),
+        (["DENSE", "--methods", "magic"], 2, "method is 'magic'; expected one of from-dense"),
+        (["DENSE", "--methods", "pruning:flor=1"], 2, "pruning has no setting 'flor'; did you mean floor?"),
+        (["DENSE", "--methods", "pruning:floor"], 2, "method is 'pruning:floor'; expected METHOD:SETTING=VALUE"),
+        (["DENSE", "--methods", "pruning:floor=x"], 2, "pruning:floor=x: a value is of the wrong kind"),
+        (["DENSE", "--ablate", "floor=7"], 2, "floor 7"),
+        (["DENSE", "--speedups", "two"], 2, "speedups are 'two'; expected numbers with commas between them"),
+        (["DENSE", "--speedups", "0.5"], 2, "speedup is 0.5; expected a finite number above 1"),
+        (["DENSE", "--seeds", "1,1"], 2, "seeds are [1, 1]; expected one or more, each once"),
+        (["DENSE", "--workers", "0"], 2, "workers is 0; expected 1 or more"),
+        (["DENSE", "--keep", "some"], 2, "keep is 'some'; expected one of front, all"),
+        (["DENSE", "--epochs", "0"], 2, "epochs is 0; expected a whole number of 1 or more"),
+        (["DENSE", "--data", "fake:20x3"], 2, "takes images of shape (1, 8, 8)"),
+        (["DENSE", "--storage", "sqlite:///x.db"], 2, "--storage is for a search; give --trials"),
+        (["DENSE", "--trials", "0"], 2, "trials is 0; expected 1 or more"),
+        (["DENSE", "--trials", "2", "--vary", "colour=a|b"], 2, "vary names 'colour', a setting of none of"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str], code: int, message: str, dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(dense) if argument == "DENSE" else argument for argument in arguments]
+    assert lcnn("spectrum", *given, "-o", tmp_path / "study", "-q") == code
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_folder_of_another_study_is_refused_with_the_difference(
+    dense: Path, studied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lcnn("spectrum", dense, "--epochs", 2, "--measure", "-o", studied) == 2
+    message = "has other settings: epochs was 1, is now 2; batch_size was 256, is now None; choose another -o"
+    assert message in capsys.readouterr().err
+    assert lcnn("spectrum", dense, *QUICK, "--measure", "--trials", 2, "-o", studied) == 2
+    assert "search was None, is now {'methods': " in capsys.readouterr().err
+    assert not (studied / "optuna.log").exists()
