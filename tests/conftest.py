@@ -24,6 +24,10 @@ settings.load_profile("repeatable")
 torch.set_num_threads(1)
 
 
+# Tables as wide as in a pipe, whatever terminal the tests run in.
+os.environ["COLUMNS"] = "140"
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fail-on-skip", action="store_true", help="fail the run when a test was skipped (used by CI)")
 

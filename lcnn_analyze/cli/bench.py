@@ -80,7 +80,10 @@ def bench(
     from lcnn_analyze.bench.trial import open_file
 
     shape = parse_shape(input_shape)
-    trials = [*_suites(suite), *(partial(open_file, model, reference, shape) for model in models or ())]
+    trials: list[OpenTrial] = [
+        *_suites(suite),
+        *(partial(open_file, model, reference, shape) for model in models or ()),
+    ]
     if not trials:
         raise ConfigError("nothing to time; give a checkpoint, --suite published, or --kernels")
     streams = form == "table" and output is None

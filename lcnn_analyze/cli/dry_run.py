@@ -12,15 +12,26 @@ if TYPE_CHECKING:
     from lcnn_core import Dataset, Processes, TrainConfig
 
 
-def print_plan(job: Job, processes: Processes) -> None:
-    """Counts of the network, the data, and the learning rate of every epoch, on stdout; rank 0 only."""
+def print_plan(job: Job, processes: Processes, rates: bool) -> None:
+    """Counts of the network, the data, and the learning rate of every epoch, on stdout; rank 0 only.
+
+    rates: measure too how fast images are read and trained on, which takes some steps of a single process.
+    """
     from lcnn_analyze import RENDERERS, analyze
     from lcnn_analyze.cli.output import print_report
+    from lcnn_core import ConfigError
 
+    if rates and processes.count > 1:
+        raise ConfigError(f"--rates measures one process, there are {processes.count}; leave torchrun out")
     if processes.rank:
         return
+    device = next(job.model.parameters()).device
     print_report(analyze(job.model.cpu(), job.dataset.input_shape, name=job.title), RENDERERS["table"])
     typer.echo("\n".join([*data_lines(job.dataset), *plan_lines(job.training, len(job.dataset.train), processes)]))
+    if rates:
+        from lcnn_analyze.cli.rates import rate_lines
+
+        typer.echo("\n".join(rate_lines(job.model.to(device), job.dataset, job.training)))
 
 
 def data_lines(dataset: Dataset) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,12 +11,16 @@ import typer
 
 from lcnn_core import ConfigError
 
-DEPTHS: dict[str, tuple[str, int, int]] = {
-    "resnet-lcnn": ("depth", 10, 18),
-    "small-resnet-lcnn": ("blocks", 1, 2),
-    "digits-resnet-lcnn": ("blocks", 1, 2),
+STAGES = {"widths": (16, 32, 64, 128)}
+DEPTHS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "resnet-lcnn": ({"depth": 10}, {"depth": 18}),
+    "small-resnet-lcnn": ({**STAGES, "blocks": 1}, {**STAGES, "blocks": 2}),
+    "digits-resnet-lcnn": ({"blocks": 1}, {"blocks": 2}),
 }
-"""Architecture -> the option that decides its depth, and its values for the shallow and the deeper network."""
+"""Architecture -> the options that make the shallow network and the deeper one.
+
+ResNet-10 and ResNet-18 are one and two blocks in each of four stages; so is the 28x28 form, at a quarter of the widths.
+"""
 
 
 def few_iteration(
@@ -46,7 +51,7 @@ def few_iteration(
 
     if model not in DEPTHS:
         raise ConfigError(f"model is {model!r}; expected one of {', '.join(DEPTHS)}: lookup networks of two depths")
-    option, shallow, deep = DEPTHS[model]
+    shallow, deep = DEPTHS[model]
     dataset = load_dataset(data)
     config = FewIterationConfig(iterations, every, seeds, numbers("--rates", rates, float), images=images, seed=seed)
     family = make_family(dataset, model, preset, None)
@@ -56,20 +61,26 @@ def few_iteration(
         "model": model,
         "preset": preset,
         **asdict(config),
-        "depths": [f"{option} {shallow}", f"{option} {deep}"],
+        "depths": [_text(shallow), _text(deep)],
         **{"epochs": epochs, "batches_per_epoch": batches_per_epoch},
     }
 
     def trained(number: int) -> Any:
         training = TrainConfig(epochs=epochs, batches_per_epoch=batches_per_epoch, seed=seed + number)
-        return shelf.network(f"shallow{number + 1}", "lcnn", dataset, training, {option: shallow})
+        return shelf.network(f"shallow{number + 1}", "lcnn", dataset, training, shallow)
 
     with open_journal(output, settings, FewIterationResult) as (results, add):
         done = {result.key for result in results}
         with counting("training", 3 * seeds * len(config.rates), quiet) as show:
-            for result in run(dataset, family, {option: deep}, trained, config, done):
+            for result in run(dataset, family, deep, trained, config, done):
                 add(result)
                 results.append(result)
                 show(len(results))
     study = few_iteration_study(settings, summarize_few_iteration(results), facts(ctx.obj["command"]))
     write_study(output, study, quiet)
+
+
+def _text(options: Mapping[str, Any]) -> str:
+    """``widths 16 32, blocks 1``."""
+    values = {name: " ".join(map(str, v)) if isinstance(v, tuple) else v for name, v in options.items()}
+    return ", ".join(f"{name} {value}" for name, value in values.items())

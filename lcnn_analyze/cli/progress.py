@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -19,6 +19,8 @@ REFRESH = 0.1
 """Seconds between two redraws: drawing must not cost the run anything."""
 RATE_OVER = 50
 """Batches over which the rate is taken."""
+FILE_WIDTH = 160
+"""Characters in a line where stderr is no terminal, so that an epoch's figures stay on one."""
 WORTH_SAYING = 0.05
 """Share of the time spent waiting for images from which on it is shown."""
 
@@ -29,8 +31,8 @@ def progress(
 ) -> Iterator[Listener]:
     """Yield a listener for training that shows the run under ``title``; ``quiet`` shows nothing.
 
-    On a terminal a bar moves while the run lasts. One line stays for each epoch where ``epochs`` is set, otherwise
-    one for the whole run; where stderr is no terminal these lines are all there is.
+    On a terminal a bar moves while the run lasts. A table stays for each epoch where ``epochs`` is set, otherwise
+    one line for the whole run; where stderr is no terminal these lines are all there is.
     """
     if quiet:
         yield lambda event: None
@@ -73,7 +75,8 @@ class _Display:
                 self.last = event
                 self.validated = f" val {event.validation.top1:.1%} {event.counted_speedup:.1f}x"
                 if self.epochs:
-                    self.console.print(f"{epoch_line(event)}{'  best' if event.best else ''}  {self.rate()}".rstrip())
+                    width = self.console.width if self.console.is_terminal else FILE_WIDTH
+                    self.console.print("\n".join(epoch_table(event, self.rate(), width)))
             case LayerDied():
                 self.console.print(
                     f"warning: after epoch {event.epoch} no entry of P is left in layer {event.name!r}, which answers "
@@ -103,18 +106,50 @@ def _rate(speed: float) -> str:
     return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
 
 
-def epoch_line(event: EpochFinished) -> str:
-    """One epoch in one line of plain text; after P, the range of its densities over the lookup layers."""
-    parts = [
+def epoch_table(event: EpochFinished, rate: str, width: int) -> list[str]:
+    """One epoch in plain lines of at most ``width`` characters: the network's figures, then those of its layers.
+
+    Layers are those with lookups, read downwards: share of P that is not zero, counted speedup over the dense twin.
+    """
+    figures = [
         f"epoch {event.epoch:>{len(str(event.epochs))}}/{event.epochs}",
         f"loss {event.loss:.4f}",
         f"train {event.train_accuracy:6.2%}",
         f"validation top-1 {event.validation.top1:6.2%} top-5 {event.validation.top5:6.2%}",
         f"counted {event.counted_speedup:.2f}x",
+        *(["best"] if event.best else []),
+        *([f"{event.unreadable} unreadable"] if event.unreadable else []),
+        f"{event.seconds:.1f} s",
+        *([rate] if rate else []),
     ]
-    if event.densities:
-        parts.append(f"P {min(event.densities.values()):.0%} to {max(event.densities.values()):.0%}")
-    if event.unreadable:
-        parts.append(f"{event.unreadable} unreadable")
-    parts.append(f"{event.seconds:.1f} s")
-    return "  ".join(parts)
+    return [*_filled(figures, width), *_layers(event, width)]
+
+
+def _filled(figures: Sequence[str], width: int) -> list[str]:
+    """As many on each line as fit; those that follow the first line are indented."""
+    lines = [figures[0]]
+    for figure in figures[1:]:
+        if len(lines[-1]) + 2 + len(figure) > width:
+            lines.append(" ")
+        lines[-1] += f"  {figure}"
+    return lines
+
+
+def _layers(event: EpochFinished, width: int) -> list[str]:
+    """As many columns of layers as fit, under a header."""
+    if not event.densities:
+        return []
+    name = max(len("layer"), *map(len, event.densities))
+    header = f"    {'layer':<{name}}  P, %  counted"
+    cells = [
+        f"    {layer:<{name}}  {100 * density:4.{0 if density == 1 else 1}f}  {_times(event.speedups[layer]):>6}x"
+        for layer, density in event.densities.items()
+    ]
+    columns = min(len(cells), max(1, width // len(header)))
+    rows = -(-len(cells) // columns)
+    columns = -(-len(cells) // rows)
+    return ["".join([header] * columns), *("".join(cells[row::rows]) for row in range(rows))]
+
+
+def _times(factor: float) -> str:
+    return f"{factor:.2f}" if factor < 1000 else f"{factor:,.0f}"

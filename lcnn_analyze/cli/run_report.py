@@ -18,7 +18,6 @@ from lcnn_core import (
     Listener,
     RunFiles,
     TrainingFinished,
-    TrainingStarted,
 )
 
 if TYPE_CHECKING:
@@ -28,13 +27,12 @@ REDRAWN_AFTER = 60.0
 """Seconds between two reports of a run that is not finished."""
 
 
-def save_config(files: RunFiles, settings: Mapping[str, Any], event: Event) -> None:
-    """Write the settings as a file that ``--config`` takes, when the run starts."""
+def save_config(files: RunFiles, settings: Mapping[str, Any]) -> None:
+    """Write the settings as a file that ``--config`` takes."""
     import yaml
 
-    if isinstance(event, TrainingStarted):
-        text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
-        write_file(files.config, f"# lcnn train --config {files.config.name}\n{text}".encode(), quiet=True)
+    text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+    write_file(files.config, f"# lcnn train --config {files.config.name}\n{text}".encode(), quiet=True)
 
 
 class RunReport:

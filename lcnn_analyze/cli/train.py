@@ -41,10 +41,7 @@ def train(ctx: typer.Context, **options: Any) -> None:
     command = ctx.obj["command"]
     if "config" in given:
         given = {**read_config(given["config"]), **given}
-    if "resume" in given and "overwrite" in given:
-        raise ConfigError("--overwrite cannot go with --resume, which goes on with the run; leave one out")
-    if "resume" in given and "output" in given:
-        raise ConfigError("-o cannot go with --resume, which names the folder already; leave it out")
+    _check_flags(given)
     files = RunFiles.at(given.get("resume") or given.get("output") or DEFAULT_OUTPUT)
     asked = {name: value for name, value in given.items() if OPTIONS[name].saved}
     state = _state(files) if "resume" in given else None
@@ -58,7 +55,7 @@ def train(ctx: typer.Context, **options: Any) -> None:
         if "dry_run" in given:
             from lcnn_analyze.cli.dry_run import print_plan
 
-            print_plan(job, processes)
+            print_plan(job, processes, "rates" in given)
             return
         if state is None and files.made() and "overwrite" not in given:
             raise ConfigError(
@@ -69,6 +66,18 @@ def train(ctx: typer.Context, **options: Any) -> None:
             _train(job, lambda event: None, state)
         else:
             _write_run(job, files, settings, state, "quiet" in given, command)
+
+
+def _check_flags(given: Mapping[str, Any]) -> None:
+    """Options that say where and whether to run, and contradict each other."""
+    from lcnn_core import ConfigError
+
+    if "resume" in given and "overwrite" in given:
+        raise ConfigError("--overwrite cannot go with --resume, which goes on with the run; leave one out")
+    if "resume" in given and "output" in given:
+        raise ConfigError("-o cannot go with --resume, which names the folder already; leave it out")
+    if "rates" in given and "dry_run" not in given:
+        raise ConfigError("--rates measures before a run; give --dry-run too, or leave it out")
 
 
 def _state(files: RunFiles) -> dict[str, Any]:
@@ -106,18 +115,16 @@ def _write_run(
 ) -> None:
     """Run the job; what it wrote stands whole however it ends."""
     from lcnn_analyze.cli.progress import progress
-    from lcnn_analyze.cli.run_report import RunReport, save_config, tensorboard
+    from lcnn_analyze.cli.run_report import RunReport, tensorboard
     from lcnn_core import open_log
 
     for note in job.notes if state is None else ():
         say(note)
     with ExitStack() as stack:
         log = stack.enter_context(open_log(files.log))
-        if state:
-            log.cut(state["log"])
         recorder = _recorder(job, files, log, settings, state, command)
         report = RunReport(files, job.title, state["history"] if state else ())
-        listeners: list[Listener] = [recorder, lambda event: save_config(files, settings, event), report]
+        listeners: list[Listener] = [recorder, _beginning(files, settings, log, state), report]
         if settings.get("tensorboard"):
             listeners.append(stack.enter_context(tensorboard(files.log.parent / "tensorboard")))
         listeners.append(stack.enter_context(progress(job.title, quiet, epochs=True)))
@@ -138,6 +145,20 @@ def _write_run(
         f"{files.best}: epoch {best.epoch} of {best.epochs}, validation top-1 {best.validation.top1:.2%}, "
         f"top-5 {best.validation.top5:.2%}, counted speedup {best.counted_speedup:.2f}x"
     )
+
+
+def _beginning(files: RunFiles, settings: Mapping[str, Any], log: RunLog, state: Mapping[str, Any] | None) -> Listener:
+    """At the start: saves the configuration and, where that could be written, takes the log back to ``state``."""
+    from lcnn_analyze.cli.run_report import save_config
+    from lcnn_core import TrainingStarted
+
+    def listen(event: Event) -> None:
+        if isinstance(event, TrainingStarted):
+            save_config(files, settings)
+            if state:
+                log.cut(state["log"])
+
+    return listen
 
 
 def _recorder(

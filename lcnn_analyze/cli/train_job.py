@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lcnn_core import Checkpoint, DataOptions, Dataset, TrainConfig
 
 SIZES = ("preset", "first", "stages", "fc", "classifier", "threshold_scale", "l1_scale")
-ARCHITECTURE = ("depth", "shortcut", "dropout", *SIZES)
+ARCHITECTURE = ("depth", "shortcut", "stem", "widths", "blocks", "dropout", *SIZES)
 PUBLISHED = ("threshold_scale", "l1_scale")
 """Options of lookup architectures that the methods which reach a budget have too."""
 BUDGETED = (*(option.name for option in OPTIONS.values() if option.panel == BUDGET), *PUBLISHED)
@@ -151,9 +151,10 @@ def _sizes(settings: Settings) -> dict[str, Any]:
     for name in ("first", "fc", "classifier"):
         if name in found:
             found[name] = _size(found[name])
-    if "stages" in found:
-        parts = tuple(_size(part.strip()) for part in found["stages"].split(","))
-        found["stages"] = parts if len(parts) > 1 else parts[0]
+    for name in ("stages", "widths", "blocks"):
+        if name in found:
+            parts = tuple(_size(part.strip()) for part in found[name].split(","))
+            found[name] = parts if len(parts) > 1 or name == "widths" else parts[0]
     return found
 
 

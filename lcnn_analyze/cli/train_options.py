@@ -50,6 +50,9 @@ OPTIONS: dict[str, Option] = {
         Option("model", str, "Architecture, such as digits-resnet or resnet18-lcnn.", NETWORK),
         Option("depth", int, "Of resnet and resnet-lcnn: 8, 10, 18, 34, 50, 101 or 152.", NETWORK),
         Option("shortcut", str, "Of ResNets: A, B or C. [B]", NETWORK),
+        Option("stem", str, "Of resnet and resnet-lcnn: imagenet, or small for 8 to 64 pixels. [imagenet]", NETWORK),
+        Option("widths", str, "Of small ResNets: channels of the stages. [16,32,64]", NETWORK),
+        Option("blocks", str, "Of small ResNets: blocks of the stages, one number or one each. [1,1,2]", NETWORK),
         Option("dropout", float, "Of AlexNets. [0.5]", NETWORK),
         Option("num_classes", int, "Outputs, where there are more than the data has classes.", NETWORK),
         Option("data", str, "digits, idx:FOLDER, imagefolder:FOLDER, webdataset:FOLDER, fake. [digits]", DATA),
@@ -122,6 +125,7 @@ OPTIONS: dict[str, Option] = {
         Option("log_every", int, "Batches between two lines of loss and sparsity in the log.", FILES, free=True),
         Option("tensorboard", bool, "Write event files into the folder.", FILES, free=True),
         Option("dry_run", bool, "Print model, counts, schedule and data; train nothing.", FILES, saved=False),
+        Option("rates", bool, "With --dry-run: measure images/s of reading and of training.", FILES, saved=False),
         Option("quiet", bool, "No progress on stderr.", FILES, "-q", saved=False),
     )
 }

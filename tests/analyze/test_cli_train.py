@@ -21,7 +21,7 @@ from rich.console import Console
 
 from lcnn_analyze.cli.app import app
 from lcnn_analyze.cli.errors import run
-from lcnn_analyze.cli.progress import progress
+from lcnn_analyze.cli.progress import epoch_table, progress
 from lcnn_core import (
     Accuracy,
     BatchFinished,
@@ -319,7 +319,8 @@ def shown(epochs: bool, terminal: bool, quiet: bool = False) -> str:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=160, color_system=None, highlight=False)
     accuracy = Accuracy(0.5, 0.9, 10, 1.0)
-    finished = EpochFinished(1, 1, 2.0, 0.25, accuracy, 10.04, {"a": 0.1, "b": 0.3}, 0.01, 0.0, 1.5, True)
+    layers = {"a": 0.1, "b": 0.3}, {"a": 7.25, "b": 20.0}
+    finished = EpochFinished(1, 1, 2.0, 0.25, accuracy, 10.04, layers[0], 0.01, 0.0, 1.5, True, layers[1])
     with progress("demo", quiet, epochs, console) as listen:
         listen(TrainingStarted(torch.nn.Identity(), 1, 2, 20, 1.0))
         listen(BatchFinished(1, 1, 2, 2.5, 0.2, 0.01, 20, 0.125, 0.05))
@@ -333,7 +334,9 @@ def shown(epochs: bool, terminal: bool, quiet: bool = False) -> str:
 def test_progress_is_a_bar_on_a_terminal_and_plain_lines_elsewhere() -> None:
     line = (
         "epoch 1/1  loss 2.0000  train 25.00%  validation top-1 50.00% top-5 90.00%  counted 10.04x"
-        "  P 10% to 30%  1.5 s  best  80 images/s, 100 without 20% waiting\n"
+        "  best  1.5 s  80 images/s, 100 without 20% waiting\n"
+        "    layer  P, %  counted    layer  P, %  counted\n"
+        "    a      10.0    7.25x    b      30.0   20.00x\n"
     )
     warning = (
         "warning: after epoch 1 no entry of P is left in layer 'b', which answers the same for every image; lower its "
@@ -348,3 +351,25 @@ def test_progress_is_a_bar_on_a_terminal_and_plain_lines_elsewhere() -> None:
     assert line in on_terminal.replace("\r", "").replace("\x1b[2K", "")
     assert "demo ━" in on_terminal
     assert "loss 2.500 train 20%" in on_terminal
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_of_an_epoch_holds_every_layer_within_the_terminal(width: int) -> None:
+    names = [f"layer{stage}.{block}.conv{n}" for stage in (1, 2, 3) for block in range(23) for n in (1, 2, 3)]
+    densities = {name: 1.0 if number % 7 == 0 else number / 1000 for number, name in enumerate(names)}
+    speedups = {name: 1.5 * number for number, name in enumerate(names)}
+    accuracy = Accuracy(0.843, 0.99, 10, 1.0)
+    event = EpochFinished(7, 30, 1.25, 0.876, accuracy, 13.4, densities, 0.1, 0.0, 99.5, True, speedups, 3)
+    lines = epoch_table(event, "1,234 images/s, 1,500 without 20% waiting", width)
+    assert max(map(len, lines)) <= width
+    text = " ".join(" ".join(lines).split())
+    for figure in ("epoch 7/30", "loss 1.2500", "top-1 84.30%", "top-5 99.00%", "counted 13.40x", "3 unreadable"):
+        assert figure in text
+    places = []
+    for number, name in enumerate(names):
+        share = "100" if number % 7 == 0 else f"{number / 10:.1f}"
+        cell = f"{name:<15}  {share:>4}  {1.5 * number:6.2f}x"
+        places += [(line.index(cell), row) for row, line in enumerate(lines) if cell in line]
+    assert len(places) == len(names)
+    assert places == sorted(places), "read downwards, column by column"
+    assert len({column for column, _ in places}) == width // 35

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from train_runs import lcnn, log_of, losses_of
 import lcnn_core
 from lcnn_analyze.cli.app import app
 from lcnn_analyze.cli.errors import run
+from lcnn_analyze.cli.rates import rate_lines
 from lcnn_analyze.cli.train_options import OPTIONS
-from lcnn_core import FromDenseConfig, LookupLayer, TrainConfig, checkpoint
+from lcnn_core import Dataset, FromDenseConfig, LookupLayer, Normalization, Split, TrainConfig, checkpoint
 
 TINY = ("--model", "digits-resnet-lcnn", "--batch-size", "128", "--lr", "0.1", "--epochs", "1", "-q")
 
@@ -109,15 +111,37 @@ def test_families_take_their_options(capsys: pytest.CaptureFixture[str]) -> None
         ("--depth", 18),
         ("--depth", 10, "--shortcut", "A"),
         ("--depth", 10, "--shortcut", "C"),
+        ("--depth", 10, "--stem", "small"),
     ):
         arguments = ("--model", "resnet-lcnn", *options, "--data", "fake:8x4", "--image-size", 32, "--dry-run")
         assert lcnn(*arguments) == 0
         shown[options] = capsys.readouterr().out
-    assert len(set(shown.values())) == 4
+    assert len(set(shown.values())) == 5
+    assert re.search(r" conv1 +3x3 +3x32x32 → 64x32x32 ", shown["--depth", 10, "--stem", "small"])
     assert (
         lcnn("--model", "small-alexnet", "--data", "fake:8x4", "--image-size", 28, "--dropout", 1.5, "--dry-run") == 2
     )
     assert "dropout is 1.5; expected a number from 0 to below 1" in capsys.readouterr().err
+
+
+def test_small_networks_of_any_widths_and_blocks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lcnn("--model", "digits-resnet-lcnn", "--widths", "8,24", "--blocks", "2,1", "--dry-run") == 0
+    out = capsys.readouterr().out
+    layers = [line.split()[0] for line in out.splitlines() if re.match(r" (layer|conv|fc)\S", line)]
+    assert [name for name in layers if "conv" in name] == [
+        "conv1", "layer1.0.conv1", "layer1.0.conv2", "layer1.1.conv1", "layer1.1.conv2", "layer2.0.conv1",
+        "layer2.0.conv2",
+    ]  # fmt: skip
+    assert " 8x8x8 → 24x4x4 " in out
+    assert lcnn("--model", "digits-resnet", "--widths", "8,24", "--blocks", "2", "--dry-run") == 0
+    assert "layer2.1.conv2" in capsys.readouterr().out
+    for options, message in (
+        (("--widths", "8,24"), "widths (8, 24) and blocks (1, 1, 2) differ in length"),
+        (("--widths", "8,wide"), "widths is 'wide'; expected a whole number of 1 or more"),
+        (("--stem", "small"), "digits-resnet has no option 'stem'"),
+    ):
+        assert lcnn("--model", "digits-resnet", *options, "--dry-run") == 2
+        assert message in capsys.readouterr().err
 
 
 def test_more_outputs_than_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,6 +243,49 @@ def test_a_dry_run_prints_counts_data_and_schedule_and_writes_nothing(
     assert lcnn(*TINY[:4], "--batches-per-epoch", 5, "--dry-run") == 0
     assert "run: 30 epochs of 5 batches, batches of 128" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+class SlowImages(Split):
+    """Each batch takes 20 ms to read."""
+
+    def read(self, *arguments: Any, **options: Any) -> Any:
+        for batch in super().read(*arguments, **options):
+            time.sleep(0.02)
+            yield batch
+
+
+class SlowNetwork(torch.nn.Linear):
+    """Each step takes 20 ms and more."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.02)
+        return super().forward(x.flatten(1))
+
+
+@pytest.mark.parametrize("slow", ["reading", "training"])
+def test_rates_say_whether_reading_keeps_up(slow: str) -> None:
+    images, labels = torch.randn(40, 1, 2, 2), torch.arange(40) % 2
+    split = (SlowImages if slow == "reading" else Split)(images, labels)
+    dataset = Dataset("noise", (1, 2, 2), ("a", "b"), split, split, split, Normalization((0.0,), (1.0,)))
+    network = (
+        SlowNetwork(4, 2) if slow == "training" else torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    )
+    (line,) = rate_lines(network, dataset, TrainConfig(batch_size=10, lr=1e5, warmup=2))
+    reading, training, both = (float(n.replace(",", "")) for n in re.findall(r"([\d.,e+]+) images/s", line))
+    assert (reading <= 500) == (slow == "reading"), "10 images in 20 ms"
+    assert (training <= 500) == (slow == "training")
+    assert both <= 500
+    verdict = "holds training back; more --workers" if slow == "reading" else "keeps up"
+    assert f"waiting for images: reading {verdict}" in line
+
+
+def test_rates_are_printed_with_a_dry_run_only(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--model", "digits-resnet", "--data", "fake:20x10", "--image-size", 16, "--workers", 0)
+    assert lcnn(*arguments, "--batch-size", 4, "--dry-run", "--rates") == 0
+    rates = r"rates: reading [\d,]+ images/s, training [\d.]+ images/s with images in memory, both at once [\d.]+ im"
+    assert re.match(rates, capsys.readouterr().out.splitlines()[-1])
+    assert lcnn(*arguments, "--rates") == 2
+    assert "--rates measures before a run; give --dry-run too" in capsys.readouterr().err
 
 
 def test_the_report_has_a_row_for_each_epoch_and_layer_and_a_picture(trained: Path) -> None:

@@ -92,17 +92,21 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_a_way_on(
     assert [line["epoch"] for line in epochs_of(folder)] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("resume", [False, True], ids=["new run", "resumed"])
+@pytest.mark.parametrize(
+    ("epochs", "files"),
+    [(None, 0), (2, 0o444), (2, 0o644), (1, 0o644)],
+    ids=["new run", "files too", "folder alone", "finished run"],
+)
 def test_no_permission_is_one_line_and_changes_nothing(
-    resume: bool, unbroken: tuple[Path, float], capfd: pytest.CaptureFixture[str]
+    epochs: int | None, files: int, unbroken: tuple[Path, float], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """In folders that are read-only; root, who may write anywhere, gives up that right first."""
+    """In folders that are read-only, resumed for so many epochs; root, who may write anywhere, gives up that right."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "run"
-        if resume:
+        if epochs:
             assert lcnn(*SMALL, "--epochs", 1, "-o", folder) == 0
             for path in folder.iterdir():
-                path.chmod(0o444)
+                path.chmod(files)
             folder.chmod(0o555)
         Path(name).chmod(0o555)
         before = {path: path.read_bytes() for path in folder.rglob("*")}
@@ -111,7 +115,8 @@ def test_no_permission_is_one_line_and_changes_nothing(
             # Without its capabilities (linux/capability.h, version 3), root may write no more than others.
             header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
             assert os.geteuid() or ctypes.CDLL(None).capset(header, none) == 0
-            return lcnn(*(("--resume", folder) if resume else (*SMALL, "-o", folder)), "--epochs", 2, "--allow-change")
+            where = ("--resume", folder, "--allow-change") if epochs else (*SMALL, "-o", folder)
+            return lcnn(*where, "--epochs", epochs or 2, "-q")
 
         capfd.readouterr()
         process = in_child(others)

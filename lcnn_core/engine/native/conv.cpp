@@ -50,16 +50,66 @@ struct Window_of_S {
         return to;
     }
 
-    int64_t compute(int64_t from, int64_t to) {
+    /// A part of all of S, for the other threads too: rows of it, and the zeros around some channels.
+    void make(int part, int parts) {
+        for (int64_t c = share(channels(), part, parts); c < share(channels(), part + 1, parts); ++c) {
+            memset(row(c, first) - p.window_lead, 0, (p.window_lead + p.up * x.stride) * sizeof(float));
+            float *below = row(c, x.height), *end = row(c, first) - p.window_lead + p.window_plane;
+            if (below < end) memset(below, 0, (end - below) * sizeof(float));
+        }
+        int64_t from = share(x.height, part, parts), to = share(x.height, part + 1, parts);
+        if (from < to) compute(from, to, true);  // exact: what follows is another thread's, or zero
+    }
+
+    int64_t compute(int64_t from, int64_t to, bool exact = false) {
         int64_t k = p.s.rows, m = p.s.width;
+        Epilogue e;
+        e.exact = exact;
         for (int64_t part = 0; part < channels() / k; ++part)  // phase-major, then group
             gemm(p.matrices[part % p.s.groups], input + part * m * x.plane + from * x.stride, p.offsets.data(),
-                 row(part * k, from), p.window_plane, (to - from) * x.stride, Epilogue{}, panel, 0, k);
+                 row(part * k, from), p.window_plane, (to - from) * x.stride, e, panel, 0, k);
         return to;
     }
 };
 
 int64_t round16(int64_t n) { return (n + 15) / 16 * 16; }
+
+/// Whether whole vectors over ``floats`` from row y on would reach row ``end``, which is another thread's.
+bool reaches(const Tensor& t, int64_t y, int64_t floats, int64_t end) {
+    return end < t.height && y * t.stride + (floats + VL - 1) / VL * VL > end * t.stride;
+}
+
+/// The first filter of a part that has as many lookups as the others.
+int64_t first_filter(const SparseMatrix& p, int part, int parts) {
+    auto before = [&](int64_t i) {
+        int64_t sum = 0;
+        for (int64_t block = 0; block < p.blocks; ++block)
+            sum += p.starts[block * (p.rows + 1) + i] - p.starts[block * (p.rows + 1)];
+        return sum + i;  // storing a filter without lookups takes time too
+    };
+    int64_t wanted = share(before(p.rows), part, parts), low = 0, high = p.rows;
+    while (low < high) {
+        int64_t middle = (low + high) / 2;
+        before(middle) < wanted ? low = middle + 1 : high = middle;
+    }
+    return low;
+}
+
+/// What one thread computes: rows [y0, y1) of the output, of the filters at sorted positions [first, last).
+struct Share {
+    int64_t y0, y1, first, last;
+};
+
+Share share_of(const Prepared& p, const Tensor& y, int part, int parts) {
+    if (!p.team || parts == 1)
+        return {share(y.height, part, parts), share(y.height, part + 1, parts), 0,
+                p.single ? p.sliced.chunks() : p.s.filters};
+    if (p.single) {
+        int64_t chunks = p.sliced.chunks();
+        return {0, 1, share(chunks, part, parts), share(chunks, part + 1, parts)};
+    }
+    return {0, y.height, first_filter(p.sparse, part, parts), first_filter(p.sparse, part + 1, parts)};
+}
 
 /// Rows of a convolution under a fused max-pool: a tile of one filter in ``plane``, and what the next tile reads again.
 struct Pooling {
@@ -75,18 +125,18 @@ struct Pooling {
     /// The first conv row to compute for pooled rows from q on: windows may overlap, touch, or leave rows out.
     int64_t next_row(int64_t q) const { return std::max(done, first_row(q)); }
 
-    /// Pooled rows [q0, q1) of every filter; ``response`` points at conv row next_row(q0).
-    void tile(const float* response, float* out, int64_t q0, int64_t q1) {
+    /// Pooled rows [q0, q1) of the filters of ``mine``; ``response`` points at conv row next_row(q0).
+    void tile(const float* response, float* out, int64_t q0, int64_t q1, const Share& mine) {
         int64_t c0 = first_row(q0), from = next_row(q0), c1 = std::max(end_row(q1), from);
         int64_t kept = (from - c0) * x.stride, fresh = (c1 - from) * x.stride;
         int64_t saved = std::max<int64_t>(c1 - first_row(q1), 0) * x.stride, most = win.kh * win.dy * x.stride;
-        for (int64_t i = 0; i < p.sparse.rows; ++i) {
+        for (int64_t i = mine.first; i < mine.last; ++i) {
             int64_t f = p.sparse.filters[i];
             memcpy(plane, carry + i * most, kept * sizeof(float));
             sparse(p.sparse, response, plane + kept, 0, fresh, p.epilogue, i, i + 1);
             for (int64_t q = q0; q < q1; ++q)
                 max_pool_row(plane - c0 * x.stride, p.s.conv_height, p.s.conv_width, x.stride, win, q,
-                             out + f * y.plane + q * y.stride, y.width, line, q + 1 == q1 && q1 < y.height);
+                             out + f * y.plane + q * y.stride, y.width, line, reaches(y, q, y.width, mine.y1));
             memcpy(carry + i * most, plane + kept + fresh - saved, saved * sizeof(float));
             finish(p, y, out, f, q0, q1);
         }
@@ -106,13 +156,15 @@ struct Pairs {
     }
 
     /// Pair q; makes pooled row ``row`` unless that is -1. ``response`` points at conv row 2q.
-    void pair(const float* response, int64_t stride, int64_t q, int64_t row, float* out, bool exact) const {
+    void pair(const float* response, int64_t stride, int64_t q, int64_t row, float* out, const Share& mine) const {
         const Step& s = p.s;
         int64_t below = 2 * q + 1 < s.conv_height ? stride : 0;
-        sparse_pair(p.sparse, response, below, s.conv_width, p.epilogue.bias, p.pairing, lines + s.px, carries, p.line);
+        sparse_pair(p.sparse, response, below, s.conv_width, p.epilogue.bias, p.pairing, lines + s.px, carries, p.line,
+                    mine.first, mine.last);
         if (row < 0) return;
+        bool exact = reaches(y, row, y.width, mine.y1);
         int64_t length = (y.width - 1) * s.sx + (s.kw - 1) * s.dx + 1;
-        for (int64_t i = 0; i < p.sparse.rows; ++i) {
+        for (int64_t i = mine.first; i < mine.last; ++i) {
             float* line = lines + i * p.line;
             for (int64_t x = s.px + s.conv_width; x < length; ++x) line[x] = -__builtin_inff();
             int64_t f = p.sparse.filters[i];
@@ -123,69 +175,83 @@ struct Pairs {
 };
 
 /// Pooled rows [y0, y1): a window may need the pair before its own, or the first row of the pair behind it.
-void run_pairs(const Pairs& pairs, Window_of_S& response, float* out, int64_t y0, int64_t y1) {
+void run_pairs(const Pairs& pairs, Window_of_S& response, float* out, const Share& mine, bool ready) {
     const Prepared& p = pairs.p;
+    int64_t y0 = mine.y0, y1 = mine.y1;
     const Tensor& x = response.x;
     bool before = p.pairing == Pairing::before, after = p.pairing == Pairing::after;
     int64_t first = y0 - (before && y0 > 0), last = y1 + after;
     int64_t tile = std::max<int64_t>(1, p.tile_rows / 2);
     pairs.start();
-    if (!p.direct) response.start(2 * first - p.up);
+    if (!ready) response.start(2 * first - p.up);
     for (int64_t q0 = first; q0 < last; q0 += tile) {
         int64_t q1 = std::min(q0 + tile, last);
-        if (!p.direct) response.fill(2 * q0 - p.up, std::min(2 * q1, p.s.conv_height) + p.down);
+        if (!ready) response.fill(2 * q0 - p.up, std::min(2 * q1, p.s.conv_height) + p.down);
         for (int64_t q = q0; q < q1; ++q) {
             int64_t row = after ? q - 1 : q;
             const float* source = p.direct ? response.input + 2 * q * x.stride : response.row(0, 2 * q);
             bool made = row >= y0 && row < y1;
-            pairs.pair(source, x.stride, q, made ? row : -1, out, row + 1 == y1 && y1 < pairs.y.height);
+            pairs.pair(source, x.stride, q, made ? row : -1, out, mine);
         }
     }
 }
 
+/// Rows [q0, q1) of the output, without pooling; ``source`` points at row q0 of S.
+void lookup_tile(const Plan& plan, const Prepared& p, const Place& place, const float* source, float* out, int64_t q0,
+                 int64_t q1, const Share& mine) {
+    const Tensor& y = plan.tensors[p.s.output];
+    Epilogue e = p.epilogue;
+    if (p.s.second >= 0) {
+        e.residual = plan.at(place, p.s.second) + q0 * y.stride;
+        e.residual_stride = plan.tensors[p.s.second].plane;
+    }
+    int64_t first = mine.first, last = mine.last;
+    if (p.single) {
+        sparse_single(p.sliced, source, out, y.plane, e, first, last);
+        for (int64_t f = first * SLICED_FILTERS; f < std::min(p.s.filters, last * SLICED_FILTERS); ++f)
+            finish(p, y, out, f, 0, 1);
+        return;
+    }
+    e.exact = reaches(y, q0, (q1 - q0) * y.stride, mine.y1);
+    sparse(p.sparse, source, out + q0 * y.stride, y.plane, (q1 - q0) * y.stride, e, first, last);
+    for (int64_t i = first; i < last; ++i) finish(p, y, out, p.sparse.filters[i], q0, q1);
+}
+
 }  // namespace
 
-void run_lookup(const Plan& plan, const Prepared& p, const Place& place) {
+void run_lookup(const Plan& plan, const Prepared& p, const Place& place, int stage) {
     const Step& s = p.s;
     const Tensor &x = plan.tensors[s.input], &y = plan.tensors[s.output];
-    const float* input = plan.at(place, s.input);
+    bool shared = stages(p, false, place.parts) == 2, ready = p.direct || shared;
+    float* window = shared ? place.shared : place.scratch + DEPTH_BLOCK * LCNN_COLS * VL;
+    Window_of_S response{plan, p, x, plan.at(place, s.input), window, place.scratch};
+    if (shared) {
+        response.first = response.have = -p.up;
+        if (stage == 0) return response.make(place.part, place.parts);
+    }
     float* out = plan.at(place, s.output);
-    int64_t y0 = share(y.height, place.part, place.parts), y1 = share(y.height, place.part + 1, place.parts);
-    if (y0 == y1) return;
-    float* window = place.scratch + DEPTH_BLOCK * LCNN_COLS * VL;
-    Window_of_S response{plan, p, x, input, window, place.scratch};
-    float* plane = window + (p.direct ? 0 : response.channels() * p.window_plane + GUARD);
+    Share mine = share_of(p, y, place.part, place.parts);
+    if (mine.y0 == mine.y1 || mine.first == mine.last) return;
+    float* plane = place.scratch + DEPTH_BLOCK * LCNN_COLS * VL + (p.direct ? 0 : response.channels() * p.window_plane + GUARD);
     Window win{s.kh, s.kw, s.sy, s.sx, s.py, s.px, s.dy, s.dx};
-    if (p.paired) return run_pairs({p, y, win, plane, plane + p.sparse.rows * p.line}, response, out, y0, y1);
+    if (p.paired) return run_pairs({p, y, win, plane, plane + p.sparse.rows * p.line}, response, out, mine, ready);
     int64_t plane_size = round16((p.tile_rows + s.kh * s.dy + s.sy) * x.stride + LCNN_ACCS * VL);
     Pooling pooling{p, x, y, win, plane, plane + plane_size, plane + plane_size + p.line};
     int64_t per_tile = s.pooled ? std::max<int64_t>(1, p.tile_rows / s.sy) : p.tile_rows;
-    pooling.done = pooling.first_row(y0);
-    for (int64_t q0 = y0; q0 < y1; q0 += per_tile) {
-        int64_t q1 = std::min(q0 + per_tile, y1);
+    pooling.done = pooling.first_row(mine.y0);
+    for (int64_t q0 = mine.y0; q0 < mine.y1; q0 += per_tile) {
+        int64_t q1 = std::min(q0 + per_tile, mine.y1);
         int64_t c0 = s.pooled ? pooling.next_row(q0) : q0;
         int64_t c1 = s.pooled ? std::max(pooling.end_row(q1), c0) : q1;
-        const float* source = input + c0 * x.stride;
-        if (!p.direct) {
-            if (q0 == y0) response.start(c0 - p.up);
+        if (!ready) {
+            if (q0 == mine.y0) response.start(c0 - p.up);
             response.fill(c0 - p.up, c1 + p.down);
-            source = response.row(0, c0);
         }
-        if (s.pooled) {
-            pooling.tile(source, out, q0, q1);
-            continue;
-        }
-        Epilogue e = p.epilogue;
-        if (s.second >= 0) {
-            e.residual = plan.at(place, s.second) + q0 * y.stride;
-            e.residual_stride = plan.tensors[s.second].plane;
-        }
-        e.exact = q1 == y1 && y1 < y.height;
-        if (y.height * y.width == 1)
-            sparse_single(p.sparse, source, out, y.plane, e, 0, s.filters);
+        const float* source = p.direct ? response.input + c0 * x.stride : response.row(0, c0);
+        if (s.pooled)
+            pooling.tile(source, out, q0, q1, mine);
         else
-            sparse(p.sparse, source, out + q0 * y.stride, y.plane, (q1 - q0) * y.stride, e, 0, s.filters);
-        for (int64_t f = 0; f < s.filters; ++f) finish(p, y, out, f, q0, q1);
+            lookup_tile(plan, p, place, source, out, q0, q1, mine);
     }
 }
 

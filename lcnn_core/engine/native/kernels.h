@@ -66,6 +66,25 @@ struct SparseMatrix {
     std::vector<int32_t> filters;     // sorted position -> filter
 };
 
+constexpr int64_t SLICED_FILTERS = 512;
+
+/// P for a layer with one output pixel: chunks of SLICED_FILTERS filters, each cut into blocks of dictionary rows that
+/// fit the cache. In a block, filters of about as many lookups stand side by side, one a lane: step i of a slice holds
+/// the i-th lookup of LCNN_VL filters, zeros behind a filter's last (SELL; Kreutzer et al. 2014).
+struct SlicedMatrix {
+    int64_t rows = 0, blocks = 1;
+    std::vector<int32_t> offsets;     // (steps, LCNN_VL)
+    std::vector<float> values;        // (steps, LCNN_VL)
+    std::vector<int32_t> starts;      // (chunks, blocks, slices): first step; one more at the end
+    std::vector<int32_t> lanes;       // (chunks, blocks, SLICED_FILTERS): the filter of each lane, within its chunk
+    int64_t chunks() const { return (rows + SLICED_FILTERS - 1) / SLICED_FILTERS; }
+};
+
+/// out[f * out_stride] = sum over lookups of filter f of value * response[offset], then the epilogue, for chunks
+/// [first, last).
+void sparse_single(const SlicedMatrix& p, const float* response, float* out, int64_t out_stride,
+                   const Epilogue& epilogue, int64_t first, int64_t last);
+
 /// out[f][p] = sum over lookups of filter f of value * response[offset + p], p in [0, pixels), then the epilogue.
 /// Filters at sorted positions [first, last); out and residual rows are indexed by filter.
 void sparse(const SparseMatrix& p, const float* response, float* out, int64_t out_stride, int64_t pixels,
@@ -83,9 +102,9 @@ enum class Pairing { two, before, after };
 ///   two (kernel 2)              line = max(a, b)
 ///   before (kernel 3, padded)   line = max(carry, a, b), then carry = b
 ///   after (kernel 3)            line = max(carry, a), then carry = max(a, b)
-/// Bias is added, the clamp is left to what follows. Writes whole vectors.
+/// Bias is added, the clamp is left to what follows. Filters at sorted positions [first, last). Writes whole vectors.
 void sparse_pair(const SparseMatrix& p, const float* response, int64_t below, int64_t pixels, const float* bias,
-                 Pairing pairing, float* line, float* carry, int64_t stride);
+                 Pairing pairing, float* line, float* carry, int64_t stride, int64_t first, int64_t last);
 
 enum class Activation : int64_t { none, clamp, leaky, silu, sigmoid, hard_swish, hard_sigmoid, tanh, elu };
 

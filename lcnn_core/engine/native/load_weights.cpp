@@ -43,6 +43,44 @@ void build_sparse(Prepared& p, const Reader& in, int64_t filters, const std::vec
         }
 }
 
+/// The same lookups side by side for one output pixel; ``p.sparse`` is left empty.
+void slice_sparse(Prepared& p) {
+    constexpr int64_t SLICES = SLICED_FILTERS / VL;
+    SparseMatrix from = std::move(p.sparse);
+    p.sparse = SparseMatrix{};
+    SlicedMatrix& m = p.sliced;
+    m.rows = from.rows;
+    m.blocks = from.blocks;
+    std::vector<int32_t> place(from.rows);  // filter -> sorted position
+    for (int64_t i = 0; i < from.rows; ++i) place[from.filters[i]] = int32_t(i);
+    for (int64_t chunk = 0; chunk < m.chunks(); ++chunk)
+        for (int64_t block = 0; block < from.blocks; ++block) {
+            const int32_t* starts = from.starts.data() + block * (from.rows + 1);
+            auto count = [&](int64_t lane) {
+                int64_t f = chunk * SLICED_FILTERS + lane;
+                return f < from.rows ? starts[place[f] + 1] - starts[place[f]] : 0;
+            };
+            std::vector<int32_t> lanes(SLICED_FILTERS);
+            for (int64_t i = 0; i < SLICED_FILTERS; ++i) lanes[i] = int32_t(i);
+            std::stable_sort(lanes.begin(), lanes.end(), [&](int32_t a, int32_t b) { return count(a) > count(b); });
+            for (int64_t slice = 0; slice < SLICES; ++slice) {
+                const int32_t* own = lanes.data() + slice * VL;
+                m.starts.push_back(int32_t(m.values.size() / VL));
+                for (int64_t step = 0; step < count(own[0]); ++step)
+                    for (int i = 0; i < VL; ++i) {
+                        // Behind its last lookup a filter reads it again, for nothing; one without any, its neighbour's.
+                        int64_t own_count = count(own[i]), f = chunk * SLICED_FILTERS + own[own_count ? i : 0];
+                        int64_t last = (own_count ? own_count : count(own[0])) - 1;
+                        const Lookup& l = from.lookups[starts[place[f]] + std::min(step, last)];
+                        m.offsets.push_back(l.offset);
+                        m.values.push_back(step < own_count ? l.value : 0.0f);
+                    }
+            }
+            m.lanes.insert(m.lanes.end(), lanes.begin(), lanes.end());
+        }
+    m.starts.push_back(int32_t(m.values.size() / VL));
+}
+
 void prepare_dictionary(Prepared& p, const Reader& in) {
     const Step& s = p.s;
     between("dictionary rows", s.rows, 1, COUNT);
@@ -81,6 +119,8 @@ void check_reach(const Plan& plan, const Tensor& x, int64_t low, int64_t high, i
         fail("a lookup or kernel entry reads outside its input");
 }
 
+constexpr int64_t FEW_ROWS = 8;
+
 int64_t l1_bytes() { return cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 << 10); }
 int64_t l2_bytes() { return cache_bytes(_SC_LEVEL2_CACHE_SIZE, 512 << 10); }
 
@@ -107,6 +147,23 @@ void choose_tiles(Prepared& p, const Tensor& x, int64_t height, int64_t channels
     p.window_rows = std::min(height + halo, 2 * p.tile_rows + pooled + halo);
     p.window_plane = p.window_lead + (p.window_rows * x.stride + VL + 15) / 16 * 16;
     if (p.window_plane % 512 == 0) p.window_plane += 16;
+}
+
+/// Whether a team divides the filters, not the rows: where all of S fits the cache of a core, so that none of it is made
+/// twice, or where there are few rows to divide. The window then holds all rows.
+void choose_team(Plan& plan, Prepared& p, const Tensor& x, int64_t height, int64_t channels) {
+    if (p.direct) {
+        p.team = height <= FEW_ROWS;
+        return;
+    }
+    int64_t rows = std::max(height + p.down, x.height) + p.up;
+    int64_t size = p.window_lead + (rows * x.stride + VL + 15) / 16 * 16;
+    if (size % 512 == 0) size += 16;
+    if (height > FEW_ROWS && channels * size * 4 > l2_bytes()) return;
+    p.team = true;
+    p.window_rows = rows;
+    p.window_plane = size;
+    plan.shared_window = std::max(plan.shared_window, channels * size + GUARD);
 }
 
 /// Blocks of dictionary rows whose part of S, as one group of pixels reads it, fits L1; as long as a filter has enough
@@ -155,6 +212,7 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
         between("pooled rows", (y.height - 1) * s.sy - s.py, 0, height - 1);
     }
     choose_tiles(p, x, height, channels);
+    choose_team(plan, p, x, height, channels);
     std::vector<int64_t> flat(s.table_count);
     std::vector<int32_t> blocks(s.table_count, 0);
     int64_t low = 0, high = 0;
@@ -168,6 +226,8 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
     int64_t count = s.pooled ? 1 : choose_blocks(p, x, channels), each = (channels + count - 1) / count;
     for (int64_t i = 0; i < s.table_count; ++i) blocks[i] = int32_t(table[3 * i] / each);
     build_sparse(p, in, s.filters, flat, (channels + each - 1) / each, blocks);
+    p.single = !s.pooled && y.height * y.width == 1;
+    if (p.single) slice_sparse(p);
     int64_t scratch = 0;
     if (!p.direct) {
         prepare_dictionary(p, in);

@@ -61,6 +61,7 @@ struct Prepared {
     StoredMatrix stored;                  // linear: instead of matrices, where it has rows
     std::vector<int32_t> offsets;         // gemm: per depth entry, of group 0
     SparseMatrix sparse;
+    SlicedMatrix sliced;                  // lookup with one output pixel: instead of sparse
     std::vector<float> bias, scale;
     Epilogue epilogue;                    // bias and clamp; residual is set per call
     int64_t up = 0, down = 0, reach = 0;  // lookups: rows above and below, columns aside
@@ -69,6 +70,8 @@ struct Prepared {
     bool paired = false;                  // fused pooling with stride 2: rows are joined two by two
     Pairing pairing = Pairing::two;
     std::vector<std::pair<int32_t, int32_t>> phases;
+    bool team = false;                    // lookup: threads share S, where it has to be made, and divide the filters
+    bool single = false;                  // lookup: one output pixel
     bool direct = false;                  // lookup: reads its input itself (identity dictionary)
     bool extra_activation = false;        // not a clamp: applied after the epilogue
 };
@@ -93,6 +96,7 @@ struct Plan {
     std::vector<Port> inputs, outputs;
     int64_t arena = 0, batch = 0, first_batch_step = 0;
     int64_t scratch = 0;         // floats per thread
+    int64_t shared_window = 0;   // floats of the largest S that a team shares
     int64_t shared_rows = 0;     // floats per (padded) image shared by a team in batch-wide steps
 
     float* at(const Place& p, int64_t tensor) const {
@@ -109,10 +113,10 @@ uint32_t checksum(const void* bytes, int64_t size);
 std::vector<int64_t> read_file(const char* path, int64_t& size);
 
 /// Stages of a step that need all threads of a team to have finished the one before.
-int stages(const Prepared& step, bool batch_wide);
+int stages(const Prepared& step, bool batch_wide, int parts);
 void run_step(const Plan& plan, const Prepared& step, const Place& place, int stage, bool batch_wide);
 
-void run_lookup(const Plan& plan, const Prepared& step, const Place& place);
+void run_lookup(const Plan& plan, const Prepared& step, const Place& place, int stage);
 void run_gemm(const Plan& plan, const Prepared& step, const Place& place);
 void run_linear(const Plan& plan, const Prepared& step, const Place& place, int stage, bool batch_wide);
 

@@ -70,8 +70,6 @@ class Pool {
             std::lock_guard<std::mutex> hold(lock);
             for (; started < threads - 1; ++started) {
                 int index = started + 1;
-                int64_t now = generation;
-                (void)now;
                 std::thread([this, index] { work(index); }).detach();
             }
             job = &f;
@@ -167,7 +165,7 @@ struct Run {
         for (int64_t i = from; i < to; ++i) {
             double start = seconds ? thread_seconds() : 0;
             const Prepared& step = plan.steps[i];
-            for (int stage = 0; stage < stages(step, batch_wide); ++stage) {
+            for (int stage = 0; stage < stages(step, batch_wide, place.parts); ++stage) {
                 run_step(plan, step, place, stage, batch_wide);
                 barrier.wait(place.parts);
             }
@@ -223,7 +221,8 @@ void run_chunk(lcnn_plan* handle, const float* const* inputs, float* const* outp
     r.base.images = images;
     r.base.image = 0;
     r.base.batch = work->need(0, plan.batch * images);
-    r.base.shared = work->need(1, plan.shared_rows * lanes + GUARD);
+    int64_t window = images == 1 && threads > 1 ? plan.shared_window : 0;
+    r.base.shared = work->need(1, std::max(plan.shared_rows * lanes, window) + GUARD);
     for (int t = 0; t < threads; ++t) {
         r.arenas.push_back(t == 0 || images > 1 ? work->need(2 + 2 * t, plan.arena) : nullptr);
         r.scratches.push_back(work->need(3 + 2 * t, plan.scratch + own));
@@ -308,6 +307,7 @@ int64_t lcnn_memory(const lcnn_plan* p, int which) {
         for (const PackedMatrix& m : s.matrices) weights += int64_t(m.data.size()) * 4;
         weights += int64_t(s.stored.halves.size() * 2 + s.stored.bytes.size() + s.stored.scales.size() * 4);
         weights += int64_t(s.sparse.lookups.size()) * 8 + int64_t(s.sparse.starts.size()) * 4;
+        weights += int64_t(s.sliced.values.size() * 2 + s.sliced.starts.size() + s.sliced.lanes.size()) * 4;
     }
     const Plan& plan = *p->plan;
     return which == 0 ? weights : which == 1 ? (plan.arena + plan.batch) * 4 : (plan.scratch + plan.shared_rows) * 4;

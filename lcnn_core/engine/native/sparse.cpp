@@ -102,8 +102,8 @@ constexpr int PAIR = LCNN_ACCS / 2;
 
 template <int V>
 void pair_of(const SparseMatrix& p, const float* response, int64_t below, const float* bias, Pairing pairing,
-             float* line, float* carry, int64_t stride) {
-    for (int64_t i = 0; i < p.rows; ++i) {
+             float* line, float* carry, int64_t stride, int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
         vf a[V], b[V];
         vf start = splat(bias ? bias[p.filters[i]] : 0.0f);
 #pragma GCC unroll 8
@@ -133,17 +133,19 @@ void pair_of(const SparseMatrix& p, const float* response, int64_t below, const 
     }
 }
 
-using PairOf = void (*)(const SparseMatrix&, const float*, int64_t, const float*, Pairing, float*, float*, int64_t);
+using PairOf = void (*)(const SparseMatrix&, const float*, int64_t, const float*, Pairing, float*, float*, int64_t, int64_t,
+                        int64_t);
 constexpr PairOf PAIRS[PAIR + 1] = {nullptr, pair_of<1>, pair_of<2>, pair_of<3>, pair_of<4>, pair_of<5>, pair_of<6>};
 
 }  // namespace
 
 void sparse_pair(const SparseMatrix& p, const float* response, int64_t below, int64_t pixels, const float* bias,
-                 Pairing pairing, float* line, float* carry, int64_t stride) {
+                 Pairing pairing, float* line, float* carry, int64_t stride, int64_t first, int64_t last) {
     int64_t vectors = (pixels + VL - 1) / VL, groups = (vectors + PAIR - 1) / PAIR;
     for (int64_t g = 0; g < groups; ++g) {
         int64_t from = vectors * g / groups, to = vectors * (g + 1) / groups;
-        PAIRS[to - from](p, response + from * VL, below, bias, pairing, line + from * VL, carry + from * VL, stride);
+        PAIRS[to - from](p, response + from * VL, below, bias, pairing, line + from * VL, carry + from * VL, stride,
+                         first, last);
     }
 }
 
@@ -166,6 +168,36 @@ void sparse_single(const SparseMatrix& p, const float* response, float* out, int
                 v = e.high < v ? e.high : v;
             }
             out[f * out_stride] = v;
+        }
+    }
+}
+
+void sparse_single(const SlicedMatrix& p, const float* response, float* out, int64_t out_stride, const Epilogue& e,
+                   int64_t first, int64_t last) {
+    constexpr int64_t SLICES = SLICED_FILTERS / VL;
+    for (int64_t chunk = first; chunk < last; ++chunk) {
+        float sums[SLICED_FILTERS] = {};
+        const int32_t* lanes = p.lanes.data() + chunk * p.blocks * SLICED_FILTERS;
+        const int32_t* starts = p.starts.data() + chunk * p.blocks * SLICES;
+        for (int64_t slice = 0; slice < p.blocks * SLICES; ++slice, lanes += VL) {
+            vf even = zero(), odd = zero();
+            int64_t at = starts[slice], end = starts[slice + 1];
+            const int32_t* offset = p.offsets.data() + at * VL;
+            const float* value = p.values.data() + at * VL;
+            for (; at + 2 <= end; at += 2, offset += 2 * VL, value += 2 * VL) {
+                even += load(value) * gather(response, offset);
+                odd += load(value + VL) * gather(response, offset + VL);
+            }
+            if (at < end) even += load(value) * gather(response, offset);
+            even += odd;
+            for (int i = 0; i < VL; ++i) sums[lanes[i]] += even[i];
+        }
+        int64_t f0 = chunk * SLICED_FILTERS, f1 = std::min(p.rows, f0 + SLICED_FILTERS);
+        for (int64_t f = f0; f < f1; ++f) {
+            float v = sums[f - f0] + (e.bias ? e.bias[f] : 0.0f);
+            if (e.residual) v += e.residual[f * e.residual_stride];
+            v = e.low > v ? e.low : v;
+            out[f * out_stride] = e.high < v ? e.high : v;
         }
     }
 }

@@ -68,20 +68,19 @@ void relayout(const Plan& plan, const Prepared& p, const Place& at, const float*
     const Step& s = p.s;
     const Tensor& y = plan.tensors[s.output];
     float* out = plan.at(at, s.output);
-    Span span(s.width, at);
-    for (int64_t c = span.from; c < span.to; ++c) {
+    int64_t phases = int64_t(p.phases.size());
+    Span span(s.width * phases, at);
+    for (int64_t i = span.from; i < span.to; ++i) {  // the phases of a channel one after the other: it is in the cache
+        int64_t c = i / phases, phase = i % phases, channel = phase * s.width + c;
         const float* from = source + c * plane;
         if (y.vector()) {
             for (int64_t row = 0; row < s.conv_height; ++row)
                 memcpy(out + (c * s.conv_height + row) * s.conv_width, from + row * stride, s.conv_width * sizeof(float));
             continue;
         }
-        for (size_t i = 0; i < p.phases.size(); ++i) {
-            int64_t channel = int64_t(i) * s.width + c;
-            copy_phase(from, stride, s.conv_height, s.conv_width, s.sy, s.sx, p.phases[i].first, p.phases[i].second, y,
-                       out + channel * y.plane, end);
-            seal(y, out, channel, 0, y.height);
-        }
+        copy_phase(from, stride, s.conv_height, s.conv_width, s.sy, s.sx, p.phases[phase].first, p.phases[phase].second,
+                   y, out + channel * y.plane, end);
+        seal(y, out, channel, 0, y.height);
     }
 }
 
@@ -241,7 +240,8 @@ void run_concat(const Plan& plan, const Prepared& p, const Place& at) {
 
 }  // namespace
 
-int stages(const Prepared& p, bool batch_wide) {
+int stages(const Prepared& p, bool batch_wide, int parts) {
+    if (Op(p.s.op) == Op::lookup) return p.team && parts > 1 && !p.direct ? 2 : 1;
     if (Op(p.s.op) != Op::linear && Op(p.s.op) != Op::lookup_linear) return 1;
     return batch_wide ? 4 : Op(p.s.op) == Op::linear ? 1 : 2;
 }
@@ -261,7 +261,7 @@ void run_step(const Plan& plan, const Prepared& p, const Place& at, int stage, b
             return relayout(plan, p, at, image, x.plane, x.stride, image + x.channels * x.plane + GUARD / 2);
         }
         case Op::gemm: return run_gemm(plan, p, at);
-        case Op::lookup: return run_lookup(plan, p, at);
+        case Op::lookup: return run_lookup(plan, p, at, stage);
         case Op::pool: return run_pool(plan, p, at);
         case Op::adaptive: return run_adaptive(plan, p, at);
         case Op::linear:

@@ -41,6 +41,19 @@ static LCNN_INLINE void store(float* p, vf v) { *(vf_any*)p = v; }
 static LCNN_INLINE vf splat(float x) { return x - vf{}; }
 static LCNN_INLINE vf zero() { return vf{}; }
 
+/// base[at[i]] in lane i, by ordinary loads: on AMD's processors the gather instruction is slower.
+static LCNN_INLINE vf gather(const float* base, const int32_t* at) {
+#define LCNN_FOUR(i) base[at[i]], base[at[i + 1]], base[at[i + 2]], base[at[i + 3]]
+#if LCNN_VL == 16
+    return vf{LCNN_FOUR(0), LCNN_FOUR(4), LCNN_FOUR(8), LCNN_FOUR(12)};
+#elif LCNN_VL == 8
+    return vf{LCNN_FOUR(0), LCNN_FOUR(4)};
+#else
+    return vf{LCNN_FOUR(0)};
+#endif
+#undef LCNN_FOUR
+}
+
 /// The first n lanes only, so that nothing past them is written.
 static LCNN_INLINE void store_first(float* p, vf v, int64_t n) { memcpy(p, &v, n * sizeof(float)); }
 
