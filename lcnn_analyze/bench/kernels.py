@@ -106,7 +106,7 @@ def kernel_lines(report: KernelReport) -> list[str]:
     return [
         f"library in use: {peaks.library}" + (f" (this machine can also run {others})" if others else ""),
         f"machine: {report.machine.processor}, {report.machine.cores} cores, {report.machine.system}",
-        f"peaks of one core: matrix {peaks.matrix_gmacs:.1f} GMAC/s, lookups from the first cache "
-        f"{peaks.lookup_gmacs:.1f} GMAC/s, memory {peaks.memory_gbytes:.1f} GB/s",
+        f"peaks of one core: matrix {peaks.matrix_gmacs:.1f} GMAC/s, lookups at any offset in the first "
+        f"cache {peaks.lookup_gmacs:.1f} GMAC/s, memory {peaks.memory_gbytes:.1f} GB/s",
         "of peak: the time that the same work takes at these peaks / the time measured, one thread, batch 1",
     ]

@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lcnn_analyze.bench.report import Kind, Target
-from lcnn_analyze.bench.trial import Trial, open_trial
+from lcnn_analyze.bench.trial import Trial, open_file, open_trial
 from lcnn_core import LookupConfig, LookupLayer, build, convert_, input_shape_of
 
 AIM_FAST_ALEXNET, AIM_FAST_RESNET = 0.80, 0.85
@@ -196,4 +197,30 @@ ROBUST = (
 )
 """What random P flatters: filters of very different length and dead ones, and a pruned network."""
 
-SUITES: dict[str, tuple[Configuration, ...]] = {"published": PUBLISHED, "robust": ROBUST}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint in ``FILES`` that this project trained; it states its accuracy and the command that made it."""
+
+    name: str
+    file: str
+
+    def open(self) -> AbstractContextManager[Trial]:
+        """The trial, its files removed when the context ends."""
+        return open_file(FILES / self.file, name=self.name)
+
+
+FILES = Path(__file__).parents[1] / "data" / "trained"
+
+TRAINED = (
+    Trained("small ResNet, Fashion-MNIST, 10x", "fashion-mnist-10x.pt"),
+    Trained("small ResNet, Fashion-MNIST, 30x", "fashion-mnist-30x.pt"),
+)
+"""Started from one dense network, `lcnn train --from`, D and P pruned together: no filter is like another."""
+
+SUITES: dict[str, tuple[Configuration | Trained, ...]] = {
+    "published": PUBLISHED,
+    "robust": ROBUST,
+    "trained": TRAINED,
+}
