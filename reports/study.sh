@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The study on Fashion-MNIST, one process, resumable: stop it at any time and run it again.
 # usage: reports/study.sh FOLDER [DATA]     DATA: idx:FOLDER with the four files of Fashion-MNIST
+# `timeout 9000 reports/study.sh FOLDER` is a part of 150 minutes; what it was at goes on from its last epoch.
 # PART=3 runs one part alone; DENSE_EPOCHS and EPOCHS say how long the dense references and each trial are trained.
 # At the end reports/study/ holds each network's figures and the page made of them.
 set -euo pipefail
@@ -30,8 +31,9 @@ sweep() { # NETWORK OPTION...: adds to the network's journal; what is done is no
 }
 
 main=from-dense,pruning,published
-others=lookup-only,converted,narrow
-ingredients=distillation=0,start=scratch,floor=0,floor=1,shift=0,clip_norm=None,schedule=cosine
+others=lookup-only,converted,low-rank,narrow
+ingredients=distillation=0,start=scratch,thresholds=soft,regrowth=0.2,layer_budgets=uniform,layer_budgets=measured
+ingredients=$ingredients,forms=measured,schedule=cosine,schedule=constant
 
 part() {
   case $1 in
