@@ -36,6 +36,8 @@ class Mean:
     validation: float
     """Top-1 on validation images, mean."""
     seeds: tuple[int, ...]
+    accuracies: tuple[float, ...]
+    """Of each seed."""
     measured: float | None = None
     """Measured speedup over the dense network, both in the engine, geometric mean; None where it was not timed."""
     front: bool = False
@@ -84,6 +86,7 @@ def _mean(method: str, target: float, members: Sequence[Row]) -> Mean:
         sampling=sampling_error(mean, members[0]["count"]),
         validation=100 * sum(row["validation"] for row in members) / count,
         seeds=tuple(row["seed"] for row in members),
+        accuracies=tuple(accuracies),
         measured=math.prod(timed) ** (1 / len(timed)) if timed else None,
     )
 
@@ -109,6 +112,19 @@ def _front(found: Sequence[Mean], speedup: Callable[[Mean], float]) -> set[tuple
 def difference(one: Mean, other: Mean) -> tuple[float, float]:
     """Points of accuracy that ``one`` is ahead of ``other``, and the standard error of that."""
     return one.accuracy - other.accuracy, math.hypot(one.spread, other.spread)
+
+
+def paired(one: Mean, other: Mean) -> tuple[float, float]:
+    """The same over the seeds that both have, each seed's difference by itself; with one such seed the error is that
+    over the test images. Where they have none in common, ``difference``."""
+    others = dict(zip(other.seeds, other.accuracies, strict=True))
+    points = [a - others[seed] for seed, a in zip(one.seeds, one.accuracies, strict=True) if seed in others]
+    if not points:
+        return difference(one, other)
+    mean = sum(points) / len(points)
+    if len(points) == 1:
+        return mean, math.hypot(one.sampling, other.sampling)
+    return mean, (sum((p - mean) ** 2 for p in points) / (len(points) - 1) / len(points)) ** 0.5
 
 
 def tie(one: Mean, other: Mean) -> bool:

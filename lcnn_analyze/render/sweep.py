@@ -16,6 +16,7 @@ from lcnn_analyze.comparison import (
     best,
     difference,
     means,
+    paired,
     sampling_error,
     split,
     tie,
@@ -29,7 +30,8 @@ NOTES = (
     "Counted speedup: multiplications of the dense network over those of the smaller one, on one image; what a run "
     "takes in seconds is another matter, and stands apart where it was measured.",
     "± is one standard error over seeds; with a star, where there is one seed, that over the test images. Two methods "
-    "tie where their difference is within its standard error. A filled mark is on the Pareto front: no other has both "
+    "tie where their difference is within its standard error; ablations are compared seed by seed.",
+    "A filled mark is on the Pareto front: no other has both "
     "more speedup and a better accuracy on the validation images, by which fronts are chosen.",
 )
 METHOD = (
@@ -231,7 +233,7 @@ def _chart(
     dense = document["dense"]
     return Chart(
         f"{_title(document)}: accuracy against {kind} speedup",
-        f"{kind} speedup over the dense network{', both in the engine' if kind == 'measured' else ''} (log scale)",
+        "counted speedup over the dense network (log)" if kind == "counted" else "measured speedup in the engine (log)",
         "top-1 on test images, %",
         tuple(curves),
         ends=(0, 100),
@@ -316,8 +318,8 @@ def _ablations(title: str, pairs: Sequence[tuple[Mean, Mean]]) -> Table:
         rows.append((base.method, f"{base.target:g}x", ratio_text(base.speedup), _spread(base), "", "", _seeds(base)))
         for other, changed in pairs:
             if other is base:
-                points, error = difference(changed, base)
-                word = "a tie" if tie(changed, base) else "better" if points > 0 else "worse"
+                points, error = paired(changed, base)
+                word = "a tie" if abs(points) <= error else "better" if points > 0 else "worse"
                 name = changed.method.removeprefix(f"{changed.base}:").replace(":", ", ").replace("=", " = ")
                 rows.append((
                     f"with {name}", f"{changed.target:g}x", ratio_text(changed.speedup), _spread(changed),

@@ -14,8 +14,12 @@ from pathlib import Path
 
 import pytest
 from handmade import both, everything, hostile, many_layers
+from test_comparison import document as sweep
+from test_comparison import row
 
 from lcnn_analyze import RENDERERS, Report
+from lcnn_analyze.render import study
+from lcnn_analyze.render.sweep import sweep_study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")]
@@ -37,8 +41,9 @@ page.onload = () => {{
 def ask(tmp_path):
     """Open a report in a frame of this width, run a script (``d`` is its document, ``w`` its window) and return."""
 
-    def call(made: Report, script: str, width: int = 1280):
-        (tmp_path / "report.html").write_bytes(RENDERERS["html"].render(made))
+    def call(made: Report | bytes, script: str, width: int = 1280):
+        page = made if isinstance(made, bytes) else RENDERERS["html"].render(made)
+        (tmp_path / "report.html").write_bytes(page)
         probe = tmp_path / "probe.html"
         probe.write_text(PROBE.format(width=width, script=script), encoding="utf-8")
         dumped, log = _chromium(probe, tmp_path / "profile")
@@ -122,8 +127,16 @@ def test_dark_mode_turns_and_text_stays_readable(ask):
     assert dark_ground < 0.15 < 0.8 < dark_ink
 
 
+def sweep_page():
+    long = {"command": "OMP_NUM_THREADS=1 lcnn train --from " + "a-long-folder/" * 9 + "x.pt", "checkpoint": "t/" * 40}
+    rows = [row("narrow", 3.0, seed, 0.9, latency={"network": 1, "dense": 2, "spread": 0.1}, **long) for seed in (0, 1)]
+    return study.html(sweep_study([sweep(rows, network=name * 9) for name in ("net-", "<b>")]))
+
+
 @pytest.mark.parametrize(
-    "make", [everything, both, hostile, lambda: many_layers(60)], ids=["two", "both", "hostile", "60"]
+    "make",
+    [everything, both, hostile, lambda: many_layers(60), sweep_page],
+    ids=["two", "both", "hostile", "60", "sweep"],
 )
 @pytest.mark.parametrize("width", [375, 1280])
 def test_no_element_is_wider_than_the_screen(ask, make, width):

@@ -105,6 +105,19 @@ def test_a_point_given_back_is_the_next_ones(tmp_path: Path) -> None:
     assert two.claim() == first
 
 
+def test_of_two_workers_that_ask_at_once_for_the_last_point_one_gets_it(tmp_path: Path) -> None:
+    one, two, again = (opened(tmp_path, 1) for _ in range(3))
+    assert one._asked() is not None
+    assert two._asked() is None
+    assert [trial.name for trial, _ in two.ended()] == ["0-000"]
+    for _ in range(2):  # two that found the same worker silent, each putting its point back
+        again._put_back(again.study.get_trials()[0])
+    again._tell(0, None)
+    assert again._asked() is not None
+    assert two._asked() is None
+    assert len(two.ended()) == 1
+
+
 def _take_all(folder: Path, storage: str | None, seconds: float) -> None:
     search = opened(folder, 8, storage=storage, lease=1.0)
     while True:
