@@ -198,7 +198,6 @@ ROBUST = (
 """What random P flatters: filters of very different length and dead ones, and a pruned network."""
 
 
-
 @dataclass(frozen=True)
 class Trained:
     """A checkpoint in ``FILES`` that this project trained; it states its accuracy and the command that made it."""

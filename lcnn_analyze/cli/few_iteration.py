@@ -9,6 +9,20 @@ from typing import Annotated, Any
 
 import typer
 
+from lcnn_analyze.cli.study import (
+    Batches,
+    Data,
+    Output,
+    Preset,
+    Quiet,
+    Shelf,
+    counting,
+    facts,
+    make_family,
+    numbers,
+    open_journal,
+    write_study,
+)
 from lcnn_core import ConfigError
 
 STAGES = {"widths": (16, 32, 64, 128)}
@@ -25,26 +39,25 @@ ResNet-10 and ResNet-18 are one and two blocks in each of four stages; so is the
 
 def few_iteration(
     ctx: typer.Context,
-    data: Annotated[str, typer.Option(help="digits, idx:FOLDER or another data source.")] = "digits",
+    data: Data = "digits",
     model: Annotated[str, typer.Option(help=f"{', '.join(DEPTHS)}.")] = "digits-resnet-lcnn",
-    preset: Annotated[str | None, typer.Option(help="Dictionary sizes by name: fast or accurate.")] = None,
+    preset: Preset = None,
     iterations: Annotated[int, typer.Option(help="Steps of the deeper network.")] = 300,
     every: Annotated[int, typer.Option(help="Steps between two measurements.")] = 20,
     seeds: Annotated[int, typer.Option(help="Repetitions, for means and intervals.")] = 3,
     rates: Annotated[str, typer.Option(metavar="RATES", help="Learning rates; each way keeps its best.")] = "0.1,0.03",
     images: Annotated[int, typer.Option(help="Of validation and of test, to measure on.")] = 2000,
     epochs: Annotated[int, typer.Option(help="Of training the shallow network.")] = 10,
-    batches_per_epoch: Annotated[int | None, typer.Option(help="Of such an epoch. [default: one pass]")] = None,
+    batches_per_epoch: Batches = None,
     seed: Annotated[int, typer.Option(help="Of weights, batches and measured images.")] = 0,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Results.")] = Path("lcnn-iteration"),
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+    output: Output = Path("lcnn-iteration"),
+    quiet: Quiet = False,
 ) -> None:
     """Carry a ResNet-10's dictionaries into a ResNet-18, freeze them and train P for a few iterations.
 
     Beside it the deeper lookup network and its dense twin, from scratch, on the same batches. The learning rate of
     each is chosen on validation images. A study that was stopped goes on when the same command is given again.
     """
-    from lcnn_analyze.cli.study import Shelf, counting, facts, make_family, numbers, open_journal, write_study
     from lcnn_analyze.render.transfer import few_iteration_study
     from lcnn_core import FewIterationConfig, FewIterationResult, TrainConfig, load_dataset, summarize_few_iteration
     from lcnn_core import few_iteration as run

@@ -8,14 +8,29 @@ from typing import Annotated, Any
 
 import typer
 
+from lcnn_analyze.cli.study import (
+    Batches,
+    Data,
+    Output,
+    Preset,
+    Quiet,
+    Shelf,
+    counting,
+    facts,
+    make_family,
+    numbers,
+    open_journal,
+    write_study,
+)
+
 
 def fewshot(
     ctx: typer.Context,
-    data: Annotated[str, typer.Option(help="digits, idx:FOLDER or another data source.")] = "digits",
+    data: Data = "digits",
     model: Annotated[
         str, typer.Option(help="A lookup architecture; its dense twin is beside it.")
     ] = "digits-resnet-lcnn",
-    preset: Annotated[str | None, typer.Option(help="Dictionary sizes by name: fast or accurate.")] = None,
+    preset: Preset = None,
     classifier: Annotated[int, typer.Option(help="k of the lookup classifier, whose D is carried over.", min=1)] = 16,
     novel: Annotated[int, typer.Option(help="Novel classes; the others are base classes.")] = 3,
     splits: Annotated[int, typer.Option(help="Random choices of the novel classes.")] = 5,
@@ -24,18 +39,17 @@ def fewshot(
     rate: Annotated[float, typer.Option(help="eta, of the new classifier; others eta, eta/10, eta/100, 0.")] = 0.01,
     steps: Annotated[int, typer.Option(help="Steps of tuning, on all few images at once.")] = 30,
     epochs: Annotated[int, typer.Option(help="Of training on the base classes.")] = 10,
-    batches_per_epoch: Annotated[int | None, typer.Option(help="Of such an epoch. [default: one pass]")] = None,
+    batches_per_epoch: Batches = None,
     lr: Annotated[float | None, typer.Option(help="Its peak learning rate. [default: the schedule's]")] = None,
     seed: Annotated[int, typer.Option(help="Of classes, images and weights.")] = 0,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Results.")] = Path("lcnn-fewshot"),
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+    output: Output = Path("lcnn-fewshot"),
+    quiet: Quiet = False,
 ) -> None:
     """Train on base classes, then tune P on a few images of novel ones, dictionaries frozen; the same for the CNN.
 
     The share of eta at which pre-trained layers learn is chosen on validation images, for both. Writes a report with
     curves. A study that was stopped goes on where it was when the same command is given again.
     """
-    from lcnn_analyze.cli.study import Shelf, counting, facts, make_family, numbers, open_journal, write_study
     from lcnn_analyze.render.transfer import few_shot_study
     from lcnn_core import Dataset, FewShotConfig, FewShotResult, TrainConfig, few_shot, load_dataset, summarize_few_shot
 

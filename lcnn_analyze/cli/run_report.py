@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcnn_analyze.cli.output import write_file
+from lcnn_analyze.cli.study import facts
 from lcnn_core import (
     BatchFinished,
     ConfigError,
@@ -38,8 +39,8 @@ def save_config(files: RunFiles, settings: Mapping[str, Any]) -> None:
 class RunReport:
     """Draws accuracy and speedup over the epochs, and writes the tables, as the run goes on and at its end."""
 
-    def __init__(self, files: RunFiles, title: str, history: Sequence[Mapping[str, Any]]) -> None:
-        self.files, self.title = files, title
+    def __init__(self, files: RunFiles, title: str, history: Sequence[Mapping[str, Any]], command: str) -> None:
+        self.files, self.title, self.command = files, title, command
         self.history = list(history)
         self.drawn = time.monotonic()
 
@@ -55,7 +56,9 @@ class RunReport:
 
         self.drawn = time.monotonic()
         write_file(self.files.curves, training.curves(self.title, self.history), quiet=True)
-        text = training.markdown(self.title, self.history, self.files.curves.name)
+        settings = f"{self.files.config.name}, which lcnn train --config takes; choices were made on validation images"
+        made = (*facts(self.command), ("settings", settings))
+        text = training.markdown(self.title, self.history, self.files.curves.name, made)
         write_file(self.files.report, text.encode(), quiet=True)
 
 

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
 
 from lcnn_analyze.cli.output import write_file
 from lcnn_analyze.codec import decode, encode
@@ -19,6 +21,12 @@ if TYPE_CHECKING:
 
     from lcnn_analyze.render.study import Study
     from lcnn_core import Dataset, Family, TrainConfig
+
+Data = Annotated[str, typer.Option(help="digits, idx:FOLDER or another data source.")]
+Preset = Annotated[str | None, typer.Option(help="Dictionary sizes by name: fast or accurate.")]
+Batches = Annotated[int | None, typer.Option(help="Of such an epoch. [default: one pass]")]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Results.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 
 JOURNAL = "results.jsonl"
 Result = TypeVar("Result")

@@ -123,7 +123,7 @@ def _write_run(
     with ExitStack() as stack:
         log = stack.enter_context(open_log(files.log))
         recorder = _recorder(job, files, log, settings, state, command)
-        report = RunReport(files, job.title, state["history"] if state else ())
+        report = RunReport(files, job.title, state["history"] if state else (), recorder.header["command"])
         listeners: list[Listener] = [recorder, _beginning(files, settings, log, state), report]
         if settings.get("tensorboard"):
             listeners.append(stack.enter_context(tensorboard(files.log.parent / "tensorboard")))

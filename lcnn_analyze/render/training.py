@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from lcnn_analyze.render.markdown import escape
 from lcnn_analyze.render.numbers import safe
 from lcnn_analyze.render.palette import INK, MUTED, OWN, PUBLISHED
 from lcnn_analyze.render.plots import STYLE
@@ -90,8 +91,11 @@ def confusion(title: str, matrix: Sequence[Sequence[int]], names: Sequence[str])
     return stream.getvalue()
 
 
-def markdown(title: str, epochs: Epochs, picture: str) -> str:
-    """Tables: one row for each epoch; then density and counted speedup of each lookup layer at the last."""
+def markdown(title: str, epochs: Epochs, picture: str, facts: Sequence[tuple[str, str]]) -> str:
+    """Tables: one row for each epoch; then density and counted speedup of each lookup layer at the last.
+
+    facts: name and value of how it was made, which stand at the end.
+    """
     lines = [
         f"# {safe(title)}",
         "",
@@ -117,4 +121,5 @@ def markdown(title: str, epochs: Epochs, picture: str) -> str:
         ]
     if last["unreadable"]:
         lines += ["", f"{last['unreadable']} images could not be read and were passed over."]
+    lines += ["", *(f"- {escape(name)}: {escape(value)}" for name, value in facts)]
     return "\n".join(lines) + "\n"

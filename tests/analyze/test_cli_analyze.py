@@ -12,18 +12,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from analyze_runs import save_sparse
 from handmade import both
 
 from lcnn_analyze import RENDERERS, Report
 from lcnn_analyze.cli import analyze as analyze_module
-from lcnn_analyze.cli.app import COMMANDS, load_command, single_command
-from lcnn_analyze.cli.errors import EXIT_CODES, run
+from lcnn_analyze.cli.app import COMMANDS, load_command
+from lcnn_analyze.cli.errors import EXIT_CODES
 from lcnn_analyze.cli.output import print_report
 from lcnn_analyze.cost import checks
-from lcnn_core import Checkpoint, LcnnError, LookupLayer, TrainingError, UnsupportedLayerError, build, save
+from lcnn_core import LcnnError, TrainingError, UnsupportedLayerError
 
 ROOT = Path(__file__).parents[2]
-COMMAND = single_command("analyze", analyze_module.analyze)
 
 
 @pytest.fixture(scope="session")
@@ -35,26 +35,9 @@ def folder(tmp_path_factory) -> Path:
         ("dense.pt", "digits-resnet", 0.978),
         ("lookup.safetensors", "digits-resnet-lcnn", 0.971),
     ):
-        model = build(name)
-        for layer in model.modules():
-            if isinstance(layer, LookupLayer):
-                with torch.no_grad():
-                    layer.coefficients.mul_(torch.rand_like(layer.coefficients) < 0.1)
         metrics = [{"name": "top1", "value": accuracy, "dataset": "digits", "count": 450}]
-        save(where / file, Checkpoint.from_model(model, architecture=name, metrics=metrics))
+        save_sparse(where / file, name, 0.1, metrics=metrics)
     return where
-
-
-@pytest.fixture
-def analyze(folder, monkeypatch, capsys):
-    """Run ``analyze ARGUMENTS`` in the models' folder: (code, stdout, stderr)."""
-    monkeypatch.chdir(folder)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = run("analyze", COMMAND, arguments)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def test_one_file_gives_a_table(analyze):

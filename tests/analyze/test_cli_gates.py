@@ -6,15 +6,14 @@ import json
 
 import pytest
 import torch
-from test_cli_analyze import COMMAND
+from analyze_runs import save_sparse
 from torch import nn
 from torch.nn.utils import prune
 
 import lcnn_analyze
 import lcnn_core
 from lcnn_analyze import Report
-from lcnn_analyze.cli.errors import run
-from lcnn_core import Checkpoint, LookupLayer, build, save
+from lcnn_core import LookupLayer, build
 
 MACS = {"dense": 1_058_432}
 
@@ -29,12 +28,7 @@ def folder(tmp_path_factory):
         ("a.pt", "digits-resnet-lcnn", 0.3),
         ("b.pt", "digits-resnet-lcnn", 0.1),
     ):
-        model = build(name)
-        for layer in model.modules():
-            if isinstance(layer, LookupLayer):
-                with torch.no_grad():
-                    layer.coefficients.mul_(torch.rand_like(layer.coefficients) < density)
-        save(where / file, Checkpoint.from_model(model, architecture=name))
+        save_sparse(where / file, name, density)
     pruned = build("digits-resnet").eval()
     for module in pruned.modules():
         if isinstance(module, nn.Conv2d):
@@ -45,17 +39,6 @@ def folder(tmp_path_factory):
             prune.remove(module, "weight")
     lcnn_core.export_onnx(pruned, torch.zeros(1, 1, 8, 8), where / "pruned.onnx")
     return where
-
-
-@pytest.fixture
-def analyze(folder, monkeypatch, capsys):
-    monkeypatch.chdir(folder)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = run("analyze", COMMAND, arguments)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def made(out: str) -> Report:

@@ -295,6 +295,8 @@ def test_the_report_has_a_row_for_each_epoch_and_layer_and_a_picture(trained: Pa
     assert f"| 1 | {last['learning_rate']:.4g} | {last['loss']:.4f} | {last['train_accuracy']:.2%} |" in text
     for name, share in last["densities"].items():
         assert f"| {name} | {share:.2%} | {last['speedups'][name]:.2f}x |" in text
+    assert f"- command: {checkpoint.load(trained / 'best.pt').provenance['command']}\n" in text.replace("\\", "")
+    assert re.search(r"- versions: lcnn .*, torch 2.*\n- machine: .* cores, .*\n- settings: config.yaml", text)
     model = checkpoint.load(trained / "last.pt").build()
     layers = {name for name, module in model.named_modules() if isinstance(module, LookupLayer)}
     assert set(last["speedups"]) == layers
