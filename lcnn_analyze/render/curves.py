@@ -106,7 +106,10 @@ class Chart:
         if self.even:
             return 0.08 + 0.84 * xs.index(x) / max(1, len(xs) - 1)
         low, high, at = (math.log(v) if self.log else v for v in (xs[0], xs[-1], x))
-        return 0.03 + 0.94 * ((at - low) / (high - low) if high > low else 0.5 * self.log)
+        if self.log:  # a factor of 3 at least, so that what is hardly apart does not look so
+            room = max(0.0, math.log(3) - (high - low)) / 2
+            low, high = low - room, high + room
+        return 0.03 + 0.94 * (at - low) / ((high - low) or 1)
 
     @property
     def ticks(self) -> Sequence[float]:

@@ -80,7 +80,7 @@ def _time(seconds: float) -> str:
 
 
 def _title(document: Document) -> str:
-    return f"{document['network']} on {document['dataset']}"
+    return f"{document['network']} on {document['dataset'].rstrip('/').rpartition('/')[2]}"
 
 
 # --- sentences ------------------------------------------------------------------------------------------------------
@@ -161,10 +161,11 @@ def _cost(document: Document, points: Sequence[Mean]) -> list[str]:
     costs = []
     for target in _targets(points):
         top = best(_at(points, target))[0]
-        costs.append(f"{100 * dense['top1'] - top.accuracy:.2f} points at {target:g}x ({top.method})")
+        lost = 100 * dense["top1"] - top.accuracy
+        costs.append(f"{abs(lost):.2f} points {'below' if lost >= 0 else 'above'} at {target:g}x ({top.method})")
     if not costs:
         return []
-    return [f"Against the dense network, {_dense(dense)}, the most accurate loses {joined(costs)}."]
+    return [f"Against the dense network, {_dense(dense)}, the most accurate is {joined(costs)}."]
 
 
 def _dense(dense: Mapping[str, Any]) -> str:
