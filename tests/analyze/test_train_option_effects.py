@@ -1,7 +1,7 @@
 """Every option of ``lcnn train`` reaches the run: each of these would fail if the option did nothing.
 
 What the option then does is tested where it is done: tests/core/test_train_options.py, test_train.py, test_models.py,
-test_data_files.py.
+test_data_files.py, test_compress_options.py.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from lcnn_analyze.cli.train_options import OPTIONS
 from lcnn_core import LookupLayer
 
 RESNET, ALEXNET = {"model": "resnet-lcnn", "depth": 10}, {"model": "small-alexnet-lcnn"}
+BUDGET = {"model": None, "from": "DENSE", "speedup": 5.0}
 FILES = {"data": "fake:6x10", "image_size": 16, "workers": 0}
 
 CASES: dict[str, tuple[Any, Mapping[str, Any]]] = {
@@ -72,7 +73,18 @@ CASES: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "threshold_scale": (0.01, {}),
     "l1_scale": (0.7, {}),
     "speedup": (6.0, {"model": None, "from": "DENSE"}),
-    "dictionary_ratio": (0.3, {"model": None, "from": "DENSE", "speedup": 5.0}),
+    "method": ("converted", BUDGET),
+    "dictionary_ratio": (0.3, BUDGET),
+    "forms": ("lookup", BUDGET),
+    "start": ("scratch", BUDGET),
+    "phase": (0.4, BUDGET),
+    "cuts": (7, BUDGET),
+    "floor": (0.3, BUDGET),
+    "thresholds": ("soft", BUDGET),
+    "regrowth": (0.1, BUDGET),
+    "layer_budgets": ("uniform", BUDGET),
+    "distillation": (0.2, BUDGET),
+    "temperature": (3.0, BUDGET),
 }
 """Option -> a value that is not its default, and the settings beside it."""
 BY_THE_COMMAND = {
@@ -103,7 +115,7 @@ def effects(job: Job) -> dict[str, Any]:
         "weights": [float(tensor.double().abs().sum()) for tensor in job.model.state_dict().values()],
         "images": (tuple(images.shape), float(images.double().abs().sum()), labels.tolist()),
         "reading": (len(job.dataset.train), getattr(job.dataset.train, "options", None)),
-        "config": dataclasses.asdict(job.config),
+        "config": (job.method, dataclasses.asdict(job.config)),
     }
 
 
