@@ -90,7 +90,7 @@ def open_trial(
 def open_file(
     target: str | Path, reference: str | None = None, shape: Sequence[int] | None = None, name: str | None = None
 ) -> AbstractContextManager[Trial]:
-    """A Trial of a checkpoint or a named architecture, with the accuracy that the file states.
+    """A Trial of a checkpoint or a named architecture, with the top-1 that the file states, of test images if it can.
 
     reference: by default the dense architecture of the family. shape: without the batch; by default the model's own.
     """
@@ -98,6 +98,8 @@ def open_file(
     if subject.make_module is None:
         raise ConfigError(f"{target} is a description without a model; give a checkpoint")
     named = reference or default_reference(subject)
+    stated = [one for one in subject.accuracy if one.metric == "top-1"]
+    tested = [one for one in stated if one.dataset.endswith("(test)")] or stated
     return open_trial(
         subject.make_module(),
         subject.spec.input_shape,
@@ -105,7 +107,7 @@ def open_file(
         named,
         subject.arguments,
         headline="reference" if named is not None and named.startswith("alexnet") else "twin",
-        accuracy=", ".join(f"{a.percent:.1f} % {a.metric} on {a.dataset}" for a in subject.accuracy),
+        accuracy=", ".join(f"{one.percent:.1f} % {one.metric} on {one.dataset}" for one in tested),
     )
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lcnn_analyze.bench.suites import PUBLISHED, SUITES, Configuration, fill_
-from lcnn_core import LookupConv2d, LookupLayer, LookupLinear
+from lcnn_analyze.bench.suites import FILES, PUBLISHED, SUITES, TRAINED, Configuration, fill_
+from lcnn_core import LookupConv2d, LookupLayer, LookupLinear, load
 
 BY_NAME = {configuration.name: configuration for suite in SUITES.values() for configuration in suite}
 
@@ -82,6 +82,17 @@ def test_the_published_suite_has_the_issue_s_targets():
         **{("ResNet-18 accurate", batch): 0.80 for batch in (1, 8)},
     }
     assert [c.headline for c in PUBLISHED] == ["reference", "reference", "twin", "twin"]
+
+
+@pytest.mark.parametrize(("number", "counted", "accuracy"), [(0, 10, 92), (1, 30, 91)])
+def test_trained_networks_say_their_accuracy_and_how_they_were_made(number, counted, accuracy):
+    trained = TRAINED[number]
+    with trained.open() as trial:
+        assert trial.networks[1].info.macs / trial.lcnn.info.macs == pytest.approx(counted, rel=2e-3)
+        assert float(trial.accuracy.split(" %")[0]) > accuracy
+        layers = [module for module in trial.lcnn.model.modules() if isinstance(module, LookupLayer)]
+        assert max(int((used(layer) == 0).sum()) for layer in layers) or max(used(layers[1])) > 2 * min(used(layers[1]))
+    assert f"--speedup {counted}" in load(FILES / trained.file).provenance["command"]
 
 
 def test_a_pruned_network_has_no_dictionary_and_keeps_its_head():
