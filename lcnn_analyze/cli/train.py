@@ -155,7 +155,7 @@ def _beginning(files: RunFiles, settings: Mapping[str, Any], log: RunLog, state:
     def listen(event: Event) -> None:
         if isinstance(event, TrainingStarted):
             save_config(files, settings)
-            if state:
+            if state and event.steps_done:  # a run that has done no step begins its log anew
                 log.cut(state["log"])
 
     return listen

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from train_runs import assert_same_run, epochs_of, in_child, lcnn, log_of
 
-from lcnn_core import checkpoint
+from lcnn_core import checkpoint, load_state
 
 SMALL = ("--model", "digits-resnet-lcnn", "--batch-size", "128", "--lr", "0.1", "--deterministic", "-q")
 LONG = (*SMALL, "--epochs", "4", "--shift", "1", "--ema", "0.8", "--save-every", "2", "--log-every", "1")
@@ -186,6 +186,18 @@ def test_a_run_that_fails_at_once_leaves_no_older_best(tmp_path: Path) -> None:
     assert lcnn("--model", "digits-resnet", "--lr", 1e5, "--epochs", 2, "-o", folder, "-q", "--overwrite") == 5
     assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "last.pt", "log.jsonl", "state.pt"]
     assert log_of(folder)[0]["config"]["lr"] == 1e5
+
+
+@pytest.mark.parametrize("lr", [0.1, 0.012345678901], ids=["shorter header", "longer header"])
+def test_a_run_stopped_in_its_first_epoch_resumes_with_other_options(lr: float, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert lcnn(*SMALL, "--epochs", 2, "--lr", 1e5, "-o", folder) == 5
+    assert load_state(folder / "state.pt")["position"]["batch"] == 0
+    assert lcnn("--resume", folder, "--epochs", 1, "--lr", lr, "--allow-change", "-q") == 0
+    assert [line["event"] for line in log_of(folder)][:2] == ["Configured", "TrainingStarted"]
+    assert (log_of(folder)[0]["config"]["lr"], len(epochs_of(folder))) == (lr, 1)
+    assert lcnn("--resume", folder, "--epochs", 2, "--allow-change", "-q") == 0
+    assert [line["epoch"] for line in epochs_of(folder)] == [1, 2]
 
 
 @pytest.mark.parametrize(
