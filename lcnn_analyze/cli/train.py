@@ -46,6 +46,7 @@ def train(ctx: typer.Context, **options: Any) -> None:
     asked = {name: value for name, value in given.items() if OPTIONS[name].saved}
     state = _state(files) if "resume" in given else None
     settings = {**DEFAULTS, **(state["settings"] if state else {}), **asked}
+    _check_sources(files, settings)
     with join_processes(settings.get("device", "auto")) as (processes, device):
         job = make_job(settings)
         job.model.to(device)
@@ -78,6 +79,16 @@ def _check_flags(given: Mapping[str, Any]) -> None:
         raise ConfigError("-o cannot go with --resume, which names the folder already; leave it out")
     if "rates" in given and "dry_run" not in given:
         raise ConfigError("--rates measures before a run; give --dry-run too, or leave it out")
+
+
+def _check_sources(files: RunFiles, settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError where the weights that the run starts from lie in a file that it deletes or replaces."""
+    from lcnn_core import ConfigError
+
+    written = {path.resolve() for path in vars(files).values()}
+    for name in ("from", "load"):
+        if settings.get(name) and Path(settings[name]).resolve() in written:
+            raise ConfigError(f"--{name} {settings[name]} is a file that this run would replace; choose another -o")
 
 
 def _state(files: RunFiles) -> dict[str, Any]:

@@ -167,10 +167,10 @@ class Recorder:
         if event.steps_done:
             self.epoch = event.steps_done // event.batches
             return
+        checkpoint.save(self.files.last, self.snapshot(self.model, (), 0))  # first: there may be no space for it
         self.log.cut(0)
         for old in (self.files.best, self.files.state, self.files.report, self.files.curves):
             old.unlink(missing_ok=True)
-        checkpoint.save(self.files.last, self.snapshot(self.model, (), 0))
         self.log.write("Configured", self.header)
         self.log.write("TrainingStarted", {k: v for k, v in vars(event).items() if k not in ("model", "steps_done")})
 

@@ -188,6 +188,36 @@ def test_a_run_that_fails_at_once_leaves_no_older_best(tmp_path: Path) -> None:
     assert log_of(folder)[0]["config"]["lr"] == 1e5
 
 
+def test_the_weights_that_a_run_starts_from_are_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert lcnn("--model", "digits-resnet", "--epochs", 1, "-q") == 0
+    before = {path.name: path.read_bytes() for path in Path("lcnn-run").iterdir()}
+    Path("link.pt").symlink_to("lcnn-run/best.pt")
+    for option, path in (("--from", "lcnn-run/best.pt"), ("--from", "link.pt"), ("--load", "lcnn-run/last.pt")):
+        model = ("--model", "digits-resnet") if option == "--load" else ()
+        assert lcnn(option, path, *model, "--epochs", 1, "--overwrite", "-q") == 2
+        message = f"lcnn: {option} {path} is a file that this run would replace; choose another -o\n"
+        assert capsys.readouterr().err == message
+    assert {path.name: path.read_bytes() for path in Path("lcnn-run").iterdir()} == before
+
+
+def test_an_older_run_stays_where_there_is_no_space_for_a_new_one(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert lcnn(*SMALL, "--epochs", 1, "-o", folder) == 0
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full() -> int:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before["last.pt"]) // 2, resource.RLIM_INFINITY))
+        return lcnn(*SMALL, "--epochs", 1, "-o", folder, "--overwrite")
+
+    process = in_child(full)
+    process.join()
+    assert process.exitcode == 5
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 @pytest.mark.parametrize("lr", [0.1, 0.012345678901], ids=["shorter header", "longer header"])
 def test_a_run_stopped_in_its_first_epoch_resumes_with_other_options(lr: float, tmp_path: Path) -> None:
     folder = tmp_path / "run"
