@@ -16,7 +16,7 @@ import pytest
 import yaml
 from train_runs import assert_same_run, epochs_of, in_child, lcnn, log_of
 
-from lcnn_core import checkpoint, load_state
+from lcnn_core import checkpoint, load_state, open_log
 
 SMALL = ("--model", "digits-resnet-lcnn", "--batch-size", "128", "--lr", "0.1", "--deterministic", "-q")
 LONG = (*SMALL, "--epochs", "4", "--shift", "1", "--ema", "0.8", "--save-every", "2", "--log-every", "1")
@@ -90,6 +90,19 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_a_way_on(
     assert lcnn("--resume", folder, "--epochs", 4, "--allow-change", "-q") == 0
     assert "--resume" in checkpoint.load(folder / "last.pt").provenance["command"]
     assert [line["epoch"] for line in epochs_of(folder)] == [1, 2, 3, 4]
+
+
+def test_a_log_without_space_is_named_and_keeps_its_lines(tmp_path: Path) -> None:
+    path, before = tmp_path / "log.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(OSError, match="cannot write .*log.jsonl': File too large; free some space"):  # noqa: SIM117
+            with open_log(path) as log:
+                log.write("Whole", {})
+                log.write("Cut", {"text": "x" * 200})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_text().startswith('{"event": "Whole"}\n{"event": "Cut"')
 
 
 @pytest.mark.parametrize(
