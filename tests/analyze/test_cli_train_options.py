@@ -22,6 +22,7 @@ import lcnn_core
 from lcnn_analyze.cli.app import app
 from lcnn_analyze.cli.errors import run
 from lcnn_analyze.cli.rates import rate_lines
+from lcnn_analyze.cli.train_job import make_job
 from lcnn_analyze.cli.train_options import OPTIONS
 from lcnn_core import Dataset, FromDenseConfig, LookupLayer, Normalization, Split, TrainConfig, checkpoint
 
@@ -90,6 +91,15 @@ def test_fresh_values_keep_the_zeros_of_p(trained: Path, tmp_path: Path) -> None
     assert torch.equal(old != 0, new != 0)
     used = old != 0
     assert float((old[used] - new[used]).abs().mean()) > 0.02
+
+
+def test_fresh_values_are_drawn_from_the_seed(trained: Path) -> None:
+    settings = {"data": "digits", "from": str(trained / "best.pt"), "reinit_coefficients": True}
+    first, again, other = (
+        make_job({**settings, "seed": seed}).model.state_dict()["layer3.0.conv1.coefficients"] for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_loading_by_name_says_what_matched(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
