@@ -357,6 +357,16 @@ def test_evaluation_class_by_class_against_scikit_learn(trained: Path, tmp_path:
     assert np.asarray(Image.open(tmp_path / "c.png").convert("RGB")).std() > 5
 
 
+def test_another_picture_than_png_is_refused_before_anything_is_stored(
+    trained: Path, tmp_path: Path, capsys: Any
+) -> None:
+    path = tmp_path / "m.pt"
+    path.write_bytes((trained / "best.pt").read_bytes())
+    assert call("evaluate", path, "--store", "--confusion", tmp_path / "c.gif") == 2
+    assert "c.gif'; expected a file that ends in .png" in capsys.readouterr().err
+    assert path.read_bytes() == (trained / "best.pt").read_bytes()
+
+
 def test_what_was_measured_is_stored_for_the_spectrum(trained: Path, tmp_path: Path, capsys: Any) -> None:
     from lcnn_analyze import analyze
 
