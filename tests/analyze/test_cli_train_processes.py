@@ -66,6 +66,14 @@ def all_ranks(*arguments: object) -> list[int | None]:
     return [process.exitcode for process in ranks]
 
 
+def test_the_average_is_validated_with_the_statistics_of_the_first_process(tmp_path: Path) -> None:
+    options = (*SMALL, "--batch-size", 128, "--epochs", 1, "--batches-per-epoch", 2, "--ema", "0.5", "-q")
+    assert lcnn(*options, "--batch-pieces", 2, "-o", tmp_path / "one") == 0
+    assert all_ranks(*options, "-o", tmp_path / "two") == [0, 0]
+    (two,), (one,) = (epochs_of(tmp_path / run) for run in ("two", "one"))
+    assert two["validation"] == pytest.approx(one["validation"])
+
+
 @pytest.mark.slow
 def test_two_processes_of_two_pieces_are_four_and_resume(tmp_path: Path) -> None:
     one, two, whole = (tmp_path / name for name in ("one", "two", "whole"))
