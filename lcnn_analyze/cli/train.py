@@ -18,7 +18,7 @@ from lcnn_analyze.cli.train_options import OPTIONS, differences, given_options, 
 if TYPE_CHECKING:
     from torch import nn
 
-    from lcnn_core import Event, Listener, Recorder, RunFiles, RunLog, TrainResult
+    from lcnn_core import Event, Listener, Processes, Recorder, RunFiles, RunLog, TrainResult
 
 __all__ = ["check_fit", "train", "versions"]
 
@@ -52,7 +52,7 @@ def train(ctx: typer.Context, **options: Any) -> None:
         job.model.to(device)
         settings = job.settings(settings)
         if state:
-            _check_unchanged(state["settings"], settings, "allow_change" in given, quiet=processes.rank > 0)
+            _check_unchanged(state, settings, processes, "allow_change" in given)
         if "dry_run" in given:
             from lcnn_analyze.cli.dry_run import print_plan
 
@@ -97,11 +97,15 @@ def _state(files: RunFiles) -> dict[str, Any]:
     return load_state(files.state)
 
 
-def _check_unchanged(old: Mapping[str, Any], new: Mapping[str, Any], allowed: bool, quiet: bool) -> None:
+def _check_unchanged(
+    state: Mapping[str, Any], settings: Mapping[str, Any], processes: Processes, allowed: bool
+) -> None:
     from lcnn_core import ConfigError
 
-    found = differences(old, new)
-    if found and allowed and not quiet:
+    found, count = differences(state["settings"], settings), state["pieces"] // state["settings"]["batch_pieces"]
+    if count != processes.count:
+        found.append(f"processes was {count}, is now {processes.count}")
+    if found and allowed and not processes.rank:
         say(f"changed: {'; '.join(found)}")
     elif found and not allowed:
         raise ConfigError(f"the run was started otherwise: {'; '.join(found)}; leave it, or give --allow-change")

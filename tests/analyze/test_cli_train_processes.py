@@ -87,6 +87,16 @@ def test_two_processes_of_two_pieces_are_four_and_resume(tmp_path: Path) -> None
     assert epochs_of(two)[-1]["validation"] == epochs_of(whole)[-1]["validation"]
 
 
+def test_another_number_of_processes_is_refused(tmp_path: Path, capfd: Any) -> None:
+    folder = tmp_path / "run"
+    assert lcnn(*SMALL, "--batch-size", 128, "--epochs", 1, "--batches-per-epoch", 2, "-o", folder, "-q") == 0
+    assert all_ranks("--resume", folder, "-q") == [2, 2]
+    assert "started otherwise: processes was 1, is now 2; leave it, or give --allow-change" in capfd.readouterr().err
+    assert all_ranks("--resume", folder, "--epochs", 2, "--allow-change", "-q") == [0, 0]
+    assert "changed: epochs was 1, is now 2; processes was 1, is now 2" in capfd.readouterr().err
+    assert [line["epoch"] for line in epochs_of(folder)] == [1, 2]
+
+
 def test_a_process_that_dies_ends_the_others_with_a_line(tmp_path: Path, capfd: Any) -> None:
     port, folder = free_port(), tmp_path / "run"
     options = (*SMALL, "--batch-size", 64, "--epochs", 500, "-q", "-o", folder)
