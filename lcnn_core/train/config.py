@@ -30,7 +30,8 @@ class TrainConfig:
     """Everything that decides a run but the model, the data and the objective.
 
     batch_size: images in a batch, over all processes. lr: the schedule's peak rate; None for the schedule's own (for
-        Adam a fiftieth of those in ``SCHEDULES``). lr_scale: multiplies every rate. warmup: epochs over which the rate rises at first.
+        Adam a fiftieth of those in ``SCHEDULES``). lr_scale: multiplies every rate. warmup: epochs over which the rate
+        rises at first.
     weight_decay: of every parameter, all along; None for the schedule's own, which may change by epoch.
     clip_norm: largest 2-norm of all gradients together; None for no limit.
     shift: training images move by up to so many pixels each way, at random.

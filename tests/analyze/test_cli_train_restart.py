@@ -94,12 +94,16 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_a_way_on(
 
 def test_a_log_without_space_is_named_and_keeps_its_lines(tmp_path: Path) -> None:
     path, before = tmp_path / "log.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill() -> None:
+        with open_log(path) as log:
+            log.write("Whole", {})
+            log.write("Cut", {"text": "x" * 200})
+
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
     try:
-        with pytest.raises(OSError, match="cannot write .*log.jsonl': File too large; free some space"):  # noqa: SIM117
-            with open_log(path) as log:
-                log.write("Whole", {})
-                log.write("Cut", {"text": "x" * 200})
+        with pytest.raises(OSError, match=r"cannot write '.*/log\.jsonl': File too large; free some space"):
+            fill()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert path.read_text().startswith('{"event": "Whole"}\n{"event": "Cut"')
