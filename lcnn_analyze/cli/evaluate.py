@@ -63,6 +63,8 @@ def evaluate(
         raise ConfigError(f"batch size is {batch_size}; expected 1 or more")
     if store_as is not None and not store:
         raise ConfigError("--store-as names what --store writes; give both")
+    if confusion is not None and confusion.suffix != ".png":
+        raise ConfigError(f"confusion is {str(confusion)!r}; expected a file that ends in .png")
     options = {"resize": resize, "workers": workers, "unreadable_limit": unreadable_limit}
     subject = _open(checkpoint, arch, data, {k: v for k, v in options.items() if v is not None})
     if store and subject.checkpoint is None:
@@ -126,8 +128,6 @@ def _draw(path: Path, title: str, subject: Subject, found: Evaluation) -> None:
     from lcnn_analyze.cli.output import write_file
     from lcnn_analyze.render import training
 
-    if path.suffix != ".png":
-        raise ConfigError(f"confusion is {str(path)!r}; expected a file that ends in .png")
     names = _names(subject.dataset, found)
     write_file(path, training.confusion(title, found.confusion.tolist(), names))
 

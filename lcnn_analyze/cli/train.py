@@ -18,7 +18,7 @@ from lcnn_analyze.cli.train_options import OPTIONS, differences, given_options, 
 if TYPE_CHECKING:
     from torch import nn
 
-    from lcnn_core import Event, Listener, Recorder, RunFiles, RunLog, TrainResult
+    from lcnn_core import Event, Listener, Processes, Recorder, RunFiles, RunLog, TrainResult
 
 __all__ = ["check_fit", "train", "versions"]
 
@@ -46,12 +46,13 @@ def train(ctx: typer.Context, **options: Any) -> None:
     asked = {name: value for name, value in given.items() if OPTIONS[name].saved}
     state = _state(files) if "resume" in given else None
     settings = {**DEFAULTS, **(state["settings"] if state else {}), **asked}
+    _check_sources(files, settings)
     with join_processes(settings.get("device", "auto")) as (processes, device):
         job = make_job(settings)
         job.model.to(device)
         settings = job.settings(settings)
         if state:
-            _check_unchanged(state["settings"], settings, "allow_change" in given, quiet=processes.rank > 0)
+            _check_unchanged(state, settings, processes, "allow_change" in given)
         if "dry_run" in given:
             from lcnn_analyze.cli.dry_run import print_plan
 
@@ -80,17 +81,31 @@ def _check_flags(given: Mapping[str, Any]) -> None:
         raise ConfigError("--rates measures before a run; give --dry-run too, or leave it out")
 
 
+def _check_sources(files: RunFiles, settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError where the weights that the run starts from lie in a file that it deletes or replaces."""
+    from lcnn_core import ConfigError
+
+    written = {path.resolve() for path in vars(files).values()}
+    for name in ("from", "load"):
+        if settings.get(name) and Path(settings[name]).resolve() in written:
+            raise ConfigError(f"--{name} {settings[name]} is a file that this run would replace; choose another -o")
+
+
 def _state(files: RunFiles) -> dict[str, Any]:
     from lcnn_core import load_state
 
     return load_state(files.state)
 
 
-def _check_unchanged(old: Mapping[str, Any], new: Mapping[str, Any], allowed: bool, quiet: bool) -> None:
+def _check_unchanged(
+    state: Mapping[str, Any], settings: Mapping[str, Any], processes: Processes, allowed: bool
+) -> None:
     from lcnn_core import ConfigError
 
-    found = differences(old, new)
-    if found and allowed and not quiet:
+    found, count = differences(state["settings"], settings), state["pieces"] // state["settings"]["batch_pieces"]
+    if count != processes.count:
+        found.append(f"processes was {count}, is now {processes.count}")
+    if found and allowed and not processes.rank:
         say(f"changed: {'; '.join(found)}")
     elif found and not allowed:
         raise ConfigError(f"the run was started otherwise: {'; '.join(found)}; leave it, or give --allow-change")
@@ -155,7 +170,7 @@ def _beginning(files: RunFiles, settings: Mapping[str, Any], log: RunLog, state:
     def listen(event: Event) -> None:
         if isinstance(event, TrainingStarted):
             save_config(files, settings)
-            if state:
+            if state and event.steps_done:  # a run that has done no step begins its log anew
                 log.cut(state["log"])
 
     return listen

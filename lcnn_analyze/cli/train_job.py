@@ -224,11 +224,14 @@ def _loaded(settings: Settings) -> tuple[Checkpoint, Dataset, str]:
 
 
 def _continued(settings: Settings) -> Job:
+    import torch
+
     from lcnn_core import TrainConfig
 
     config = _configured(TrainConfig(), settings)
     loaded, dataset, path = _loaded(settings)
     model = loaded.build().train()
+    torch.manual_seed(config.seed)  # of what is drawn anew
     return Job(loaded.architecture, loaded.architecture, dict(loaded.arguments), dataset, model, config, path)
 
 

@@ -146,7 +146,7 @@ def few_iteration_study(settings: Mapping[str, Any], summaries: Sequence[FewIter
     )
     points = summaries[0].iterations
     rows = tuple(
-        (WAYS[s.way], f"{s.rate:g}", *(f"{100 * s.accuracy[points.index(x)].mean:.1f}" for x in points))
+        (WAYS[s.way], f"{s.rate:g}", *(f"{100 * point.mean:.1f}" for point in s.accuracy), _cells(s.accuracy[-1])[1])
         for s in summaries
     )
     rates = tuple(
@@ -159,7 +159,11 @@ def few_iteration_study(settings: Mapping[str, Any], summaries: Sequence[FewIter
         (_few_iteration_finding(points[0], summaries, 0), _few_iteration_finding(points[-1], summaries, -1)),
         (chart,),
         (
-            Table("Test accuracy, %, after so many iterations", ("way", "rate", *map(str, points)), rows),
+            Table(
+                "Test accuracy, %, after so many iterations",
+                ("way", "rate", *map(str, points), f"{INTERVAL} of the last"),
+                rows,
+            ),
             Table("Every rate, after the last iteration", ("way", "rate", "validation, %", "test, %", ""), rates),
         ),
         _few_iteration_method(settings),
@@ -170,10 +174,16 @@ def few_iteration_study(settings: Mapping[str, Any], summaries: Sequence[FewIter
 
 def _few_iteration_method(settings: Mapping[str, Any]) -> tuple[str, ...]:
     shallow, deep = settings["depths"]
+    narrow = (
+        ("The widths are a quarter of ResNet-18's (64 128 256 512).",)
+        if settings["model"] == "small-resnet-lcnn"
+        else ()
+    )
     return (
         f"The shallow lookup network ({shallow}) is trained on the whole training set. The deeper one ({deep}) takes "
         "its dictionaries: each layer that of the layer of its own name, one that is new that of the last layer of "
         "its stage. They are frozen; P, dense shortcuts and batch norm start afresh and are trained.",
+        *narrow,
         "Beside it the deeper lookup network, all of it from scratch, and its dense twin from scratch: the same "
         f"batches of {settings['batch_size']}, a constant rate. The shallow network's training is not counted among "
         "the iterations.",

@@ -155,6 +155,17 @@ def stratified_split(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndar
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
+def check_classes_used(source: str, class_names: Sequence[str], labels: Tensor) -> None:
+    """Raise DataError that names the classes of which ``labels``, those of the training images, have none."""
+    used = set(labels.tolist())
+    if empty := [name for number, name in enumerate(class_names) if number not in used]:
+        shown = ", ".join(empty[:3]) + (f" and {len(empty) - 3} more" if len(empty) > 3 else "")
+        raise DataError(
+            f"{source}: no training image of {len(empty)} of {len(class_names)} classes: {shown}; "
+            "expected images of each class"
+        )
+
+
 def measure_normalization(pixels: Tensor) -> Normalization:
     """Mean and standard deviation per channel of ``pixels`` (N, c, h, w), accumulated in float64."""
     mean = pixels.mean(dim=(0, 2, 3), dtype=torch.float64)

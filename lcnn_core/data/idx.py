@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lcnn_core.checkpoint import Normalization
-from lcnn_core.data.base import DataOptions, Dataset, build_dataset, stratified_split
+from lcnn_core.data.base import DataOptions, Dataset, build_dataset, check_classes_used, stratified_split
 from lcnn_core.errors import ConfigError, DataError
 
 VALIDATION_SHARE = 1 / 12
@@ -50,10 +50,12 @@ def load(argument: str, normalization: Normalization | None, options: DataOption
         )
     if len(labels) < 2:
         raise DataError(f"{folder}: {len(labels)} training image; expected 2 or more, to keep some for validation")
+    names = tuple(map(str, range(classes)))
+    check_classes_used(str(folder), names, labels)
     held_out = max(1, round(len(labels) * VALIDATION_SHARE))
     train, validation = stratified_split(labels.numpy(), held_out, SEED)
     splits = ((pixels[train], labels[train]), (pixels[validation], labels[validation]), (test_pixels, test_labels))
-    return build_dataset(f"idx:{argument}", tuple(map(str, range(classes))), splits, normalization)
+    return build_dataset(f"idx:{argument}", names, splits, normalization)
 
 
 def read_pair(folder: Path, prefix: str) -> tuple[Tensor, Tensor]:

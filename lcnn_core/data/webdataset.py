@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from lcnn_core.checkpoint import Normalization
-from lcnn_core.data.base import DataOptions, Dataset
+from lcnn_core.data.base import DataOptions, Dataset, check_classes_used
 from lcnn_core.data.files import IMAGE_SIZE, IMAGENET, ImageFiles
 from lcnn_core.errors import ConfigError, DataError
 
@@ -37,6 +37,7 @@ def load(argument: str, normalization: Normalization | None, options: DataOption
             found[split] = Shards(own)
     top = max(max(shards.labels) for shards in found.values())
     names = _class_names(folder, top)
+    check_classes_used(str(folder), names, torch.tensor(found["train"].labels))
     parts = {
         split: ImageFiles(s.names, torch.tensor(s.labels), s, normalization or IMAGENET, options)
         for split, s in found.items()

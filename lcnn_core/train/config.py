@@ -16,7 +16,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, float], torch.optim.Optimizer]] = {
     "adam": lambda model, momentum: torch.optim.Adam(model.parameters(), lr=0.0, betas=(momentum, 0.999)),
 }
 ADAM_SHARE = 0.02
-"""Adam's usual rate over SGD's: the schedules' peaks are meant for SGD."""
+"""Adam's usual rate over SGD's: the peaks of ``SCHEDULES`` are meant for SGD; a user's own are what they say."""
 LARGEST = 1e6
 """Bound of rates, decay and norms: beyond any use, and well within float32, in which optimizers multiply them."""
 
@@ -29,8 +29,9 @@ _POSITIVE_OR_NONE = ("lr", "clip_norm", "warmup")
 class TrainConfig:
     """Everything that decides a run but the model, the data and the objective.
 
-    batch_size: images in a batch, over all processes. lr: the schedule's peak rate; None for the schedule's own (a
-        fiftieth of it for Adam). lr_scale: multiplies every rate. warmup: epochs over which the rate rises at first.
+    batch_size: images in a batch, over all processes. lr: the schedule's peak rate; None for the schedule's own (for
+        Adam a fiftieth of those in ``SCHEDULES``). lr_scale: multiplies every rate. warmup: epochs over which the rate
+        rises at first.
     weight_decay: of every parameter, all along; None for the schedule's own, which may change by epoch.
     clip_norm: largest 2-norm of all gradients together; None for no limit.
     shift: training images move by up to so many pixels each way, at random.
@@ -104,7 +105,8 @@ class TrainConfig:
         """The highest learning rate of the run."""
         if self.lr is not None:
             return self.lr * self.lr_scale
-        return self.schedule.peak * (ADAM_SHARE if self.optimizer == "adam" else 1) * self.lr_scale
+        for_sgd = self.schedule in SCHEDULES.values()
+        return self.schedule.peak * (ADAM_SHARE if for_sgd and self.optimizer == "adam" else 1) * self.lr_scale
 
     def rate(self, epoch: float) -> float:
         """Learning rate after ``epoch`` epochs, fractions included."""

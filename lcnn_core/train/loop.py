@@ -282,7 +282,7 @@ class _Run:
     def measure(self, started: float) -> EpochFinished:
         """Validate; a model with damaged weights or answers ends the run here and is never called the best."""
         at = self.at
-        self.processes.send_buffers(self.model)
+        self.processes.send_buffers(self.result)
         if self.average:
             self.average.keep_zeros()
         if not health.all_finite(self.model):

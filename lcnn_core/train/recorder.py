@@ -72,9 +72,10 @@ class RunLog:
     def write(self, event: str, fields: Mapping[str, Any]) -> None:
         """One line, handed to the system when this returns. Raises OSError that names the log."""
         plain = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in fields.items()}  # type: ignore[arg-type]
+        rest = json.dumps({"event": event, **plain}).encode() + b"\n"
         try:
-            self.file.write(json.dumps({"event": event, **plain}).encode() + b"\n")
-            self.file.flush()
+            while rest:  # the system may take a part, and say why not all of it the next time
+                rest = rest[self.file.write(rest) :]
         except OSError as error:
             raise OSError(error.errno, f"cannot write {str(self.path)!r}: {error.strerror}; free some space") from error
 
@@ -100,7 +101,7 @@ def open_log(path: Path) -> Iterator[RunLog]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
+        file = path.open("ab", buffering=0)  # a line that failed must not be tried again by close
     except OSError as error:
         raise OSError(error.errno, f"cannot write {str(path)!r}: {error.strerror}; choose another -o") from error
     with file:
@@ -167,10 +168,10 @@ class Recorder:
         if event.steps_done:
             self.epoch = event.steps_done // event.batches
             return
+        checkpoint.save(self.files.last, self.snapshot(self.model, (), 0))  # first: there may be no space for it
         self.log.cut(0)
         for old in (self.files.best, self.files.state, self.files.report, self.files.curves):
             old.unlink(missing_ok=True)
-        checkpoint.save(self.files.last, self.snapshot(self.model, (), 0))
         self.log.write("Configured", self.header)
         self.log.write("TrainingStarted", {k: v for k, v in vars(event).items() if k not in ("model", "steps_done")})
 

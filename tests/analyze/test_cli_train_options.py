@@ -22,6 +22,7 @@ import lcnn_core
 from lcnn_analyze.cli.app import app
 from lcnn_analyze.cli.errors import run
 from lcnn_analyze.cli.rates import rate_lines
+from lcnn_analyze.cli.train_job import make_job
 from lcnn_analyze.cli.train_options import OPTIONS
 from lcnn_core import Dataset, FromDenseConfig, LookupLayer, Normalization, Split, TrainConfig, checkpoint
 
@@ -90,6 +91,15 @@ def test_fresh_values_keep_the_zeros_of_p(trained: Path, tmp_path: Path) -> None
     assert torch.equal(old != 0, new != 0)
     used = old != 0
     assert float((old[used] - new[used]).abs().mean()) > 0.02
+
+
+def test_fresh_values_are_drawn_from_the_seed(trained: Path) -> None:
+    settings = {"data": "digits", "from": str(trained / "best.pt"), "reinit_coefficients": True}
+    first, again, other = (
+        make_job({**settings, "seed": seed}).model.state_dict()["layer3.0.conv1.coefficients"] for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_loading_by_name_says_what_matched(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -345,6 +355,16 @@ def test_evaluation_class_by_class_against_scikit_learn(trained: Path, tmp_path:
     assert lines[2].split()[0] == "0"
     assert len(lines) == 12
     assert np.asarray(Image.open(tmp_path / "c.png").convert("RGB")).std() > 5
+
+
+def test_another_picture_than_png_is_refused_before_anything_is_stored(
+    trained: Path, tmp_path: Path, capsys: Any
+) -> None:
+    path = tmp_path / "m.pt"
+    path.write_bytes((trained / "best.pt").read_bytes())
+    assert call("evaluate", path, "--store", "--confusion", tmp_path / "c.gif") == 2
+    assert "c.gif'; expected a file that ends in .png" in capsys.readouterr().err
+    assert path.read_bytes() == (trained / "best.pt").read_bytes()
 
 
 def test_what_was_measured_is_stored_for_the_spectrum(trained: Path, tmp_path: Path, capsys: Any) -> None:

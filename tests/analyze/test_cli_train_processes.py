@@ -66,6 +66,14 @@ def all_ranks(*arguments: object) -> list[int | None]:
     return [process.exitcode for process in ranks]
 
 
+def test_the_average_is_validated_with_the_statistics_of_the_first_process(tmp_path: Path) -> None:
+    options = (*SMALL, "--batch-size", 128, "--epochs", 1, "--batches-per-epoch", 2, "--ema", "0.5", "-q")
+    assert lcnn(*options, "--batch-pieces", 2, "-o", tmp_path / "one") == 0
+    assert all_ranks(*options, "-o", tmp_path / "two") == [0, 0]
+    (two,), (one,) = (epochs_of(tmp_path / run) for run in ("two", "one"))
+    assert two["validation"] == pytest.approx(one["validation"])
+
+
 @pytest.mark.slow
 def test_two_processes_of_two_pieces_are_four_and_resume(tmp_path: Path) -> None:
     one, two, whole = (tmp_path / name for name in ("one", "two", "whole"))
@@ -77,6 +85,16 @@ def test_two_processes_of_two_pieces_are_four_and_resume(tmp_path: Path) -> None
     assert all_ranks("--resume", two, "--epochs", 2, "--allow-change", "-q") == [0, 0]
     assert losses_of(two) == losses_of(whole)
     assert epochs_of(two)[-1]["validation"] == epochs_of(whole)[-1]["validation"]
+
+
+def test_another_number_of_processes_is_refused(tmp_path: Path, capfd: Any) -> None:
+    folder = tmp_path / "run"
+    assert lcnn(*SMALL, "--batch-size", 128, "--epochs", 1, "--batches-per-epoch", 2, "-o", folder, "-q") == 0
+    assert all_ranks("--resume", folder, "-q") == [2, 2]
+    assert "started otherwise: processes was 1, is now 2; leave it, or give --allow-change" in capfd.readouterr().err
+    assert all_ranks("--resume", folder, "--epochs", 2, "--allow-change", "-q") == [0, 0]
+    assert "changed: epochs was 1, is now 2; processes was 1, is now 2" in capfd.readouterr().err
+    assert [line["epoch"] for line in epochs_of(folder)] == [1, 2]
 
 
 def test_a_process_that_dies_ends_the_others_with_a_line(tmp_path: Path, capfd: Any) -> None:

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from train_runs import assert_same_run, epochs_of, in_child, lcnn, log_of
 
-from lcnn_core import checkpoint
+from lcnn_core import checkpoint, load_state, open_log
 
 SMALL = ("--model", "digits-resnet-lcnn", "--batch-size", "128", "--lr", "0.1", "--deterministic", "-q")
 LONG = (*SMALL, "--epochs", "4", "--shift", "1", "--ema", "0.8", "--save-every", "2", "--log-every", "1")
@@ -90,6 +90,23 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_a_way_on(
     assert lcnn("--resume", folder, "--epochs", 4, "--allow-change", "-q") == 0
     assert "--resume" in checkpoint.load(folder / "last.pt").provenance["command"]
     assert [line["epoch"] for line in epochs_of(folder)] == [1, 2, 3, 4]
+
+
+def test_a_log_without_space_is_named_and_keeps_its_lines(tmp_path: Path) -> None:
+    path, before = tmp_path / "log.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill() -> None:
+        with open_log(path) as log:
+            log.write("Whole", {})
+            log.write("Cut", {"text": "x" * 200})
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write '.*/log\.jsonl': File too large; free some space"):
+            fill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_text().startswith('{"event": "Whole"}\n{"event": "Cut"')
 
 
 @pytest.mark.parametrize(
@@ -186,6 +203,48 @@ def test_a_run_that_fails_at_once_leaves_no_older_best(tmp_path: Path) -> None:
     assert lcnn("--model", "digits-resnet", "--lr", 1e5, "--epochs", 2, "-o", folder, "-q", "--overwrite") == 5
     assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "last.pt", "log.jsonl", "state.pt"]
     assert log_of(folder)[0]["config"]["lr"] == 1e5
+
+
+def test_the_weights_that_a_run_starts_from_are_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert lcnn("--model", "digits-resnet", "--epochs", 1, "-q") == 0
+    before = {path.name: path.read_bytes() for path in Path("lcnn-run").iterdir()}
+    Path("link.pt").symlink_to("lcnn-run/best.pt")
+    for option, path in (("--from", "lcnn-run/best.pt"), ("--from", "link.pt"), ("--load", "lcnn-run/last.pt")):
+        model = ("--model", "digits-resnet") if option == "--load" else ()
+        assert lcnn(option, path, *model, "--epochs", 1, "--overwrite", "-q") == 2
+        message = f"lcnn: {option} {path} is a file that this run would replace; choose another -o\n"
+        assert capsys.readouterr().err == message
+    assert {path.name: path.read_bytes() for path in Path("lcnn-run").iterdir()} == before
+
+
+def test_an_older_run_stays_where_there_is_no_space_for_a_new_one(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert lcnn(*SMALL, "--epochs", 1, "-o", folder) == 0
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full() -> int:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before["last.pt"]) // 2, resource.RLIM_INFINITY))
+        return lcnn(*SMALL, "--epochs", 1, "-o", folder, "--overwrite")
+
+    process = in_child(full)
+    process.join()
+    assert process.exitcode == 5
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("lr", [0.1, 0.012345678901], ids=["shorter header", "longer header"])
+def test_a_run_stopped_in_its_first_epoch_resumes_with_other_options(lr: float, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert lcnn(*SMALL, "--epochs", 2, "--lr", 1e5, "-o", folder) == 5
+    assert load_state(folder / "state.pt")["position"]["batch"] == 0
+    assert lcnn("--resume", folder, "--epochs", 1, "--lr", lr, "--allow-change", "-q") == 0
+    assert [line["event"] for line in log_of(folder)][:2] == ["Configured", "TrainingStarted"]
+    assert (log_of(folder)[0]["config"]["lr"], len(epochs_of(folder))) == (lr, 1)
+    assert lcnn("--resume", folder, "--epochs", 2, "--allow-change", "-q") == 0
+    assert [line["epoch"] for line in epochs_of(folder)] == [1, 2]
 
 
 @pytest.mark.parametrize(

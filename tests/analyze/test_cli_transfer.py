@@ -18,8 +18,8 @@ from lcnn_analyze.cli.app import single_command
 from lcnn_analyze.cli.errors import run
 from lcnn_analyze.latency import Latency
 from lcnn_analyze.render.curves import Chart, Curve, Mark, inline, png
-from lcnn_analyze.render.transfer import few_shot_study
-from lcnn_core import FewShotResult, summarize_few_shot
+from lcnn_analyze.render.transfer import few_iteration_study, few_shot_study
+from lcnn_core import FewIterationResult, FewShotResult, summarize_few_iteration, summarize_few_shot
 
 SHOTS = ("--splits", "2", "--resamplings", "1", "--shots", "1,2", "--steps", "2", "--epochs", "1")
 ITERATIONS = ("--iterations", "4", "--every", "2", "--seeds", "2", "--rates", "0.05", "--images", "40", "--epochs", "1")
@@ -144,6 +144,22 @@ def test_a_gain_is_claimed_only_where_its_interval_leaves_out_zero():
     assert "no difference" not in sure
     assert unsure.endswith("no difference that these splits can tell")
     assert words((0.1,)).endswith("; +10.0 points")
+
+
+def test_few_iteration_words_have_the_last_interval_and_the_widths():
+    """0.4, 0.5 and 0.6: mean 0.5, deviation 0.1, and t(0.975, 2) = 4.3027 from the tables: 0.5 -+ 0.248."""
+    results = [
+        FewIterationResult(seed, way, 0.1, (5, 10), (0.0, 0.0), (0.1, 0.4 + 0.1 * seed))
+        for seed in range(3)
+        for way in ("carried", "scratch", "cnn")
+    ]
+    settings = {"model": "small-resnet-lcnn", "data": "d", "depths": ("a", "b"), "batch_size": 1, "images": 1}
+    study = few_iteration_study({**settings, "seeds": 3}, summarize_few_iteration(results), ())
+    assert study.tables[0].headers[2:] == ("5", "10", "95 % interval of the last")
+    assert {row[2:] for row in study.tables[0].rows} == {("10.0", "50.0", "25.2 to 74.8")}
+    assert "The widths are a quarter of ResNet-18's (64 128 256 512)." in study.method
+    other = few_iteration_study({**settings, "model": "resnet-lcnn", "seeds": 3}, summarize_few_iteration(results), ())
+    assert len(other.method) == len(study.method) - 1
 
 
 def test_a_chart_draws_every_mark_to_scale_and_cuts_what_cannot_be():

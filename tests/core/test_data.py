@@ -198,6 +198,13 @@ def test_missing_files_and_folders(folder: Path) -> None:
         load_dataset(f"idx:{folder}")
 
 
+def test_a_class_without_training_images_is_named(folder: Path) -> None:
+    (folder / NAMES[1]).write_bytes(labels_file(np.array([0, 1, 3, 9] * 6, np.uint8)))
+    message = r"no training image of 6 of 10 classes: 2, 4, 5 and 3 more; expected images of each class"
+    with pytest.raises(DataError, match=message):
+        load_dataset(f"idx:{folder}")
+
+
 def test_unknown_specifications_name_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"dataset 'mnist' is unknown; expected one of digits, idx:FOLDER"):
         load_dataset("mnist")

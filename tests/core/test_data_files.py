@@ -298,6 +298,9 @@ def test_shards_are_what_the_folder_is(folder: Path, tmp_path: Path) -> None:
         for a, b in zip(all_of(files.train, seed=seed), all_of(tars.train, seed=seed), strict=True):
             assert torch.equal(a, b)
     assert torch.equal(all_of(files.validation)[0], all_of(tars.validation)[0])
+    (target / "classes.txt").write_text("cat\ndog\nowl\nyak\n")
+    with pytest.raises(DataError, match=r"no training image of 1 of 4 classes: yak; expected images of each class"):
+        load_dataset(f"webdataset:{target}")
     (target / "classes.txt").write_text("cat\ndog\n")
     with pytest.raises(DataError, match=r"classes.txt lists 2 classes, but a label in the shards is 2"):
         load_dataset(f"webdataset:{target}")

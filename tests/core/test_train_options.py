@@ -164,6 +164,13 @@ def test_schedules_of_the_user(tmp_path: Path) -> None:
     assert find_schedule("resnet") is SCHEDULES["resnet"]
 
 
+def test_a_schedule_of_the_user_is_taken_at_its_word_by_adam_too() -> None:
+    own = TrainConfig(optimizer="adam", schedule=find_schedule("1:0.002,5:0.001"))
+    assert [own.rate(epoch) for epoch in (0, 4)] == pytest.approx([0.002, 0.001])
+    named = TrainConfig(optimizer="adam", schedule=SCHEDULES["constant"])
+    assert named.rate(0) == pytest.approx(0.05 / 50)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
