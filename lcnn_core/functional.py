@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from lcnn_core.chunked import MagnitudeSum, ThresholdedLinear, is_large
 from lcnn_core.errors import ConfigError, ShapeError
 from lcnn_core.spec import default_threshold
 
@@ -35,15 +35,13 @@ __all__ = [
     "lookup_conv",
     "lookup_conv_from_lookups",
     "lookup_linear",
+    "thresholded_linear",
     "to_lookups",
 ]
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 Size = int | Sequence[int]
-
-_CHUNK = 1 << 16
-"""Entries that are worked on at a time where P is large: 256 KiB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,28 +117,7 @@ def keep_largest(coefficients: Tensor, lookups_per_position: int) -> Tensor:
 
 def l1_term(coefficients: Tensor, threshold: float, l1_weight: float) -> Tensor:
     """lambda * sum |P| over the entries above eps: a scalar whose gradient is lambda * sign(P) there, 0 elsewhere."""
-    return l1_weight * _MagnitudeSum.apply(coefficients, threshold)
-
-
-class _MagnitudeSum(torch.autograd.Function):
-    """Sum |P| over the entries above eps, a cache's worth at a time: P of a fully connected layer has more entries
-    than all the layer's activations, and every array of its size that is made costs as much as a matrix product."""
-
-    @staticmethod
-    def forward(ctx: Any, coefficients: Tensor, threshold: float) -> Tensor:
-        ctx.save_for_backward(coefficients)
-        ctx.threshold = threshold
-        parts = coefficients.reshape(-1).split(_CHUNK)
-        return torch.stack([F.hardshrink(part, threshold).abs_().sum() for part in parts]).sum()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (coefficients,) = ctx.saved_tensors
-        out = torch.empty_like(coefficients, memory_format=torch.contiguous_format)
-        for part, place in zip(coefficients.reshape(-1).split(_CHUNK), out.view(-1).split(_CHUNK), strict=True):
-            torch.mul(F.hardshrink(part, ctx.threshold).sign_(), grad, out=place)
-        return out, None
+    return l1_weight * MagnitudeSum.apply(coefficients, threshold)
 
 
 def dictionary_response(x: Tensor, dictionary: Tensor, groups: int = 1) -> Tensor:
@@ -170,12 +147,13 @@ def lookup_conv(
     padding: Size | str = 0,
     dilation: Size = 1,
     groups: int = 1,
+    threshold: float | None = None,
 ) -> Tensor:
     """Y = conv(S, P, stride, dilation) + b with S the response of D on the zero-padded input (equations 1 and 2).
 
     x: (b, m, *space); dictionary: (groups * k, m / groups), or None for the identity (S = X);
-    coefficients: (n, k, *kernel); bias: (n,); padding: numbers, "same" or "valid", as in ``F.conv2d``.
-    Returns (b, n, *out). D has no bias, so S is padded instead of X. Raises ShapeError when shapes do not fit.
+    coefficients: (n, k, *kernel), of which entries of magnitude at or below ``threshold``, where one is given, count
+    as zero; bias: (n,); padding: numbers, "same" or "valid", as in ``F.conv2d``. Returns (b, n, *out). D has no bias, so S is padded instead of X. Raises ShapeError when shapes do not fit.
     Cost: nnz(D) * padded positions + nnz(P) * output positions.
     """
     response = _checked_response(x, dictionary, coefficients.shape, groups)
@@ -186,19 +164,43 @@ def lookup_conv(
         and _is_plain(dilation, 1)
     ):
         # One output position: a matrix product, several times faster than the same convolution, backwards above all.
-        y = F.linear(response.flatten(1), coefficients.flatten(1), bias)
+        y = thresholded_linear(response.flatten(1), coefficients.flatten(1), bias, threshold)
         return y.reshape(*y.shape, *(1,) * (coefficients.ndim - 2))
+    if threshold is not None:
+        coefficients = hard_threshold(coefficients, threshold)
     return _CONV[coefficients.ndim - 2](response, coefficients, bias, stride, padding, dilation, groups)
 
 
-def lookup_linear(x: Tensor, dictionary: Tensor | None, coefficients: Tensor, bias: Tensor | None = None) -> Tensor:
+def lookup_linear(
+    x: Tensor,
+    dictionary: Tensor | None,
+    coefficients: Tensor,
+    bias: Tensor | None = None,
+    threshold: float | None = None,
+) -> Tensor:
     """Y = (X Dt) Pt + b: the lookup convolution without space.
 
-    x: (*, m); dictionary: (k, m), or None for the identity (k = m); coefficients: (n, k); bias: (n,).
-    Returns (*, n). Cost: (nnz(D) + nnz(P)) * positions.
+    x: (*, m); dictionary: (k, m), or None for the identity (k = m); coefficients: (n, k); bias: (n,); threshold: as in
+    :func:`lookup_conv`. Returns (*, n). Cost: (nnz(D) + nnz(P)) * positions.
     """
     response = x if dictionary is None else F.linear(x, dictionary)
-    return F.linear(response, coefficients, bias)
+    return thresholded_linear(response, coefficients, bias, threshold)
+
+
+def thresholded_linear(
+    x: Tensor, coefficients: Tensor, bias: Tensor | None = None, threshold: float | None = None
+) -> Tensor:
+    """``F.linear`` with the entries of ``coefficients`` of magnitude at or below ``threshold`` taken as zero.
+
+    x: (*, m); coefficients: (n, m); bias: (n,). Returns (*, n). A large P is not copied; it has first derivatives only.
+    """
+    if threshold is None:
+        return F.linear(x, coefficients, bias)
+    if not is_large(coefficients):
+        return F.linear(x, hard_threshold(coefficients, threshold), bias)
+    y = ThresholdedLinear.apply(x.reshape(-1, x.shape[-1]), coefficients, threshold)
+    y = y.reshape(*x.shape[:-1], len(coefficients))
+    return y if bias is None else y + bias
 
 
 def lookup_conv_from_lookups(

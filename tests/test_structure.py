@@ -25,7 +25,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 # A room may import its own line and the lines above, at run time.
 ORDER = {
     "lcnn_core": """
-        errors files activations
+        errors files activations chunked
         spec
         functional counting factors meta
         layers

@@ -108,6 +108,12 @@ class LookupLayer(nn.Module):
         """P as the forward pass uses it: below-threshold entries zero, at most s per position where s is set."""
         return self._effective(self.coefficients)
 
+    def coefficients_and_threshold(self) -> tuple[Tensor, float | None]:
+        """P as it is with the threshold that applies to it, where nothing else does; else the effective P and None."""
+        if self.lookups_per_position is None and self.masked_gradient:
+            return self.coefficients, self.threshold
+        return self.effective_coefficients(), None
+
     def _effective(self, coefficients: Tensor) -> Tensor:
         """The same of some filters' rows of P."""
         kept = functional.hard_threshold(coefficients, self.threshold)

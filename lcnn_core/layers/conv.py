@@ -114,10 +114,9 @@ class LookupConv2d(LookupLayer):
         if rebuild:
             y = F.conv2d(batched, self.dense_weight(), self.bias, self.stride, padding, self.dilation, self.groups)
         else:
-            coefficients = self.effective_coefficients()
-            y = functional.lookup_conv(
-                batched, self.dictionary, coefficients, self.bias, self.stride, padding, self.dilation, self.groups
-            )
+            coefficients, threshold = self.coefficients_and_threshold()
+            window = (self.stride, padding, self.dilation, self.groups)
+            y = functional.lookup_conv(batched, self.dictionary, coefficients, self.bias, *window, threshold)
         return y if x.ndim == 4 else y.squeeze(0)
 
     def _positions(self, x: Tensor) -> int:

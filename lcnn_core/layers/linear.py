@@ -63,7 +63,8 @@ class LookupLinear(LookupLayer):
         check_features(x, self.in_features)
         if self.uses_dense_form(math.prod(x.shape[:-1])):
             return F.linear(x, self.dense_weight(), self.bias)
-        return functional.lookup_linear(x, self.dictionary, self.effective_coefficients(), self.bias)
+        coefficients, threshold = self.coefficients_and_threshold()
+        return functional.lookup_linear(x, self.dictionary, coefficients, self.bias, threshold)
 
     def extra_repr(self) -> str:
         bias = "" if self.bias is not None else ", bias=False"
