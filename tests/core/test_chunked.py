@@ -84,7 +84,9 @@ def test_what_thresholds_alone_do_not_say_goes_the_plain_way(change, monkeypatch
     for name, value in change.items():
         setattr(layer, name, value)
     x = torch.randn(2, 7)
-    torch.testing.assert_close(layer(x), F.linear(F.linear(x, layer.dictionary), layer.effective_coefficients(), layer.bias))
+    torch.testing.assert_close(
+        layer(x), F.linear(F.linear(x, layer.dictionary), layer.effective_coefficients(), layer.bias)
+    )
 
 
 def test_not_where_it_would_not_pay_or_not_be_seen(monkeypatch):
