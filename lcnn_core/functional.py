@@ -153,7 +153,8 @@ def lookup_conv(
 
     x: (b, m, *space); dictionary: (groups * k, m / groups), or None for the identity (S = X);
     coefficients: (n, k, *kernel), of which entries of magnitude at or below ``threshold``, where one is given, count
-    as zero; bias: (n,); padding: numbers, "same" or "valid", as in ``F.conv2d``. Returns (b, n, *out). D has no bias, so S is padded instead of X. Raises ShapeError when shapes do not fit.
+    as zero; bias: (n,); padding: numbers, "same" or "valid", as in ``F.conv2d``. Returns (b, n, *out). D has no bias,
+    so S is padded instead of X. Raises ShapeError when shapes do not fit.
     Cost: nnz(D) * padded positions + nnz(P) * output positions.
     """
     response = _checked_response(x, dictionary, coefficients.shape, groups)

@@ -31,7 +31,8 @@ def print_plan(job: Job, processes: Processes, rates: bool) -> None:
     if rates:
         from lcnn_analyze.cli.rates import rate_lines
 
-        typer.echo("\n".join(rate_lines(job.model.to(device), job.dataset, job.training)))
+        job.model.to(device)
+        typer.echo("\n".join(rate_lines(job.train, job.dataset, job.training)))
 
 
 def data_lines(dataset: Dataset) -> list[str]:

@@ -8,24 +8,30 @@ from dataclasses import replace
 from itertools import islice
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lcnn_analyze.cli.progress import WORTH_SAYING
-from lcnn_core import BatchFinished, Dataset, Event, Split, TrainConfig, train
+from lcnn_core import BatchFinished, Dataset, Event, Listener, Split, TrainConfig
 
 BATCHES = 8
-"""That are timed, after one in which workers start and memory is claimed."""
+"""That are timed."""
+BEFORE = 12
+"""Batches before: workers start and memory is claimed, and a budget is met, at its usual phase of 0.6."""
 RATE = 1e-6
 """Learning rate of the timed steps: whatever the run's own is, nothing diverges in them."""
 
 
-def rate_lines(model: nn.Module, dataset: Dataset, config: TrainConfig) -> list[str]:
-    """Images a second that are read, that ``model`` takes from memory, and with both at once. Trains ``model``."""
+Run = Callable[[Dataset, TrainConfig, Listener], object]
+"""Trains, as the run will."""
+
+
+def rate_lines(run: Run, dataset: Dataset, config: TrainConfig) -> list[str]:
+    """Images a second that are read, that ``run`` trains on from memory, and with both at once."""
     batches = _batches(dataset, config.batch_size)
     first = Split(*next(batches))
     read = _timed(lambda: next(batches), len(first))
-    alone, _ = _trained(model, replace(dataset, train=first, validation=first), config)
-    together, waiting = _trained(model, replace(dataset, validation=first), config)
+    alone, _ = _trained(run, replace(dataset, train=first, validation=first), config)
+    together, waiting = _trained(run, replace(dataset, validation=first), config)
     verdict = "reading keeps up" if waiting < WORTH_SAYING else "reading holds training back; more --workers may help"
     return [
         f"rates: reading {read:,.0f} images/s, training {alone:,.4g} images/s with images in memory, both at once "
@@ -46,7 +52,7 @@ def _timed(take: Callable[[], object], images: int) -> float:
     return BATCHES * images / (time.perf_counter() - started)
 
 
-def _trained(model: nn.Module, dataset: Dataset, config: TrainConfig) -> tuple[float, float]:
+def _trained(run: Run, dataset: Dataset, config: TrainConfig) -> tuple[float, float]:
     """Images a second of a few steps, and the share of their time spent waiting for images."""
     steps: list[BatchFinished] = []
 
@@ -54,8 +60,10 @@ def _trained(model: nn.Module, dataset: Dataset, config: TrainConfig) -> tuple[f
         if isinstance(event, BatchFinished):
             steps.append(event)
 
-    few = replace(config, epochs=1, batches_per_epoch=BATCHES + 1, warmup=None, lr=RATE, lr_scale=1.0, save_every=None)
-    train(model, dataset, few, listen)
-    timed = list(islice(steps, 1, None))
+    few = replace(
+        config, epochs=1, batches_per_epoch=BEFORE + BATCHES, warmup=None, lr=RATE, lr_scale=1.0, save_every=None
+    )
+    run(dataset, few, listen)
+    timed = list(islice(steps, BEFORE, None))
     seconds = sum(step.seconds for step in timed)
     return sum(step.images for step in timed) / seconds, sum(step.waited for step in timed) / seconds

@@ -18,7 +18,7 @@ from lcnn_analyze.cli.train_options import OPTIONS, differences, given_options, 
 if TYPE_CHECKING:
     from torch import nn
 
-    from lcnn_core import Event, Listener, Processes, Recorder, RunFiles, RunLog, TrainResult
+    from lcnn_core import Event, Listener, Processes, Recorder, RunFiles, RunLog
 
 __all__ = ["check_fit", "train", "versions"]
 
@@ -64,7 +64,7 @@ def train(ctx: typer.Context, **options: Any) -> None:
                 "--overwrite, or choose another -o"
             )
         if processes.rank:
-            _train(job, lambda event: None, state)
+            job.train(job.dataset, job.training, lambda event: None, state)
         else:
             _write_run(job, files, settings, state, "quiet" in given, command)
 
@@ -111,15 +111,6 @@ def _check_unchanged(
         raise ConfigError(f"the run was started otherwise: {'; '.join(found)}; leave it, or give --allow-change")
 
 
-def _train(job: Job, listen: Listener, state: Mapping[str, Any] | None) -> TrainResult:
-    from lcnn_core import METHODS
-    from lcnn_core import train as train_model
-
-    if job.method:
-        return METHODS[job.method].compress(job.model, job.dataset, job.config, listen, state)[1]
-    return train_model(job.model, job.dataset, job.config, listen, resume=state)
-
-
 def _write_run(
     job: Job,
     files: RunFiles,
@@ -150,7 +141,7 @@ def _write_run(
 
         try:
             with _terminable():
-                result = _train(job, listen, state)
+                result = job.train(job.dataset, job.training, listen, state)
         except KeyboardInterrupt as stop:
             word, held = str(stop) or "interrupted", f"{files.last} holds the network after epoch {recorder.epoch}"
             say(f"{word}; {held}; go on with --resume {_run(files)}")

@@ -18,7 +18,7 @@ from lcnn_core import ConfigError
 if TYPE_CHECKING:
     from torch import nn
 
-    from lcnn_core import Checkpoint, DataOptions, Dataset, TrainConfig
+    from lcnn_core import Checkpoint, DataOptions, Dataset, Listener, TrainConfig, TrainResult
 
 SIZES = ("preset", "first", "stages", "fc", "classifier", "threshold_scale", "l1_scale")
 ARCHITECTURE = ("depth", "shortcut", "stem", "widths", "blocks", "dropout", *SIZES)
@@ -50,6 +50,21 @@ class Job:
     def training(self) -> TrainConfig:
         """How it trains, with a budget or without."""
         return self.config.train if self.method else self.config
+
+    def train(
+        self,
+        dataset: Dataset,
+        training: TrainConfig,
+        listen: Listener,
+        resume: Mapping[str, Any] | None = None,
+    ) -> TrainResult:
+        """Run it on these data with this training: the network itself, or a compression that starts from it."""
+        from lcnn_core import METHODS, train
+
+        if self.method:
+            config = dataclasses.replace(self.config, train=training)
+            return METHODS[self.method].compress(self.model, dataset, config, listen, resume)[1]
+        return train(self.model, dataset, training, listen, resume=resume)
 
     def provenance(self, command: str) -> dict[str, Any]:
         """How to do it again, as plain data; ``command`` is what was typed."""

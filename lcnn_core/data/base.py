@@ -27,6 +27,9 @@ class Images(Protocol):
     def unreadable(self) -> Mapping[str, str]:
         """The images that could not be read so far: name -> reason."""
 
+    def recall(self, unreadable: Mapping[str, str]) -> None:
+        """Count these among the ``unreadable``: a run that goes on knows of them, or another process has met them."""
+
     def __len__(self) -> int: ...
 
     def read(
@@ -95,6 +98,9 @@ class Split:
     def unreadable(self) -> Mapping[str, str]:
         """None: what is in memory was read."""
         return {}
+
+    def recall(self, unreadable: Mapping[str, str]) -> None:
+        """There are none."""
 
     def read(
         self, batches: Sequence[Tensor], seed: int | None = None, crops: int = 1

@@ -7,7 +7,7 @@ that was interrupted, change nothing.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from importlib import import_module
@@ -126,6 +126,10 @@ class ImageFiles:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def recall(self, unreadable: Mapping[str, str]) -> None:
+        """As :class:`Images` says."""
+        self.unreadable.update(unreadable)
 
     def read(
         self, batches: Sequence[Tensor], seed: int | None = None, crops: int = 1

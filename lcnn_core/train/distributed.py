@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -41,6 +42,15 @@ class Processes:
         with spoken():
             dist.all_reduce(total)
         return total.tolist()
+
+    def union(self, found: Mapping[str, str]) -> dict[str, str]:
+        """What any of the processes has found."""
+        if self.count == 1:
+            return dict(found)
+        parts: list[Any] = [None] * self.count
+        with spoken():
+            dist.all_gather_object(parts, dict(found))
+        return {name: text for part in parts for name, text in part.items()}
 
     def send_buffers(self, model: nn.Module) -> None:
         """Give every process the running statistics of rank 0."""

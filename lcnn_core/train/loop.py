@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lcnn_core.checkpoint.restore import check_fit
 from lcnn_core.counting import count_layer, counted_speedup
-from lcnn_core.data import Dataset
+from lcnn_core.data import Dataset, Images
 from lcnn_core.data.files import seed_of, worker_deaths_said
 from lcnn_core.describe import describe
 from lcnn_core.errors import CheckpointError, ConfigError, TrainingError
@@ -310,13 +310,20 @@ class _Run:
             time.perf_counter() - started,
             self.is_best(at.epoch, validation),
             {name: count.dense / count.total if count.total else 0.0 for name, count in counts.items()},
-            self.unreadable(),
+            sum(map(len, self.unreadable().values())),
         )
 
-    def unreadable(self) -> int:
-        """Images of training and validation that no process could read so far."""
-        own = len(self.dataset.train.unreadable) + len(self.dataset.validation.unreadable)
-        return int(self.processes.sums([own], self.step.device)[0])
+    def unreadable(self) -> dict[str, dict[str, str]]:
+        """The images of training and validation that some process could not read so far; all of them know it then."""
+        found = {}
+        for name, images in self.splits().items():
+            found[name] = self.processes.union(images.unreadable)
+            images.recall(found[name])
+        return found
+
+    def splits(self) -> dict[str, Images]:
+        """The splits that a run reads."""
+        return {"train": self.dataset.train, "validation": self.dataset.validation}
 
     def was_alive(self, name: str) -> bool:
         return not self.history or bool(self.history[-1].densities.get(name, 1.0))
@@ -341,6 +348,7 @@ class _Run:
             "batches": self.batches,
             "pieces": self.step.pieces,
             "recent": [list(pair) for pair in self.recent],
+            "unreadable": self.unreadable(),
             "history": [plain_epoch(event) for event in self.history],
             "best": [*self.best, self.best_epoch] if self.best else None,
         }
@@ -364,6 +372,8 @@ class _Run:
         self.order.load_state_dict(state["order"])
         self.at = _Position(**state["position"])
         self.recent.extend((right, total) for right, total in state["recent"])
+        for name, images in self.splits().items():
+            images.recall(state["unreadable"][name])
         self.history = [restore_epoch(fields) for fields in state["history"]]
         if state["best"]:
             *merit, self.best_epoch = state["best"]

@@ -31,13 +31,22 @@ class OfClasses:
         """The source's own."""
         return self.images.unreadable
 
+    def recall(self, unreadable: Mapping[str, str]) -> None:
+        """The source's own."""
+        self.images.recall(unreadable)
+
     def read(
         self, batches: Sequence[Tensor], seed: int | None = None, crops: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """As :class:`Images` says; where the source replaces an unreadable image by another class's, it is left out."""
+        """As :class:`Images` says. What the source puts in an unreadable image's place may be of another class; then
+        another image of the batch takes the place. Raises DataError where the batch has none."""
         for images, labels in self.images.read([self.places[batch] for batch in batches], seed, crops):
             numbers = self.numbers[labels]
-            kept = numbers >= 0
+            kept = (numbers >= 0).nonzero().flatten()
+            if not len(kept):
+                raise DataError(f"none of {len(labels)} images of a batch can be read; mend them, or take larger ones")
+            if len(kept) < len(numbers):
+                kept = kept[torch.arange(len(numbers)) % len(kept)]
             yield images[kept], numbers[kept]
 
 

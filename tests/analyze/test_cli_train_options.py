@@ -7,6 +7,7 @@ import inspect
 import json
 import re
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,17 @@ from lcnn_analyze.cli.errors import run
 from lcnn_analyze.cli.rates import rate_lines
 from lcnn_analyze.cli.train_job import make_job
 from lcnn_analyze.cli.train_options import OPTIONS
-from lcnn_core import Dataset, FromDenseConfig, LookupLayer, Normalization, Split, TrainConfig, checkpoint
+from lcnn_core import (
+    METHODS,
+    Dataset,
+    FromDenseConfig,
+    LookupLayer,
+    Normalization,
+    Split,
+    TrainConfig,
+    checkpoint,
+    train,
+)
 
 TINY = ("--model", "digits-resnet-lcnn", "--batch-size", "128", "--lr", "0.1", "--epochs", "1", "-q")
 
@@ -280,13 +291,32 @@ def test_rates_say_whether_reading_keeps_up(slow: str) -> None:
     network = (
         SlowNetwork(4, 2) if slow == "training" else torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
     )
-    (line,) = rate_lines(network, dataset, TrainConfig(batch_size=10, lr=1e5, warmup=2))
+    (line,) = rate_lines(partial(train, network), dataset, TrainConfig(batch_size=10, lr=1e5, warmup=2))
     reading, training, both = (float(n.replace(",", "")) for n in re.findall(r"([\d.,e+]+) images/s", line))
     assert (reading <= 500) == (slow == "reading"), "10 images in 20 ms"
     assert (training <= 500) == (slow == "training")
     assert both <= 500
     verdict = "holds training back; more --workers" if slow == "reading" else "keeps up"
     assert f"waiting for images: reading {verdict}" in line
+
+
+def test_rates_with_a_budget_are_those_of_the_compression(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    assert lcnn("--model", "digits-resnet", "--epochs", 1, "--batches-per-epoch", 1, "-o", tmp_path / "dense") == 0
+    method = METHODS["narrow"]
+    seen: list[Any] = []
+
+    def compress(dense: Any, dataset: Dataset, config: Any, listen: Any, resume: Any) -> Any:
+        seen.append(config)
+        return method.compress(dense, dataset, config, listen, resume)
+
+    monkeypatch.setitem(METHODS, "narrow", dataclasses.replace(method, compress=compress))
+    capsys.readouterr()
+    options = ("--method", "narrow", "--speedup", 4, "--batch-size", 8, "--epochs", 3, "--dry-run", "--rates")
+    assert lcnn("--from", tmp_path / "dense" / "best.pt", *options) == 0
+    assert "rates: reading" in capsys.readouterr().out
+    assert [(config.speedup, config.train.epochs, config.train.batch_size) for config in seen] == [(4, 1, 8)] * 2
 
 
 def test_rates_are_printed_with_a_dry_run_only(capsys: pytest.CaptureFixture[str]) -> None:

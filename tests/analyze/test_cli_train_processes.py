@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from train_runs import epochs_of, in_child, lcnn, losses_of, same
 
 from lcnn_core import load_state
@@ -119,6 +120,18 @@ def test_batches_that_do_not_divide(tmp_path: Path, capfd: Any) -> None:
     assert all_ranks(*options) == [2, 2]
     assert "batch_size is 63; expected a multiple of 2, the pieces of all 2 processes" in capfd.readouterr().err
     assert not (tmp_path / "run" / "best.pt").exists()
+
+
+def test_an_unreadable_image_counts_once_however_many_processes_meet_it(tmp_path: Path) -> None:
+    """Three epochs in another order each: both processes get to read every image, and so the broken ones."""
+    for name in "ab":
+        (tmp_path / "train" / name).mkdir(parents=True)
+        (tmp_path / "train" / name / "broken.png").write_bytes(b"")
+        for number in range(3):
+            Image.new("RGB", (8, 8), (80 * number, 0, 0)).save(tmp_path / "train" / name / f"{number}.png")
+    options = ("--model", "digits-resnet", "--data", f"imagefolder:{tmp_path}", "--batch-size", 4, "--epochs", 3, "-q")
+    assert all_ranks(*options, "--image-size", 8, "--workers", 0, "-o", tmp_path / "two") == [0, 0]
+    assert epochs_of(tmp_path / "two")[-1]["unreadable"] == 2
 
 
 def test_a_world_without_torchrun_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

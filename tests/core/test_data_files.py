@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import multiprocessing
 import tarfile
@@ -19,6 +20,7 @@ from lcnn_core.data.files import IMAGENET, decode
 from lcnn_core.errors import ConfigError, DataError
 from lcnn_core.models import build
 from lcnn_core.train import BatchFinished, StateReached, TrainConfig, evaluate, train
+from lcnn_core.transfer.subsets import only_classes
 
 SMALL = DataOptions(image_size=16, workers=0)
 COLOURS = {"cat": (200, 40, 40), "dog": (40, 200, 40), "owl": (40, 40, 200)}
@@ -198,6 +200,47 @@ def test_training_end_to_end_on_files(folder: Path) -> None:
     result = train(model, data, TrainConfig(20, 6, lr=0.1))
     assert result.last.validation.top1 == 1.0
     assert result.last.unreadable == 1
+
+
+def test_a_run_that_goes_on_knows_what_could_not_be_read(folder: Path, tmp_path: Path) -> None:
+    """The first epoch's batch meets the broken image, the second's does not look at it: the count is of the run."""
+    write(folder / "train/cat/broken.jpg", b"\xff\xd8\xff")
+    write(folder / "val/owl/0.jpg", b"no image")
+
+    def run(resume: Any = None) -> tuple[list[int], list[Any]]:
+        data = load_dataset(f"imagefolder:{folder}", None, SMALL)
+        torch.manual_seed(0)
+        states: list[Any] = []
+
+        def listen(event: Any) -> None:
+            if isinstance(event, StateReached):
+                states.append(copy.deepcopy(event.state))
+
+        model = build("digits-resnet", num_classes=3, in_channels=3)
+        result = train(model, data, TrainConfig(3, 19, lr=0.1), listen, resume=resume)
+        return [epoch.unreadable for epoch in result.history], states
+
+    whole, states = run()
+    assert whole == [2, 2, 2]
+    assert list(states[1]["unreadable"]["train"]) == [str(folder / "train/cat/broken.jpg")]
+    (folder / "train/cat/broken.jpg").write_bytes(jpeg("RGB", COLOURS["cat"]))
+    assert run(states[1])[0] == [2, 2, 2], "mended since: it was unreadable in this run all the same"
+
+
+def test_few_classes_of_files_of_which_some_cannot_be_read(folder: Path) -> None:
+    """In training another image of these classes takes the place; the plain view leaves it out."""
+    for name in "abcdef":
+        write(folder / f"train/dog/{name}{'.JPEG' if name == 'b' else '.png' if name == 'e' else '.jpg'}", b"")
+    two = only_classes(load_dataset(f"imagefolder:{folder}", None, SMALL), [1, 0])
+    places = torch.cat([torch.arange(6), torch.tensor([6])])
+    images, labels = next(iter(two.train.read([places], seed=0)))
+    assert len(images) == 7
+    assert set(labels.tolist()) == {1}
+    with pytest.raises(DataError, match=r"none of 3 images of a batch can be read; mend them, or take larger ones"):
+        list(two.train.read([torch.arange(6, 9)], seed=0))
+    assert len(all_of(two.train)[0]) == 6
+    result = train(build("digits-resnet", num_classes=2, in_channels=3), two, TrainConfig(2, 12, lr=0.1))
+    assert result.last.unreadable == 6
 
 
 def test_a_worker_that_is_killed_is_said() -> None:
