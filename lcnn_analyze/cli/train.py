@@ -76,7 +76,9 @@ def _check_flags(given: Mapping[str, Any]) -> None:
     if "resume" in given and "overwrite" in given:
         raise ConfigError("--overwrite cannot go with --resume, which goes on with the run; leave one out")
     if "resume" in given and "output" in given:
-        raise ConfigError("-o cannot go with --resume, which names the folder already; leave it out")
+        raise ConfigError(
+            "-o (output in a settings file) cannot go with --resume, which names the folder already; leave it out"
+        )
     if "rates" in given and "dry_run" not in given:
         raise ConfigError("--rates measures before a run; give --dry-run too, or leave it out")
 

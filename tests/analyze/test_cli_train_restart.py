@@ -252,7 +252,7 @@ def test_a_run_stopped_in_its_first_epoch_resumes_with_other_options(lr: float, 
     [
         (["--resume", "nowhere"], 3, "nowhere/state.pt does not exist; expected the state of a run"),
         (["--resume", "x", "--overwrite"], 2, "--overwrite cannot go with --resume"),
-        (["--resume", "x", "-o", "y"], 2, "-o cannot go with --resume"),
+        (["--resume", "x", "-o", "y"], 2, "-o (output in a settings file) cannot go with --resume"),
     ],
 )
 def test_mistakes_of_resuming(

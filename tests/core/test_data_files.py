@@ -243,6 +243,16 @@ def test_few_classes_of_files_of_which_some_cannot_be_read(folder: Path) -> None
     assert result.last.unreadable == 6
 
 
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_as_many_processes_read_as_are_asked_for(workers: int) -> None:
+    before = set(multiprocessing.active_children())
+    source = load_dataset("fake:6x10", None, DataOptions(image_size=16, workers=workers)).train
+    reading = source.read([torch.arange(3), torch.arange(3, 6)], seed=0)
+    next(reading)
+    assert len(set(multiprocessing.active_children()) - before) == workers
+    reading.close()
+
+
 def test_a_worker_that_is_killed_is_said() -> None:
     def listen(event: Any) -> None:
         if isinstance(event, BatchFinished):
