@@ -42,6 +42,9 @@ def few_iteration(
     data: Data = "digits",
     model: Annotated[str, typer.Option(help=f"{', '.join(DEPTHS)}.")] = "digits-resnet-lcnn",
     preset: Preset = None,
+    stem: Annotated[
+        str | None, typer.Option(help="Of resnet-lcnn: imagenet, or small for 8 to 64 pixels. [imagenet]")
+    ] = None,
     iterations: Annotated[int, typer.Option(help="Steps of the deeper network.")] = 300,
     every: Annotated[int, typer.Option(help="Steps between two measurements.")] = 20,
     seeds: Annotated[int, typer.Option(help="Repetitions, for means and intervals.")] = 3,
@@ -67,14 +70,15 @@ def few_iteration(
     shallow, deep = DEPTHS[model]
     dataset = load_dataset(data)
     config = FewIterationConfig(iterations, every, seeds, numbers("--rates", rates, float), images=images, seed=seed)
-    family = make_family(dataset, model, preset, None)
+    family = make_family(dataset, model, preset, None, stem)
     shelf = Shelf(output, family, ctx.obj["command"], quiet)
     settings: dict[str, Any] = {
         "data": dataset.name,
         "model": model,
         "preset": preset,
+        "stem": stem,
         **asdict(config),
-        "depths": [_text(shallow), _text(deep)],
+        "depths": [_text(shallow, stem), _text(deep, stem)],
         **{"epochs": epochs, "batches_per_epoch": batches_per_epoch},
     }
 
@@ -93,7 +97,8 @@ def few_iteration(
     write_study(output, study, quiet)
 
 
-def _text(options: Mapping[str, Any]) -> str:
+def _text(options: Mapping[str, Any], stem: str | None) -> str:
     """``widths 16 32, blocks 1``."""
-    values = {name: " ".join(map(str, v)) if isinstance(v, tuple) else v for name, v in options.items()}
+    given = {**options, **({"stem": stem} if stem else {})}
+    values = {name: " ".join(map(str, v)) if isinstance(v, tuple) else v for name, v in given.items()}
     return ", ".join(f"{name} {value}" for name, value in values.items())

@@ -111,12 +111,15 @@ class Shelf:
         return checkpoint.load(path).build()
 
 
-def make_family(dataset: Dataset, model: str, preset: str | None, classifier: int | None) -> Family:
+def make_family(
+    dataset: Dataset, model: str, preset: str | None, classifier: int | None, stem: str | None = None
+) -> Family:
     """The architecture with the options given, for the channels of ``dataset``. Raises ConfigError where they differ
     in image size."""
     from lcnn_core import Family, input_shape_of
 
-    arguments = {"in_channels": dataset.input_shape[0], **({} if preset is None else {"preset": preset})}
+    given = {name: value for name, value in (("preset", preset), ("stem", stem)) if value is not None}
+    arguments = {"in_channels": dataset.input_shape[0], **given}
     family = Family(model, arguments, classifier)
     wanted = input_shape_of(model, **arguments)
     if wanted != dataset.input_shape:

@@ -114,6 +114,14 @@ def test_a_file_that_is_no_journal_is_left_alone(content, tmp_path, capsys):
         ("fewshot", ("--model", "digits-resnet"), 2, "digits-resnet has no lookup layers"),
         ("fewshot", ("--shots", "500"), 3, "images, 500 are wanted; ask for fewer"),
         ("few-iteration", ("--model", "alexnet-lcnn"), 2, "expected one of resnet-lcnn, small-resnet-lcnn"),
+        ("few-iteration", ("--model", "resnet-lcnn"), 2, "takes images of shape (1, 224, 224), digits has (1, 8, 8)"),
+        (
+            "few-iteration",
+            ("--model", "resnet-lcnn", "--stem", "small"),
+            2,
+            "takes images of shape (1, 28, 28), digits has (1, 8, 8)",
+        ),
+        ("few-iteration", ("--model", "resnet-lcnn", "--stem", "tiny"), 2, "stem is 'tiny'; expected"),
         ("few-iteration", ("--every", "3"), 2, "every is 3; expected a divisor of the 4 iterations"),
     ],
 )
