@@ -223,6 +223,6 @@ def _share_of(widths: Sequence[int], divisor: int, l1_scale: float) -> Preset:
 
 
 def resnet_input_shape(arguments: Mapping[str, Any]) -> tuple[int, ...]:
-    """224 pixels for the ImageNet stem, 28 for the small one."""
-    size = 224 if arguments["stem"] == "imagenet" else 28
+    """224 pixels for the ImageNet stem, 28 for the small one. Raises ConfigError for any other."""
+    size = 224 if check_choice("stem", arguments["stem"], STEMS) == "imagenet" else 28
     return (arguments["in_channels"], size, size)
