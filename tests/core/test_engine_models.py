@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import nn
@@ -33,7 +35,8 @@ def settle(model: nn.Module, density: float) -> nn.Module:
     return model
 
 
-def check(model: nn.Module, x: torch.Tensor, isa: str | None = None) -> nn.Module:
+def check(model: nn.Module, x: torch.Tensor, threads: int | None = None, batches: Sequence[int] = ()) -> nn.Module:
+    """Compile for one image; compare on ``x``, or its first so many images, by the error that compiling may make."""
     with torch.no_grad():
         model.eval()
         for module in model.modules():
@@ -41,10 +44,11 @@ def check(model: nn.Module, x: torch.Tensor, isa: str | None = None) -> nn.Modul
         model(torch.cat([x, torch.randn_like(x)]))
         expected = model.eval().double()(x.double())
         plain = model.float()(x)
-    compiled = compile(model, x[:1], isa=isa)
+    compiled = compile(model, x[:1], threads=threads)
     scale = expected.abs().max()
-    error = float((compiled(x) - expected).abs().max() / scale)
-    assert error <= max(1e-5, 2 * float((plain - expected).abs().max() / scale))
+    allowed = max(1e-5, 2 * float((plain - expected).abs().max() / scale))
+    for count in batches or (len(x),):
+        assert float((compiled(x[:count]) - expected[:count]).abs().max() / scale) <= allowed
     return compiled
 
 
@@ -57,16 +61,49 @@ def test_every_model_of_the_registry(name: str) -> None:
         assert plan.memory_bytes <= 1.25 * plan.liveness_bytes
 
 
-@pytest.mark.parametrize("name", sorted(TORCHVISION))
-def test_converted_torchvision(name: str) -> None:
+def torchvision_network(name: str) -> nn.Module:
+    """Of ten classes, fresh."""
     import_torchvision()
     from torchvision import models
 
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    model = models.get_model(name, weights=None, num_classes=10, **options)
+    return models.get_model(name, weights=None, num_classes=10, **options)
+
+
+def with_dictionaries(model: nn.Module) -> nn.Module:
+    """16 vectors in every layer that is not grouped, half of P zero."""
     model, _ = convert(model, lambda _, layer: LookupConfig(16, 0.0) if getattr(layer, "groups", 1) == 1 else None)
+    return settle(model, 0.5)
+
+
+@pytest.mark.parametrize("name", sorted(TORCHVISION))
+def test_converted_torchvision(name: str) -> None:
     size = TORCHVISION[name]
-    check(settle(model, 0.5), torch.randn(2, 3, size, size))
+    check(with_dictionaries(torchvision_network(name)), torch.randn(2, 3, size, size))
+
+
+LARGE = {"regnet_y_128gf", "vit_h_14", "vit_l_16", "vit_l_32"}
+"""More than 300 million parameters: with their float64 copies beyond the memory of a small machine."""
+
+
+def classifiers() -> list[str]:
+    import_torchvision()
+    from torchvision import models
+
+    return [name for name in models.list_models(module=models) if name not in LARGE]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("form", ["dense", "lookup"])
+@pytest.mark.parametrize("name", classifiers())
+def test_every_classifier_of_torchvision(name: str, form: str, threads: int) -> None:
+    """The full matrix. Transformers run in PyTorch where the engine has no step for them."""
+    torch.manual_seed(0)
+    model = torchvision_network(name)
+    model = with_dictionaries(model) if form == "lookup" else settle(model, 1.0)
+    size = getattr(model, "image_size", 224 if name.startswith("maxvit") else TORCHVISION.get(name, 64))
+    check(model, torch.randn(3, 3, size, size), threads, (3, 1))
 
 
 def test_an_unstructured_sparse_network_skips_its_zeros() -> None:

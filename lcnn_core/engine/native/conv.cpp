@@ -50,24 +50,33 @@ struct Window_of_S {
         return to;
     }
 
-    /// A part of all of S, for the other threads too: rows of it, and the zeros around some channels.
+    /// A part of all of S, for the other threads too: rows of it or some dictionary vectors, whichever divides more
+    /// evenly, and the zeros around some channels.
     void make(int part, int parts) {
         for (int64_t c = share(channels(), part, parts); c < share(channels(), part + 1, parts); ++c) {
             memset(row(c, first) - p.window_lead, 0, (p.window_lead + p.up * x.stride) * sizeof(float));
             float *below = row(c, x.height), *end = row(c, first) - p.window_lead + p.window_plane;
             if (below < end) memset(below, 0, (end - below) * sizeof(float));
         }
-        int64_t from = share(x.height, part, parts), to = share(x.height, part + 1, parts);
-        if (from < to) compute(from, to, true);  // exact: what follows is another thread's, or zero
+        int64_t k = p.s.rows, panels = (k + LCNN_ROWS - 1) / LCNN_ROWS;
+        auto most = [&](int64_t total) { return (total + parts - 1) / parts; };
+        bool by_rows = most(x.height) * panels <= most(panels) * x.height;
+        int64_t from = by_rows ? share(x.height, part, parts) : 0, to = by_rows ? share(x.height, part + 1, parts) : x.height;
+        int64_t r0 = by_rows ? 0 : share(panels, part, parts) * LCNN_ROWS;
+        int64_t r1 = by_rows ? k : std::min(k, share(panels, part + 1, parts) * LCNN_ROWS);
+        if (from < to && r0 < r1) compute(from, to, r0, r1, true);  // exact: what follows is another thread's, or zero
     }
 
-    int64_t compute(int64_t from, int64_t to, bool exact = false) {
+    int64_t compute(int64_t from, int64_t to) { return compute(from, to, 0, p.s.rows, false); }
+
+    /// Rows [from, to) of what dictionary vectors [r0, r1) answer.
+    int64_t compute(int64_t from, int64_t to, int64_t r0, int64_t r1, bool exact) {
         int64_t k = p.s.rows, m = p.s.width;
         Epilogue e;
         e.exact = exact;
         for (int64_t part = 0; part < channels() / k; ++part)  // phase-major, then group
             gemm(p.matrices[part % p.s.groups], input + part * m * x.plane + from * x.stride, p.offsets.data(),
-                 row(part * k, from), p.window_plane, (to - from) * x.stride, e, panel, 0, k);
+                 row(part * k, from), p.window_plane, (to - from) * x.stride, e, panel, r0, r1);
         return to;
     }
 };

@@ -124,6 +124,13 @@ constexpr int64_t FEW_ROWS = 8;
 int64_t l1_bytes() { return cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 << 10); }
 int64_t l2_bytes() { return cache_bytes(_SC_LEVEL2_CACHE_SIZE, 512 << 10); }
 
+/// Floats of a channel of the window of S: whole cache lines, and not a multiple of 2 KiB, so that channels lie in
+/// different sets of the first cache.
+int64_t plane_of(const Prepared& p, const Tensor& x, int64_t rows) {
+    int64_t size = p.window_lead + (rows * x.stride + VL + 15) / 16 * 16;
+    return size % 512 ? size : size + 16;
+}
+
 /// Rows per tile: the cheapest by a model of the lookup kernel in cycles per row. A group of v vectors takes, per
 /// lookup, the FMA latency or its loads (three halves each), and some cycles to start and to store; a window of S that
 /// leaves half of L2 pays double for its loads.
@@ -145,8 +152,7 @@ void choose_tiles(Prepared& p, const Tensor& x, int64_t height, int64_t channels
     p.window_lead = (p.reach + 15) / 16 * 16;
     int64_t pooled = p.s.pooled ? p.s.kh * p.s.dy + p.s.sy : 0;  // a tile ends at a whole pooling window
     p.window_rows = std::min(height + halo, 2 * p.tile_rows + pooled + halo);
-    p.window_plane = p.window_lead + (p.window_rows * x.stride + VL + 15) / 16 * 16;
-    if (p.window_plane % 512 == 0) p.window_plane += 16;
+    p.window_plane = plane_of(p, x, p.window_rows);
 }
 
 /// Whether a team divides the filters, not the rows: where all of S fits the cache of a core, so that none of it is made
@@ -157,8 +163,7 @@ void choose_team(Plan& plan, Prepared& p, const Tensor& x, int64_t height, int64
         return;
     }
     int64_t rows = std::max(height + p.down, x.height) + p.up;
-    int64_t size = p.window_lead + (rows * x.stride + VL + 15) / 16 * 16;
-    if (size % 512 == 0) size += 16;
+    int64_t size = plane_of(p, x, rows);
     if (height > FEW_ROWS && channels * size * 4 > l2_bytes()) return;
     p.team = true;
     p.window_rows = rows;
