@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,16 @@ class Option:
     """MACs on one image."""
     error: float
     """Relative squared error of the layer's outputs."""
+
+
+def out_of_reach(speedup: float, dense: int, fixed: Mapping[str, int], least: int, what: str) -> ConfigError:
+    """What to raise where ``what``, of ``least`` MACs, and the ``fixed`` layers cost more than ``dense / speedup``."""
+    reach = math.floor(100 * dense / (least + sum(fixed.values()))) / 100
+    bound = f"{what} ({least:,} MACs)"
+    if fixed:
+        largest = sorted(fixed, key=lambda name: -fixed[name])[:3]
+        bound = f"layers that stay dense ({', '.join(largest)}: {sum(fixed.values()):,} MACs in all) and {bound}"
+    return ConfigError(f"a speedup of {speedup:g} cannot be met: at most {reach:g}, bounded by {bound}; ask for less")
 
 
 def pareto(options: Sequence[Option]) -> list[Option]:

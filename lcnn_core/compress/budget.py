@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lcnn_core.compress.allocation import out_of_reach
 from lcnn_core.counting import count_layer, output_positions, padded_positions
 from lcnn_core.describe import describe
 from lcnn_core.errors import ConfigError
@@ -89,20 +90,14 @@ class Ledger:
             raise ConfigError(f"speedup is {speedup}; expected a finite number above 1")
         left = int(self.dense / speedup) - sum(self.fixed.values())
         least = sum(cost for layer in self.layers for _, cost in layer.tensors())
-        if not self.layers or left < least:
-            raise ConfigError(self._refusal(speedup, least))
-        return left
-
-    def _refusal(self, speedup: float, least: int) -> str:
         if not self.layers:
-            return f"a speedup of {speedup:g} cannot be met: the model has no layer that can become a lookup layer"
-        fixed = sum(self.fixed.values())
-        reach = int(100 * self.dense / (fixed + least)) / 100
-        bound = f"one entry in each D and P of {len(self.layers)} lookup layers ({least:,} MACs)"
-        if self.fixed:
-            largest = sorted(self.fixed, key=lambda name: -self.fixed[name])[:3]
-            bound = f"layers that stay dense ({', '.join(largest)}: {fixed:,} MACs in all) and {bound}"
-        return f"a speedup of {speedup:g} cannot be met: at most {reach:g}, bounded by {bound}; ask for less"
+            raise ConfigError(
+                f"a speedup of {speedup:g} cannot be met: the model has no layer that can become a lookup layer"
+            )
+        if left < least:
+            what = f"one entry in each D and P of {len(self.layers)} lookup layers"
+            raise out_of_reach(speedup, self.dense, self.fixed, least, what)
+        return left
 
 
 def worth(layer: LookupLayer) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,13 +15,13 @@ from lcnn_core.compress.budget import Ledger
 from lcnn_core.compress.calibration import calibration_images
 from lcnn_core.compress.control import Budget
 from lcnn_core.compress.shares import LAYER_BUDGETS, measured_choices, measured_shares, uniform_shares
-from lcnn_core.compress.teacher import check_dense, check_target, taught_by
+from lcnn_core.compress.teacher import COMPRESSION, check_dense, check_target, taught_by
 from lcnn_core.convert import convert
 from lcnn_core.data import Dataset
 from lcnn_core.errors import ConfigError
 from lcnn_core.layers import LookupLayer
 from lcnn_core.spec import LookupConfig, default_threshold
-from lcnn_core.train import SCHEDULES, TrainConfig, TrainResult, train
+from lcnn_core.train import TrainConfig, TrainResult, train
 from lcnn_core.train.events import Listener, ignore
 
 FORMS = ("mixed", "lookup", "sparse", "measured")
@@ -70,11 +70,7 @@ class FromDenseConfig:
     start: str = "dense"
     threshold_scale: float = 0.0
     l1_scale: float = 0.0
-    train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(
-            epochs=40, batch_size=32, schedule=SCHEDULES["one-cycle"], lr=0.05, clip_norm=1.0, shift=1
-        )
-    )
+    train: TrainConfig = COMPRESSION
 
     def __post_init__(self) -> None:
         check_target(self.speedup, self.temperature, self.distillation)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,9 +20,9 @@ from lcnn_core.compress.calibration import calibration_images
 from lcnn_core.compress.fitting import Fit, Path
 from lcnn_core.compress.measured import PROBE_ERROR, Convertible, allowance, problems, weigh
 from lcnn_core.compress.post_training import assembled
-from lcnn_core.compress.teacher import check_dense, check_target, taught_by
+from lcnn_core.compress.teacher import COMPRESSION, check_dense, check_target, taught_by
 from lcnn_core.data import Dataset
-from lcnn_core.train import SCHEDULES, TrainConfig, TrainResult, train
+from lcnn_core.train import TrainConfig, TrainResult, train
 from lcnn_core.train.events import Listener, ignore
 
 RANKS = 48
@@ -38,11 +38,7 @@ class LowRankConfig:
     images: int = 512
     temperature: float = 2.0
     distillation: float = 0.7
-    train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(
-            epochs=40, batch_size=32, schedule=SCHEDULES["one-cycle"], lr=0.05, clip_norm=1.0, shift=1
-        )
-    )
+    train: TrainConfig = COMPRESSION
 
     def __post_init__(self) -> None:
         check_target(self.speedup, self.temperature, self.distillation)

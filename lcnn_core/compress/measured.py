@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lcnn_core.compress import calibration, fitting
-from lcnn_core.compress.allocation import DENSE, Option, pareto
+from lcnn_core.compress.allocation import DENSE, Option, out_of_reach, pareto
 from lcnn_core.compress.fitting import Problem
 from lcnn_core.convert import convert
 from lcnn_core.counting import count_layer, output_positions, padded_positions
@@ -139,12 +139,5 @@ def allowance(speedup: float, menus: Sequence[Sequence[Option]], fixed: Mapping[
     budget = int(dense_cost / speedup) - sum(fixed.values())
     least = sum(min(option.cost for option in menu) for menu in menus)
     if least > budget:
-        reach = math.floor(100 * dense_cost / (least + sum(fixed.values()))) / 100
-        bound = f"the cheapest forms of {len(menus)} layers ({least:,} MACs)"
-        if fixed:
-            largest = sorted(fixed, key=lambda name: -fixed[name])[:3]
-            bound = f"layers that stay dense ({', '.join(largest)}: {sum(fixed.values()):,} MACs in all) and {bound}"
-        raise ConfigError(
-            f"a speedup of {speedup:g} cannot be met: at most {reach:g}, bounded by {bound}; ask for less"
-        )
+        raise out_of_reach(speedup, dense_cost, fixed, least, f"the cheapest forms of {len(menus)} layers")
     return budget

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,14 +14,17 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lcnn_core.checkpoint.record import CUSTOM
-from lcnn_core.compress.teacher import check_target, taught_by
+from lcnn_core.compress.teacher import COMPRESSION, check_target, taught_by
 from lcnn_core.counting import count_layer
 from lcnn_core.data import Dataset
 from lcnn_core.describe import describe
 from lcnn_core.errors import ConfigError
 from lcnn_core.models import MODELS, resolve
-from lcnn_core.train import SCHEDULES, TrainConfig, TrainResult, train
+from lcnn_core.train import TrainConfig, TrainResult, train
 from lcnn_core.train.events import Listener, ignore
+
+
+FROM_SCRATCH = replace(COMPRESSION, lr=0.1, clip_norm=None)
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,7 @@ class NarrowConfig:
     speedup: float = 10.0
     temperature: float = 2.0
     distillation: float = 0.7
-    train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(epochs=40, batch_size=32, schedule=SCHEDULES["one-cycle"], lr=0.1, shift=1)
-    )
+    train: TrainConfig = FROM_SCRATCH
 
     def __post_init__(self) -> None:
         check_target(self.speedup, self.temperature, self.distillation)

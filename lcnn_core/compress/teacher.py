@@ -9,8 +9,11 @@ from torch import nn
 
 from lcnn_core.errors import ConfigError
 from lcnn_core.layers import LookupLayer
-from lcnn_core.train import Distillation, Objective
+from lcnn_core.train import SCHEDULES, Distillation, Objective, TrainConfig
 from lcnn_core.train.objective import check_distillation
+
+COMPRESSION = TrainConfig(epochs=40, batch_size=32, schedule=SCHEDULES["one-cycle"], lr=0.05, clip_norm=1.0, shift=1)
+"""How a compression that starts from dense weights is trained, where nothing else is said."""
 
 
 def check_dense(model: nn.Module) -> None:
