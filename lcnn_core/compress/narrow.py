@@ -23,7 +23,6 @@ from lcnn_core.models import MODELS, resolve
 from lcnn_core.train import TrainConfig, TrainResult, train
 from lcnn_core.train.events import Listener, ignore
 
-
 FROM_SCRATCH = replace(COMPRESSION, lr=0.1, clip_norm=None)
 
 
