@@ -166,6 +166,9 @@ def test_few_iteration_words_have_the_last_interval_and_the_widths():
     assert study.tables[0].headers[2:] == ("5", "10", "95 % interval of the last")
     assert {row[2:] for row in study.tables[0].rows} == {("10.0", "50.0", "25.2 to 74.8")}
     assert "The widths are a quarter of ResNet-18's (64 128 256 512)." in study.method
+    assert any("Means over 3 seeds" in line for line in study.method)
+    alone = few_iteration_study({**settings, "seeds": 1}, summarize_few_iteration(results), ())
+    assert "One seed: no interval." in alone.method
     other = few_iteration_study({**settings, "model": "resnet-lcnn", "seeds": 3}, summarize_few_iteration(results), ())
     assert len(other.method) == len(study.method) - 1
 
