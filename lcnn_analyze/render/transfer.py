@@ -189,10 +189,16 @@ def _few_iteration_method(settings: Mapping[str, Any]) -> tuple[str, ...]:
         "the iterations.",
         f"The rate is chosen for each way by the mean accuracy on {settings['images']:,} validation images after the "
         f"last iteration; shown is the accuracy on {settings['images']:,} test images, or as many as there are.",
-        "One seed: no interval."
-        if settings["seeds"] == 1
-        else f"Means over {settings['seeds']} seeds, shallow network included; intervals are Student's t over the seeds, "
-        "wide where these are few, and know no bounds: they may pass 100 %.",
+        _seeds_text(settings["seeds"]),
+    )
+
+
+def _seeds_text(seeds: int) -> str:
+    if seeds == 1:
+        return "One seed: no interval."
+    return (
+        f"Means over {seeds} seeds, shallow network included; intervals are Student's t over the seeds, wide where "
+        "these are few, and know no bounds: they may pass 100 %."
     )
 
 
