@@ -2,14 +2,14 @@
 # The study on Fashion-MNIST, one process, resumable: stop it at any time and run it again.
 # usage: reports/study.sh FOLDER [DATA]     DATA: idx:FOLDER with the four files of Fashion-MNIST
 # `timeout 9000 reports/study.sh FOLDER` is a part of 150 minutes; what it was at goes on from its last epoch.
-# PART=3 runs one part alone; DENSE_EPOCHS and EPOCHS say how long the dense references and each trial are trained.
+# PART=3 runs one part alone; DENSE_EPOCHS and EPOCHS say how long the dense references (12) and each trial (6) are trained.
 # At the end reports/study/ holds each network's figures and the page made of them.
 set -euo pipefail
 study=$1
 data=${2:-idx:/work/shared/data/fashion-mnist}
 python=${PYTHON:-python}
 lcnn="$python -m lcnn_analyze"
-epochs=${EPOCHS:-10}
+epochs=${EPOCHS:-6}
 export OMP_NUM_THREADS=1
 
 dense() { # NETWORK: its dense reference, gone on with where it was stopped
@@ -30,8 +30,9 @@ sweep() { # NETWORK OPTION...: adds to the network's journal; what is done is no
     -o "$study/$network/spectrum" "$@"
 }
 
-main=from-dense,pruning,published
-others=lookup-only,converted,low-rank,narrow
+# What starts from scratch is trained twice as long: as long as the dense reference from which the others start.
+main=from-dense,pruning,published:epochs=12
+others=lookup-only,converted,low-rank,narrow:epochs=12
 ingredients=distillation=0,start=scratch,thresholds=soft,regrowth=0.2,layer_budgets=uniform,layer_budgets=measured
 ingredients=$ingredients,forms=measured,schedule=cosine,schedule=constant
 
