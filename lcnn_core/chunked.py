@@ -29,6 +29,7 @@ def is_large(coefficients: Tensor) -> bool:
     return (
         coefficients.numel() >= LARGE
         and coefficients.device.type == "cpu"
+        and coefficients.dtype in (torch.float32, torch.float64)
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and not torch.is_autocast_enabled("cpu")
@@ -43,7 +44,7 @@ class ThresholdedLinear(torch.autograd.Function):
         y = x.new_empty(len(coefficients), len(x))
         for rows, kept in _thresholded(coefficients, threshold):
             torch.mm(kept, x.t(), out=y[rows])
-        return y.t()
+        return y.t().contiguous()  # no view, which could not be changed in place
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -52,14 +53,17 @@ class ThresholdedLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, coefficients = ctx.saved_tensors
         upstream = grad.t().contiguous()
-        grad_x, grad_coefficients = torch.zeros_like(x), torch.empty_like(coefficients)
+        grad_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        grad_coefficients = torch.empty_like(coefficients) if ctx.needs_input_grad[1] else None
         for rows, kept in _thresholded(coefficients, ctx.threshold):
-            grad_x.addmm_(upstream[rows].t(), kept)
-            place = torch.mm(upstream[rows], x, out=grad_coefficients[rows])
-            aten.hardshrink_backward.grad_input(place, coefficients[rows], ctx.threshold, grad_input=place)
+            if grad_x is not None:
+                grad_x.addmm_(upstream[rows].t(), kept)
+            if grad_coefficients is not None:
+                place = torch.mm(upstream[rows], x, out=grad_coefficients[rows])
+                aten.hardshrink_backward.grad_input(place, coefficients[rows], ctx.threshold, grad_input=place)
         return grad_x, grad_coefficients, None
 
 

@@ -193,7 +193,8 @@ def thresholded_linear(
 ) -> Tensor:
     """``F.linear`` with the entries of ``coefficients`` of magnitude at or below ``threshold`` taken as zero.
 
-    x: (*, m); coefficients: (n, m); bias: (n,). Returns (*, n). A large P is not copied; it has first derivatives only.
+    x: (*, m); coefficients: (n, m); bias: (n,). Returns (*, n). A large P (32 MiB and
+    more, on the processor) is not copied; it has first derivatives only, and none of torch.func's transforms but grad.
     """
     if threshold is None:
         return F.linear(x, coefficients, bias)

@@ -29,10 +29,11 @@ def print_plan(job: Job, processes: Processes, rates: bool) -> None:
     print_report(analyze(job.model.cpu(), job.dataset.input_shape, name=job.title), RENDERERS["table"])
     typer.echo("\n".join([*data_lines(job.dataset), *plan_lines(job.training, len(job.dataset.train), processes)]))
     if rates:
-        from lcnn_analyze.cli.rates import rate_lines
+        from lcnn_analyze.cli.rates import BEFORE, BEFORE_WITH_BUDGET, rate_lines
 
         job.model.to(device)
-        typer.echo("\n".join(rate_lines(job.train, job.dataset, job.training)))
+        before = BEFORE_WITH_BUDGET if job.method else BEFORE
+        typer.echo("\n".join(rate_lines(job.train, job.dataset, job.training, before)))
 
 
 def data_lines(dataset: Dataset) -> list[str]:

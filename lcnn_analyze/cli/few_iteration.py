@@ -43,7 +43,7 @@ def few_iteration(
     model: Annotated[str, typer.Option(help=f"{', '.join(DEPTHS)}.")] = "digits-resnet-lcnn",
     preset: Preset = None,
     stem: Annotated[
-        str | None, typer.Option(help="Of resnet-lcnn: imagenet, or small for 8 to 64 pixels. [imagenet]")
+        str | None, typer.Option(help="Of resnet-lcnn: imagenet (224 pixels), or small (28). [imagenet]")
     ] = None,
     iterations: Annotated[int, typer.Option(help="Steps of the deeper network.")] = 300,
     every: Annotated[int, typer.Option(help="Steps between two measurements.")] = 20,

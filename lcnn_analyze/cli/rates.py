@@ -15,8 +15,8 @@ from lcnn_core import BatchFinished, Dataset, Event, Listener, Split, TrainConfi
 
 BATCHES = 8
 """That are timed."""
-BEFORE = 12
-"""Batches before: workers start and memory is claimed, and a budget is met, at its usual phase of 0.6."""
+BEFORE, BEFORE_WITH_BUDGET = 1, 12
+"""Batches before: workers start, memory is claimed, and a budget is met, at its usual phase of 0.6."""
 RATE = 1e-6
 """Learning rate of the timed steps: whatever the run's own is, nothing diverges in them."""
 
@@ -25,13 +25,13 @@ Run = Callable[[Dataset, TrainConfig, Listener], object]
 """Trains, as the run will."""
 
 
-def rate_lines(run: Run, dataset: Dataset, config: TrainConfig) -> list[str]:
-    """Images a second that are read, that ``run`` trains on from memory, and with both at once."""
+def rate_lines(run: Run, dataset: Dataset, config: TrainConfig, before: int = BEFORE) -> list[str]:
+    """Images a second that are read, that ``run`` trains on from memory, and with both; after ``before`` batches."""
     batches = _batches(dataset, config.batch_size)
     first = Split(*next(batches))
     read = _timed(lambda: next(batches), len(first))
-    alone, _ = _trained(run, replace(dataset, train=first, validation=first), config)
-    together, waiting = _trained(run, replace(dataset, validation=first), config)
+    alone, _ = _trained(run, replace(dataset, train=first, validation=first), config, before)
+    together, waiting = _trained(run, replace(dataset, validation=first), config, before)
     verdict = "reading keeps up" if waiting < WORTH_SAYING else "reading holds training back; more --workers may help"
     return [
         f"rates: reading {read:,.0f} images/s, training {alone:,.4g} images/s with images in memory, both at once "
@@ -52,7 +52,7 @@ def _timed(take: Callable[[], object], images: int) -> float:
     return BATCHES * images / (time.perf_counter() - started)
 
 
-def _trained(run: Run, dataset: Dataset, config: TrainConfig) -> tuple[float, float]:
+def _trained(run: Run, dataset: Dataset, config: TrainConfig, before: int) -> tuple[float, float]:
     """Images a second of a few steps, and the share of their time spent waiting for images."""
     steps: list[BatchFinished] = []
 
@@ -61,9 +61,9 @@ def _trained(run: Run, dataset: Dataset, config: TrainConfig) -> tuple[float, fl
             steps.append(event)
 
     few = replace(
-        config, epochs=1, batches_per_epoch=BEFORE + BATCHES, warmup=None, lr=RATE, lr_scale=1.0, save_every=None
+        config, epochs=1, batches_per_epoch=before + BATCHES, warmup=None, lr=RATE, lr_scale=1.0, save_every=None
     )
     run(dataset, few, listen)
-    timed = list(islice(steps, BEFORE, None))
+    timed = list(islice(steps, before, None))
     seconds = sum(step.seconds for step in timed)
     return sum(step.images for step in timed) / seconds, sum(step.waited for step in timed) / seconds

@@ -128,8 +128,9 @@ class ImageFiles:
         return len(self.labels)
 
     def recall(self, unreadable: Mapping[str, str]) -> None:
-        """As :class:`Images` says."""
+        """As :class:`Images` says. Raises DataError where there are more than the limit allows."""
         self.unreadable.update(unreadable)
+        self._check_limit()
 
     def read(
         self, batches: Sequence[Tensor], seed: int | None = None, crops: int = 1
@@ -156,6 +157,9 @@ class ImageFiles:
 
     def _note(self, failed: Sequence[tuple[int, str]]) -> None:
         self.unreadable.update((self.names[index], reason) for index, reason in failed)
+        self._check_limit()
+
+    def _check_limit(self) -> None:
         if len(self.unreadable) > self.limit:
             name, reason = next(reversed(self.unreadable.items()))
             raise DataError(

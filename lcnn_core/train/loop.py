@@ -373,7 +373,7 @@ class _Run:
         self.at = _Position(**state["position"])
         self.recent.extend((right, total) for right, total in state["recent"])
         for name, images in self.splits().items():
-            images.recall(state["unreadable"][name])
+            images.recall(state.get("unreadable", {}).get(name, {}))
         self.history = [restore_epoch(fields) for fields in state["history"]]
         if state["best"]:
             *merit, self.best_epoch = state["best"]

@@ -44,7 +44,9 @@ class OfClasses:
             numbers = self.numbers[labels]
             kept = (numbers >= 0).nonzero().flatten()
             if not len(kept):
-                raise DataError(f"none of {len(labels)} images of a batch can be read; mend them, or take larger ones")
+                raise DataError(
+                    f"none of {len(labels)} images of a batch can be read; mend them, or take larger batches"
+                )
             if len(kept) < len(numbers):
                 kept = kept[torch.arange(len(numbers)) % len(kept)]
             yield images[kept], numbers[kept]

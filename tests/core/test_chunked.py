@@ -18,6 +18,7 @@ def small_chunks(request, monkeypatch):
     """Chunks of so many entries, for every P: shorter than a row, uneven, several, all of P at once."""
     monkeypatch.setattr(chunked, "LARGE", 1)
     monkeypatch.setattr(chunked, "MULTIPLIED", request.param)
+    monkeypatch.setattr(chunked, "SUMMED", request.param)
 
 
 def by_masks(x, coefficients, bias, threshold):
@@ -49,6 +50,38 @@ def test_gradients_by_differences(small_chunks):
     torch.manual_seed(0)
     x, p = (torch.randn(n, 6, dtype=torch.float64, requires_grad=True) for n in (3, 4))
     assert torch.autograd.gradcheck(lambda x, p: lf.thresholded_linear(x, p, None, 0.01), (x, p))
+
+
+def test_the_sum_of_magnitudes(small_chunks):
+    p = torch.randn(9, 11, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        p[0, :3] = torch.tensor([EPS, -EPS, 0.0])
+    term = lf.l1_term(p, EPS, 0.7)
+    used = [value for value in p.flatten().tolist() if abs(value) > EPS]
+    assert term.item() == pytest.approx(0.7 * sum(map(abs, used)))
+    term.backward()
+    torch.testing.assert_close(p.grad, torch.where(p.detach().abs() > EPS, 0.7 * p.detach().sign(), 0.0))
+
+
+@pytest.mark.parametrize("frozen", ["x", "coefficients"])
+def test_no_gradient_where_none_is_wanted(small_chunks, frozen):
+    x, p = (torch.randn(n, 6, requires_grad=name != frozen) for n, name in ((3, "x"), (4, "coefficients")))
+    lf.thresholded_linear(x, p, None, 0.1).sum().backward()
+    plain = torch.where(p.abs() > 0.1, p, 0.0)
+    if frozen == "x":
+        torch.testing.assert_close(p.grad, (p.abs() > 0.1) * x.sum(0))
+    else:
+        torch.testing.assert_close(x.grad, plain.sum(0).expand(3, 6))
+    assert (x if frozen == "x" else p).grad is None
+
+
+@pytest.mark.parametrize(
+    "layer", [LookupConv2d(5, 8, 4, bias=False, dictionary_size=3), LookupLinear(7, 8, False, dictionary_size=3)]
+)
+def test_what_follows_may_work_in_place(small_chunks, layer):
+    x = torch.randn(2, 5, 4, 4) if isinstance(layer, LookupConv2d) else torch.randn(2, 7)
+    torch.nn.Sequential(layer, torch.nn.ReLU(inplace=True))(x).sum().backward()
+    assert layer.coefficients.grad is not None
 
 
 def test_nan_stays(small_chunks):
@@ -94,6 +127,7 @@ def test_not_where_it_would_not_pay_or_not_be_seen(monkeypatch):
     assert chunked.is_large(large)
     assert not chunked.is_large(large[1:])
     assert not chunked.is_large(large.to("meta"))
+    assert not chunked.is_large(large.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
         assert not chunked.is_large(large)
     monkeypatch.setattr(chunked, "LARGE", 1)
@@ -117,3 +151,11 @@ def test_no_second_array_of_the_size_of_p():
         assert largest(lambda: F.linear(x, F.hardshrink(p, 0.1))) >= size
         assert largest(lambda: lf.thresholded_linear(x, p, None, 0.1)) < size // 2
         assert largest(lambda: lf.l1_term(p, 0.1, 1.0)) < size // 16
+
+    def step():
+        p.grad = None
+        (lf.thresholded_linear(x, p, None, 0.1).sum() + lf.l1_term(p, 0.1, 1.0)).backward()
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        step()
+    assert sum(event.self_cpu_memory_usage >= size for event in seen.events()) == 2, "the gradient of each term"

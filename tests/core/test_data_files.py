@@ -225,6 +225,17 @@ def test_a_run_that_goes_on_knows_what_could_not_be_read(folder: Path, tmp_path:
     assert list(states[1]["unreadable"]["train"]) == [str(folder / "train/cat/broken.jpg")]
     (folder / "train/cat/broken.jpg").write_bytes(jpeg("RGB", COLOURS["cat"]))
     assert run(states[1])[0] == [2, 2, 2], "mended since: it was unreadable in this run all the same"
+    del states[1]["unreadable"]
+    assert run(states[1])[0][1:] == [1, 1], "a state of before, which does not know"
+
+
+def test_what_other_processes_met_counts_towards_the_limit(folder: Path) -> None:
+    """Before a state is written, so that none says more than it allows."""
+    strict = load_dataset(f"imagefolder:{folder}", None, DataOptions(image_size=16, workers=0, unreadable_limit=1))
+    strict.train.recall({"a.jpg": "empty"})
+    assert len(all_of(strict.train)[0]) == 18
+    with pytest.raises(DataError, match=r"2 images cannot be read, the limit is 1; the last is b.jpg: empty; mend"):
+        strict.train.recall({"a.jpg": "empty", "b.jpg": "empty"})
 
 
 def test_few_classes_of_files_of_which_some_cannot_be_read(folder: Path) -> None:
@@ -236,7 +247,7 @@ def test_few_classes_of_files_of_which_some_cannot_be_read(folder: Path) -> None
     images, labels = next(iter(two.train.read([places], seed=0)))
     assert len(images) == 7
     assert set(labels.tolist()) == {1}
-    with pytest.raises(DataError, match=r"none of 3 images of a batch can be read; mend them, or take larger ones"):
+    with pytest.raises(DataError, match=r"none of 3 images of a batch can be read; mend them, or take larger batches"):
         list(two.train.read([torch.arange(6, 9)], seed=0))
     assert len(all_of(two.train)[0]) == 6
     result = train(build("digits-resnet", num_classes=2, in_channels=3), two, TrainConfig(2, 12, lr=0.1))

@@ -310,8 +310,7 @@ int64_t lcnn_memory(const lcnn_plan* p, int which) {
         weights += int64_t(s.sliced.values.size() * 2 + s.sliced.starts.size() + s.sliced.lanes.size()) * 4;
     }
     const Plan& plan = *p->plan;
-    int64_t shared = std::max(plan.shared_rows, plan.shared_window);
-    return which == 0 ? weights : which == 1 ? (plan.arena + plan.batch) * 4 : (plan.scratch + shared) * 4;
+    return which == 0 ? weights : which == 1 ? (plan.arena + plan.batch) * 4 : (plan.scratch + plan.shared_rows) * 4;
 }
 
 const char* lcnn_isa(void) {
