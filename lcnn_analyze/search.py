@@ -216,8 +216,13 @@ class Search:
         return [*found.values()]
 
     def _asked(self) -> _Point | None:
-        """A new point or one that was put back; None where other workers were quicker."""
+        """A new point or one that was put back; None where other workers were quicker, or took this one for silent."""
         trial = self.study.ask()
+        with suppress(self.optuna.exceptions.UpdateFinishedTrialError):
+            return self._point(trial)
+        return None
+
+    def _point(self, trial: Any) -> _Point | None:
         before = {_name(other) for other in self._trials() if other.number < trial.number}
         name = trial.user_attrs.get("name")
         if name in before or (name is None and len(before) >= self.count):

@@ -118,6 +118,22 @@ def test_of_two_workers_that_ask_at_once_for_the_last_point_one_gets_it(tmp_path
     assert len(two.ended()) == 1
 
 
+def test_a_point_that_another_took_for_silent_while_it_was_claimed_is_claimed_again(tmp_path: Path) -> None:
+    """On a slow machine more than the lease may pass between asking for a point and the first sign of life."""
+    search = opened(tmp_path, 1)
+    ask, asked = search.study.ask, []
+
+    def slow() -> Any:
+        asked.append(ask())
+        if len(asked) == 1:
+            search._free(next(t for t in search.study.get_trials() if t.number == asked[0].number))
+        return asked[-1]
+
+    search.study.ask = slow
+    assert search.claim() is not None
+    assert len(asked) == 2
+
+
 def _take_all(folder: Path, storage: str | None, seconds: float) -> None:
     search = opened(folder, 8, storage=storage, lease=1.0)
     while True:
