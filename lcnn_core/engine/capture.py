@@ -90,7 +90,10 @@ def _handler(node: fx.Node, child: nn.Module | None) -> Handler | None:
 def lower(module: fx.GraphModule, batch: int) -> Lowering:
     """Operations of the engine where a handler covers the node, the node itself elsewhere, in execution order."""
     low = Lowering(dict(module.named_modules()), batch)
+    images: set[fx.Node] = set()  # what follows from the inputs; a constant may have their first dimension by chance
     for node in module.graph.nodes:
+        if node.op == "placeholder" or not images.isdisjoint(node.all_input_nodes):
+            images.add(node)
         if node.op in ("placeholder", "output", "get_attr"):
             low.operations.append(node)
             shape = node.meta.get("val_shape")
@@ -99,7 +102,7 @@ def lower(module: fx.GraphModule, batch: int) -> Lowering:
             continue
         child = low.modules.get(str(node.target)) if node.op == "call_module" else None
         handler = _handler(node, child)
-        shape = node.meta.get("val_shape")
+        shape = node.meta.get("val_shape") if node in images else None
         covered = handler is not None and shape is not None and shape[0] == batch
         value = handler(low, node, child) if covered and handler is not None else None
         if value is None:

@@ -25,13 +25,15 @@ pytestmark = pytest.mark.skipif(not ISAS, reason="no native library was built")
 
 
 @settings(max_examples=150, deadline=None)
-@given(layers(), st.sampled_from([1, 3, 8, 32]), st.sampled_from([1, 2]), st.sampled_from(ISAS or ["none"]))
+@given(layers(), st.sampled_from([1, 3, 8, 32]), st.sampled_from([1, 2, 3, 5]), st.sampled_from(ISAS or ["none"]))
 def test_any_convolution(case: tuple[nn.Module, tuple[int, int, int]], batch: int, threads: int, isa: str) -> None:
     model, shape = case
     x = torch.randn(batch, *shape)
     compiled = compile(model, x[:1], threads=threads, isa=isa)
     assert not compiled.plan.fallbacks
     assert error(model, compiled, x) <= 1e-5
+    for part in (x[:1], x):  # of one image the threads divide the layer, of many the images
+        assert torch.equal(compiled(part), compile(model, x[:1], threads=1, isa=isa)(part))
 
 
 @settings(max_examples=60, deadline=None)
@@ -128,6 +130,28 @@ def test_branches(isa: str, threads: int, batch: int) -> None:
     compiled = compile(model, torch.randn(2, 3, 44, 36), threads=threads, isa=isa)
     assert [step.name for step in compiled.plan.fallbacks] == ["gelu"]
     assert error(model, compiled, torch.randn(batch, 3, 44, 36)) <= 1e-5
+
+
+class Biased(nn.Module):
+    """Adds a map that its weights alone make, as attention's position biases are: one for all windows of all images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coordinates = nn.Parameter(torch.randn(1, 2, 6, 6))
+        self.bias = nn.Conv2d(2, 4, 1)
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows = self.conv(x).repeat(2, 1, 1, 1)
+        return windows + torch.sigmoid(self.bias(self.coordinates))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_what_follows_from_weights_alone_is_no_image(batch: int) -> None:
+    model = Biased().eval()
+    compiled = compile(model, torch.randn(1, 3, 6, 6))
+    assert any(step.native for step in compiled.plan.steps)
+    assert error(model, compiled, torch.randn(batch, 3, 6, 6)) <= 1e-5
 
 
 def test_the_model_is_left_alone_and_its_later_changes_ignored() -> None:

@@ -103,15 +103,13 @@ def classifiers() -> list[str]:
 @pytest.mark.parametrize("name", classifiers())
 def test_every_classifier_of_torchvision(name: str, form: str, threads: int) -> None:
     """The full matrix: ``pytest -m slow tests/core/test_engine_models.py``. Transformers run in PyTorch where the
-    engine has no step for them."""
-    if name.startswith("swin_v2"):
-        pytest.xfail("its window attention, in PyTorch, takes no other batch than the one it was compiled for")
+    engine has no step for them. Eight images: over fewer, the largest of PyTorch's own errors is a matter of luck."""
     torch.manual_seed(0)
     model = torchvision_network(name)
     model = with_dictionaries(model) if form == "lookup" else settle(model, 1.0)
     fixed = {"maxvit": 224, "vit": 224, "swin": 256}
     size = fixed.get(name.split("_")[0], TORCHVISION.get(name, 64))
-    check(model, torch.randn(3, 3, size, size), threads, (3, 1))
+    check(model, torch.randn(8, 3, size, size), threads, (8, 3, 1))
 
 
 def test_an_unstructured_sparse_network_skips_its_zeros() -> None:
