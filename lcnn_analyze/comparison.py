@@ -5,10 +5,14 @@ Trials are rows of plain data, as a study's JSON holds them.
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lcnn_analyze.spectrum import Point, pareto_front
 
@@ -44,6 +48,8 @@ class Mean:
     """No other is at least as good in counted speedup and in validation accuracy, and better in one."""
     measured_front: bool = False
     """The same with measured speedup."""
+    right: NDArray[np.float64] | None = field(default=None, repr=False, compare=False)
+    """(count,): the share of the seeds that answer a test image rightly; None where a trial does not tell."""
 
     @property
     def spread(self) -> float:
@@ -88,7 +94,25 @@ def _mean(method: str, target: float, members: Sequence[Row]) -> Mean:
         seeds=tuple(row["seed"] for row in members),
         accuracies=tuple(accuracies),
         measured=math.prod(timed) ** (1 / len(timed)) if timed else None,
+        right=_right(members),
     )
+
+
+def dense_mean(dense: Mapping[str, Any]) -> Mean:
+    """The dense network of a study, a given one: without an error over seeds."""
+    return _mean("dense", 1.0, [{**dense, "speedup": 1.0, "seed": 0}])
+
+
+def packed(right: Sequence[bool]) -> str:
+    """Which images a network answers rightly, one bit each, as base64."""
+    return base64.b64encode(np.packbits(np.asarray(right, dtype=bool)).tobytes()).decode()
+
+
+def _right(members: Sequence[Row]) -> NDArray[np.float64] | None:
+    if not all("right" in row and row["count"] == members[0]["count"] for row in members):
+        return None
+    bits = [np.frombuffer(base64.b64decode(row["right"]), np.uint8) for row in members]
+    return np.mean([np.unpackbits(part, count=members[0]["count"]) for part in bits], axis=0)
 
 
 def sampling_error(percent: float, count: int) -> float:
@@ -110,21 +134,31 @@ def _front(found: Sequence[Mean], speedup: Callable[[Mean], float]) -> set[tuple
 
 
 def difference(one: Mean, other: Mean) -> tuple[float, float]:
-    """Points of accuracy that ``one`` is ahead of ``other``, and the standard error of that."""
-    return one.accuracy - other.accuracy, math.hypot(one.spread, other.spread)
+    """Points of accuracy that ``one`` is ahead of ``other``, and the standard error of that, over seeds and images."""
+    return one.accuracy - other.accuracy, math.hypot(one.error or 0.0, other.error or 0.0, _over_images(one, other))
+
+
+def _over_images(one: Mean, other: Mean) -> float:
+    """Standard error of the difference because test images are finitely many, in points.
+
+    Both networks answer the same images, most of them alike: the spread of the differences image by image. Where it is
+    not known which images were right, that of two independent sets of images, which is larger.
+    """
+    if one.right is None or other.right is None or one.right.shape != other.right.shape:
+        return math.hypot(one.sampling, other.sampling)
+    return float(100 * (one.right - other.right).std() / math.sqrt(len(one.right)))
 
 
 def paired(one: Mean, other: Mean) -> tuple[float, float]:
-    """The same over the seeds that both have, each seed's difference by itself; with one such seed the error is that
-    over the test images. Where they have none in common, ``difference``."""
+    """The same over the seeds that both have, each seed's difference by itself. Where they have none in common,
+    ``difference``."""
     others = dict(zip(other.seeds, other.accuracies, strict=True))
     points = [a - others[seed] for seed, a in zip(one.seeds, one.accuracies, strict=True) if seed in others]
     if not points:
         return difference(one, other)
-    mean = sum(points) / len(points)
-    if len(points) == 1:
-        return mean, math.hypot(one.sampling, other.sampling)
-    return mean, (sum((p - mean) ** 2 for p in points) / (len(points) - 1) / len(points)) ** 0.5
+    mean, count = sum(points) / len(points), len(points)
+    seeds = (sum((p - mean) ** 2 for p in points) / (count - 1) / count) ** 0.5 if count > 1 else 0.0
+    return mean, math.hypot(seeds, _over_images(one, other))
 
 
 def tie(one: Mean, other: Mean) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from lcnn_analyze.cli.output import write_file
 from lcnn_analyze.cli.trials import GIVEN, Plan
-from lcnn_analyze.comparison import means
+from lcnn_analyze.comparison import Mean, means
 from lcnn_analyze.study import State, Trial
 
 NETWORKS = ("network.pt", "network.pt2")
@@ -43,9 +43,15 @@ def make_document(plan: Plan, ended: Ended, workers: int) -> dict[str, Any]:
         "methods": {name: METHODS[name].doc for name in METHODS if name in bases},
         "total": total,
         "seconds_left": _seconds_left(rows, total, workers),
-        "points": [dataclasses.asdict(point) for point in means(rows)],
+        "points": [_plain(point) for point in means(rows)],
         "trials": rows,
     }
+
+
+def _plain(point: Mean) -> dict[str, Any]:
+    plain = dataclasses.asdict(point)
+    del plain["right"]  # the trials hold it
+    return plain
 
 
 def _rows(plan: Plan, ended: Ended) -> list[dict[str, Any]]:
@@ -80,16 +86,13 @@ def dense_facts(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     kept = folder / "dense.json"
     if kept.exists():
         return json.loads(kept.read_text())
-    from lcnn_analyze.cli.trials import load_subject, macs_of
-    from lcnn_core import checkpoint, evaluate
+    from lcnn_analyze.cli.trials import accuracies, load_subject, macs_of
+    from lcnn_core import checkpoint
 
     loaded = checkpoint.load(settings["dense"])
     model, dataset = load_subject(settings)
-    accuracy = evaluate(model, dataset.test)
     dense = {
-        "top1": accuracy.top1,
-        "count": accuracy.count,
-        "validation": evaluate(model, dataset.validation).top1,
+        **accuracies(model, dataset),
         "macs": macs_of(model, dataset),
         "command": loaded.provenance.get("command"),
     }

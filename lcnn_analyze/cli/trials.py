@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcnn_analyze.cli.recipes import config_of, whole
+from lcnn_analyze.comparison import packed
 from lcnn_analyze.search import Search, Space, axes
 from lcnn_analyze.study import Journal, Source, Trial, grid
 from lcnn_core import METHODS, ConfigError, Event, LcnnError, StateReached, atomic_write
@@ -172,7 +173,9 @@ def _result(
         model, _ = METHODS[recipe.partition(":")[0]].compress(dense, dataset, config, listen, state)
     seconds = time.perf_counter() - started
     timed = _latency(model, dense, dataset) if plan.settings["measure"] else None
-    result = {**_measured(model, dense, dataset), "latency": timed, "seconds": seconds, "machine": machine()}
+    speedup = macs_of(dense, dataset) / macs_of(model, dataset)
+    measured = {**accuracies(model, dataset), "speedup": speedup, "latency": timed}
+    result = {**measured, "seconds": seconds, "machine": machine()}
     _save(folder, model, dense, trial, plan.settings, dataset, result)
     with atomic_write(folder / "result.json") as file:
         file.write(json.dumps(result).encode())
@@ -180,16 +183,18 @@ def _result(
     return result
 
 
-def _measured(model: nn.Module, dense: nn.Module, dataset: Dataset) -> dict[str, Any]:
-    from lcnn_core import evaluate
+def accuracies(model: nn.Module, dataset: Dataset) -> dict[str, Any]:
+    """On the test and validation images, and which test images are answered rightly."""
+    from lcnn_core import evaluate, evaluate_classes
 
-    accuracy = evaluate(model, dataset.test)
+    found = evaluate_classes(model, dataset.test)
+    accuracy = found.accuracy
     return {
         "top1": accuracy.top1,
         "top5": accuracy.top5,
         "count": accuracy.count,
+        "right": packed(found.right.tolist()),
         "validation": evaluate(model, dataset.validation).top1,
-        "speedup": macs_of(dense, dataset) / macs_of(model, dataset),
     }
 
 

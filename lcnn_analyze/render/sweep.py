@@ -14,6 +14,7 @@ from lcnn_analyze.comparison import (
     PLAIN,
     Mean,
     best,
+    dense_mean,
     difference,
     means,
     paired,
@@ -29,8 +30,9 @@ Document = Mapping[str, Any]
 NOTES = (
     "Counted speedup: multiplications of the dense network over those of the smaller one, on one image; what a run "
     "takes in seconds is another matter, and stands apart where it was measured.",
-    "± is one standard error over seeds; with a star, where there is one seed, that over the test images. Two methods "
-    "tie where their difference is within its standard error; ablations are compared seed by seed.",
+    "± is one standard error over seeds; with a star, where there is one seed, that over the test images. That "
+    "of a difference is over seeds and over the test images, image by image, which all networks answer alike mostly. "
+    "Two methods tie where their difference is within its standard error; ablations are compared seed by seed.",
     "A filled mark is on the Pareto front: no other has both "
     "more speedup and a better accuracy on the validation images, by which fronts are chosen.",
 )
@@ -161,8 +163,9 @@ def _cost(document: Document, points: Sequence[Mean]) -> list[str]:
     costs = []
     for target in _targets(points):
         top = best(_at(points, target))[0]
-        lost = 100 * dense["top1"] - top.accuracy
-        costs.append(f"{abs(lost):.2f} points {'below' if lost >= 0 else 'above'} at {target:g}x ({top.method})")
+        lost, error = difference(dense_mean(dense), top)
+        side = "below" if lost >= 0 else "above"
+        costs.append(f"{abs(lost):.2f} ± {error:.2f} points {side} at {target:g}x ({top.method})")
     if not costs:
         return []
     return [f"Against the dense network, {_dense(dense)}, the most accurate is {joined(costs)}."]
@@ -289,7 +292,7 @@ def _result(document: Document, point: Mean, top: Sequence[Mean], searched: bool
         ABSENT if searched else f"{point.target:g}x",
         ratio_text(point.speedup),
         _spread(point),
-        f"{point.accuracy - 100 * document['dense']['top1']:+.2f}",
+        "{:+.2f} ± {:.2f}".format(*difference(point, dense_mean(document["dense"]))),
         ABSENT if searched else place,
         f"{point.validation:.2f}",
         str(len(point.seeds)),

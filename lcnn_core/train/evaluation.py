@@ -30,11 +30,13 @@ class Accuracy:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """An accuracy, and the confusion matrix that it comes from."""
+    """An accuracy, and the answers that it comes from."""
 
     accuracy: Accuracy
     confusion: Tensor
     """int64 (classes, classes): images of the row's class that the model takes for the column's."""
+    right: Tensor
+    """bool (count,): whether an image's label is the model's first answer, in the order of the split."""
 
     @property
     def precision(self) -> Tensor:
@@ -79,7 +81,7 @@ def evaluate(model: nn.Module, split: Images, batch_size: int = 256, crops: int 
 
 
 def evaluate_classes(model: nn.Module, split: Images, batch_size: int = 256, crops: int = 1) -> Evaluation:
-    """As :func:`evaluate`, on this process alone, with the confusion matrix of the first answers."""
+    """As :func:`evaluate`, on this process alone, with which first answers are right and the confusion matrix."""
     found = [
         (logits.double().cpu(), labels.cpu())
         for logits, labels in _answers(model, split, batch_size, crops, Processes())
@@ -91,7 +93,7 @@ def evaluate_classes(model: nn.Module, split: Images, batch_size: int = 256, cro
     confusion = torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes)
     top1, top5 = (float((ranks < first).double().mean()) for first in (1, 5))
     accuracy = Accuracy(top1, top5, len(labels), float(F.cross_entropy(logits, labels)))
-    return Evaluation(accuracy, confusion.reshape(classes, classes))
+    return Evaluation(accuracy, confusion.reshape(classes, classes), ranks < 1)
 
 
 def _answers(

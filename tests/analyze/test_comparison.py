@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcnn_analyze.comparison import best, difference, means, paired, split, tie
+from lcnn_analyze.cli.sweep_report import _plain
+from lcnn_analyze.comparison import best, difference, means, packed, paired, split, tie
 from lcnn_analyze.render import study as rendered
 from lcnn_analyze.render.sweep import progress_text, sweep_study
 
@@ -79,17 +80,45 @@ def test_the_fronts_are_what_nothing_beats_on_validation_images(triples: list[tu
 def test_what_lies_within_one_standard_error_of_the_difference_is_a_tie() -> None:
     one, two, three = means(many({("a", 3.0): [0.90, 0.92], ("b", 3.0): [0.895, 0.899], ("c", 3.0): [0.85, 0.87]}))
     points, error = difference(one, two)
-    assert (points, error) == (pytest.approx(1.3), pytest.approx((1.0**2 + 0.2**2) ** 0.5))
+    images = one.sampling**2 + two.sampling**2
+    assert (points, error) == (pytest.approx(1.3), pytest.approx((1.0**2 + 0.2**2 + images) ** 0.5))
     assert not tie(one, two)
     assert not tie(three, two)
     near = means(many({("a", 3.0): [0.90, 0.92], ("b", 3.0): [0.899, 0.903], ("c", 3.0): [0.85, 0.87]}))
     assert [mean.method for mean in best(near)] == ["a", "b"]
 
 
+@given(st.lists(st.tuples(*[st.booleans()] * 4), min_size=2, max_size=40))
+def test_networks_are_compared_on_the_same_images(answers: list[tuple[bool, bool, bool, bool]]) -> None:
+    """Two seeds of one method and two of another; the differences image by image, by the statistics module."""
+    columns = list(zip(*answers, strict=True))
+    rows = [
+        row("ab"[place // 2], 3.0, place % 2, sum(right) / len(right), count=len(right), right=packed(right))
+        for place, right in enumerate(columns)
+    ]
+    one, two = means(rows)
+    each = [100 * ((a + b) - (c + d)) / 2 for a, b, c, d in answers]
+    images = statistics.pstdev(each) / len(each) ** 0.5
+    spread = [statistics.stdev(mean.accuracies) / 2**0.5 for mean in (one, two)]
+    points, error = difference(one, two)
+    assert points == pytest.approx(statistics.mean(each))
+    assert error == pytest.approx((images**2 + spread[0] ** 2 + spread[1] ** 2) ** 0.5)
+    assert all("right" not in plain for plain in (_plain(one), _plain(two)))
+
+
+def test_networks_of_different_images_are_not_paired() -> None:
+    one, two = means([
+        row("a", 3.0, 0, 0.5, count=2, right=packed([True, False])),
+        row("b", 3.0, 0, 0.5, count=4, right=packed([True, False] * 2)),
+    ])  # fmt: skip
+    assert difference(one, two)[1] == pytest.approx((one.sampling**2 + two.sampling**2) ** 0.5)
+
+
 def test_ablations_are_compared_seed_by_seed() -> None:
     values = {("a", 3.0): [0.90, 0.92, 0.97], ("a:lr=1", 3.0): [0.89, 0.90], ("a:lr=2", 3.0): [0.93]}
     base, two, one = means(many(values))
-    assert paired(two, base) == (pytest.approx(-1.5), pytest.approx(statistics.stdev([-1, -2]) / 2**0.5))
+    seeds, images = statistics.stdev([-1, -2]) / 2**0.5, (two.sampling**2 + base.sampling**2) ** 0.5
+    assert paired(two, base) == (pytest.approx(-1.5), pytest.approx((seeds**2 + images**2) ** 0.5))
     assert paired(one, base) == (pytest.approx(3.0), pytest.approx((one.sampling**2 + base.sampling**2) ** 0.5))
     apart = dataclasses.replace(one, seeds=(7,))
     assert paired(apart, base) == difference(apart, base)
@@ -119,24 +148,24 @@ def test_the_page_says_which_to_use_when_and_where_lcnn_loses() -> None:
     study = sweep_study([document(many(GRID))])
     assert study.findings == (
         "Which to use for accuracy: pruning at 3x; from-dense or pruning (a tie) at 10x.",
-        "LCNN loses at 3x: pruning is 0.80 ± 0.14 points ahead of from-dense, the best with dictionaries.",
+        "LCNN loses at 3x: pruning is 0.80 ± 0.42 points ahead of from-dense, the best with dictionaries.",
         "At 10x no method without dictionaries (narrow and pruning) beats the best with them.",
-        "Our default, from-dense, is 0.80 ± 0.14 points behind pruning at 3x.",
-        "Against the dense network, 92.00 ± 0.27* %, the most accurate is 0.10 points below at 3x (pruning) and 1.90 "
-        "points below at 10x (from-dense).",
+        "Our default, from-dense, is 0.80 ± 0.42 points behind pruning at 3x.",
+        "Against the dense network, 92.00 ± 0.27* %, the most accurate is 0.10 ± 0.40 points below at 3x (pruning) "
+        "and 1.90 ± 0.42 points below at 10x (from-dense).",
     )
     every, ablation, commands = study.tables
     assert [(r[0], r[1], r[3], r[5]) for r in every.rows] == [
-        ("from-dense", "3x", "91.10 ± 0.10", "-0.80 ± 0.14"),
+        ("from-dense", "3x", "91.10 ± 0.10", "-0.80 ± 0.42"),
         ("lookup-only", "3x", "–", "–"),  # noqa: RUF001
         ("pruning", "3x", "91.90 ± 0.10", "best"),
-        ("narrow", "3x", "90.10 ± 0.10", "-1.80 ± 0.14"),
+        ("narrow", "3x", "90.10 ± 0.10", "-1.80 ± 0.43"),
         ("from-dense", "10x", "90.10 ± 0.10", "best"),
-        ("lookup-only", "10x", "89.10 ± 0.10", "-1.00 ± 0.14"),
+        ("lookup-only", "10x", "89.10 ± 0.10", "-1.00 ± 0.45"),
         ("pruning", "10x", "90.08 ± 0.03", "tie"),
     ]
     assert [r[:2] + r[4:6] for r in ablation.rows] == [
-        ("from-dense", "10x", "", ""), ("with floor = 1", "10x", "-2.00 ± 0.00", "worse"),
+        ("from-dense", "10x", "", ""), ("with floor = 1", "10x", "-2.00 ± 0.44", "worse"),
     ]  # fmt: skip
     assert len(commands.rows) == 14
     assert [chart.title for chart in study.charts] == ["net on images: accuracy against counted speedup"]
