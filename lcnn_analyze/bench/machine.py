@@ -12,8 +12,6 @@ from lcnn_analyze.bench.report import Machine
 
 PACKAGES = ("lcnn", "torch", "onnxruntime", "openvino")
 
-_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-
 
 def this_machine() -> Machine:
     """Processor, cores that this process may use, system, load and versions."""
@@ -31,16 +29,6 @@ def this_machine() -> Machine:
 def usable_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def last_level_cache() -> int:
-    """Bytes of the largest cache of the first core, or 0 where the system does not tell."""
-    sizes = [0]
-    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        match = re.fullmatch(r"(\d+)([KMG]?)", file.read_text().strip())
-        if match:
-            sizes.append(int(match[1]) * _UNITS.get(match[2], 1))
-    return max(sizes)
 
 
 def _processor() -> str:

@@ -158,15 +158,23 @@ class BenchCase:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How fast one core reads the same so many bytes again and again, as a network reads its weights."""
+
+    size: int
+    gbytes: float
+    """GB/s."""
+
+
+@dataclass(frozen=True)
 class Peaks:
-    """Measured peaks of one core, with the engine's own kernels; see ``lcnn_core.engine.peaks``."""
+    """Measured peaks of one core, with the engine's own kernels; see ``lcnn_core.engine.peaks`` and ``read_rate``."""
 
     library: str
     matrix_gmacs: float
     lookup_gmacs: float
-    memory_gbytes: float
-    cache_bytes: int
-    """The last level of cache; 0 where the system does not tell."""
+    reading: tuple[Reading, ...]
+    """By rising size; the last is from memory."""
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 
-from lcnn_analyze.bench.machine import last_level_cache
 from lcnn_analyze.bench.native import engine_room
-from lcnn_analyze.bench.report import Peaks
+from lcnn_analyze.bench.report import Peaks, Reading
 from lcnn_core import LayerSpec, ModelSpec, count_layer
 
+MEGABYTE = 1 << 20
+SIZES = tuple(MEGABYTE * size for size in (1, 2, 4, 8, 12, 16, 24, 32, 48, 96))
+"""Bytes whose reading is measured: from a core's own cache to memory. A cache that others share may hold less than it
+says, so what it holds is measured too."""
 FLOAT_BYTES = 4
 LOOKUP_BYTES = 8
 """A lookup is an offset and a value of four bytes each."""
@@ -22,7 +25,10 @@ def measure_peaks(seconds: float = 0.2) -> Peaks | None:
         return None
     rates = engine.peaks(seconds)
     # Lookups lie at arbitrary offsets: of the rates from the first cache, the one for such loads bounds them.
-    return Peaks(library, rates["matrix_gmacs"], rates["lookup_l1_gmacs"], rates["memory_gbytes"], last_level_cache())
+    found = [(size, engine.read_rate(size, seconds / 2)) for size in SIZES]
+    # No more bytes are read faster than fewer are: a lower rate of fewer was somebody else's doing.
+    reading = tuple(Reading(size, max(rate for _, rate in found[at:])) for at, (size, _) in enumerate(found))
+    return Peaks(library, rates["matrix_gmacs"], rates["lookup_l1_gmacs"], reading)
 
 
 def roofline_seconds(spec: ModelSpec, peaks: Peaks, batch: int, threads: int) -> float:
@@ -34,17 +40,22 @@ def layer_seconds(spec: ModelSpec, peaks: Peaks, batch: int, threads: int) -> di
     """Seconds of every layer at the peaks, by name, all its calls together.
 
     Matrix products at the peak of the matrix kernel, lookups at the rate from the first cache, times ``threads``; the
-    dictionary at unpadded positions. A layer takes at least the time to read its weights once from memory, where all
-    weights together are larger than the last cache.
+    dictionary at unpadded positions. A layer takes at least the time to read its weights once, at the rate at which as
+    many bytes as all weights together, or somewhat fewer, are read again and again.
     """
-    in_memory = sum(map(weight_bytes, spec.layers)) > peaks.cache_bytes
+    rate = read_gbytes(peaks, sum(map(weight_bytes, spec.layers)))
     seconds: dict[str, float] = {}
     for layer in spec.layers:
         matrix, lookups = _work(layer)
         compute = batch * (matrix / peaks.matrix_gmacs + lookups / peaks.lookup_gmacs) / threads
-        bound = max(compute, weight_bytes(layer) / peaks.memory_gbytes if in_memory else 0.0)
+        bound = max(compute, weight_bytes(layer) / rate)
         seconds[layer.name] = seconds.get(layer.name, 0.0) + bound / 1e9
     return seconds
+
+
+def read_gbytes(peaks: Peaks, size: int) -> float:
+    """GB/s of the largest measured size that is no larger; infinity below them all."""
+    return next((read.gbytes for read in reversed(peaks.reading) if read.size <= size), math.inf)
 
 
 def weight_bytes(layer: LayerSpec) -> int:

@@ -54,6 +54,8 @@ def _declare(library: Any) -> Any:
     library.lcnn_profile.argtypes = [ctypes.c_void_p, _FLOATS, _FLOATS, ctypes.c_int64, ctypes.c_void_p]
     library.lcnn_probe.restype = ctypes.c_double
     library.lcnn_probe.argtypes = [ctypes.c_int, ctypes.c_double]
+    library.lcnn_read_rate.restype = ctypes.c_double
+    library.lcnn_read_rate.argtypes = [ctypes.c_int64, ctypes.c_double]
     for name, more in {"inputs": [], "outputs": [], "memory": [ctypes.c_int]}.items():
         function = getattr(library, f"lcnn_{name}")
         function.restype = ctypes.c_int64
@@ -136,12 +138,22 @@ def _addresses(values: list[int]) -> Any:
     return (ctypes.c_void_p * max(1, len(values)))(*values)
 
 
-PROBES = ("matrix_gmacs", "lookup_l1_gmacs", "lookup_l1_aligned_gmacs", "lookup_l2_gmacs", "memory_gbytes")
+PROBES = ("matrix_gmacs", "lookup_l1_gmacs", "lookup_l1_aligned_gmacs", "lookup_l2_gmacs")
 
 
 def peaks(seconds: float = 0.2, isa: str | None = None) -> dict[str, float]:
-    """Measured peaks of one core: GMAC/s of the matrix and lookup kernels, GB/s of streaming reads."""
+    """Measured peaks of one core: GMAC/s of the matrix and lookup kernels."""
+    library = _measurable(isa)
+    return {name: library.lcnn_probe(i, seconds) for i, name in enumerate(PROBES)}
+
+
+def read_rate(size: int, seconds: float = 0.1, isa: str | None = None) -> float:
+    """Measured GB/s of one core that reads the same ``size`` bytes again and again, as a network reads its weights."""
+    return _measurable(isa).lcnn_read_rate(size, seconds)
+
+
+def _measurable(isa: str | None) -> Any:
     library = choose(isa)
     if library is None:
         raise ConfigError("no native library was built for this machine, so there is nothing to measure")
-    return {name: library.lcnn_probe(i, seconds) for i, name in enumerate(PROBES)}
+    return library

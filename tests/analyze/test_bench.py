@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import jsonschema
@@ -13,10 +14,10 @@ from torch import nn
 from lcnn_analyze.bench.bench import bench
 from lcnn_analyze.bench.chart import draw
 from lcnn_analyze.bench.contenders import CONTENDERS, Contender, Ready, StepTime, UnavailableError
-from lcnn_analyze.bench.machine import last_level_cache, this_machine, usable_cores
+from lcnn_analyze.bench.machine import this_machine, usable_cores
 from lcnn_analyze.bench.render import FORMATS, terminal_case, terminal_summary
-from lcnn_analyze.bench.report import UNITS, BenchCase, BenchReport, Peaks, Roofline, Speedup, Target
-from lcnn_analyze.bench.roofline import layer_seconds, roofline_seconds, weight_bytes
+from lcnn_analyze.bench.report import UNITS, BenchCase, BenchReport, Peaks, Reading, Roofline, Speedup, Target
+from lcnn_analyze.bench.roofline import layer_seconds, read_gbytes, roofline_seconds, weight_bytes
 from lcnn_analyze.bench.rows import MOST_STEPS, steps, summary, verdict_line
 from lcnn_analyze.bench.run import Settings, fastest_dense, run_case
 from lcnn_analyze.bench.trial import error_of, float64_outputs, open_trial
@@ -264,7 +265,7 @@ def test_errors_are_relative_to_the_largest_output():
     assert error_of(torch.tensor([2.0, -4.0]), expected) is None
 
 
-PEAKS = Peaks("avx2", matrix_gmacs=50.0, lookup_gmacs=25.0, memory_gbytes=10.0, cache_bytes=1 << 30)
+PEAKS = Peaks("avx2", matrix_gmacs=50.0, lookup_gmacs=25.0, reading=(Reading(1 << 20, 20.0), Reading(1 << 22, 10.0)))
 
 
 def test_the_roofline_is_the_time_at_the_peaks(model):
@@ -276,8 +277,10 @@ def test_the_roofline_is_the_time_at_the_peaks(model):
     assert {name: found[name] for name in compute} == pytest.approx({n: s / 1e9 for n, s in compute.items()})
     assert roofline_seconds(spec, PEAKS, 8, 2) == pytest.approx(4 * sum(compute.values()) / 1e9)
     assert {layer.name: weight_bytes(layer) for layer in spec.layers if layer.lookup} == weights
-    # Where the weights do not fit the cache, reading them once a batch bounds a layer too.
-    slow = replace(PEAKS, cache_bytes=0)
+    # Reading all weights once a batch, at the rate of the largest measured size below theirs, bounds a layer too.
+    total = sum(weights.values())
+    assert [read_gbytes(PEAKS, size) for size in (total, 1 << 20, 1 << 21, 1 << 23)] == [math.inf, 20.0, 20.0, 10.0]
+    slow = replace(PEAKS, reading=(Reading(total // 2, 10.0), Reading(2 * total, 1.0)))
     expected = sum(max(compute[name], weights[name] / 10) for name in compute) / 1e9
     assert roofline_seconds(spec, slow, 1, 1) == pytest.approx(expected)
 
@@ -467,4 +470,3 @@ def test_the_machine_is_named():
     assert machine.processor
     assert 1 <= machine.cores == usable_cores()
     assert machine.versions["torch"] == torch.__version__
-    assert last_level_cache() >= 0

@@ -15,13 +15,13 @@ from lcnn_analyze.bench import bench as bench_module
 from lcnn_analyze.bench import kernels as kernels_module
 from lcnn_analyze.bench.contenders import CONTENDERS, Contender, Ready, StepTime
 from lcnn_analyze.bench.kernels import KernelShare, kernel_shares
-from lcnn_analyze.bench.report import BenchReport, Peaks
+from lcnn_analyze.bench.report import BenchReport, Peaks, Reading
 from lcnn_analyze.bench.suites import SUITES, Configuration
 from lcnn_analyze.cli.app import single_command
 from lcnn_analyze.cli.errors import run
 from lcnn_core import Checkpoint, build, save
 
-PEAKS = Peaks("avx2", 50.0, 25.0, 10.0, 1 << 30)
+PEAKS = Peaks("avx2", 50.0, 25.0, (Reading(1 << 20, 20.0), Reading(96 << 20, 10.0)))
 MODEL = "digits-resnet-lcnn"
 
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lcnn_core.engine import compile, compiled, libraries, peaks, storage
+from lcnn_core.engine import compile, compiled, libraries, peaks, read_rate, storage
 from lcnn_core.engine.library import NativePlan, choose
 from lcnn_core.engine.pack import OPERATIONS, seal
 from lcnn_core.errors import CheckpointError
@@ -145,7 +145,7 @@ def test_intact_plans_run() -> None:
 
 
 def test_peaks_are_positive() -> None:
-    assert all(value > 0 for value in peaks(0.01).values())
+    assert all(value > 0 for value in [*peaks(0.01).values(), read_rate(1 << 20, 0.01)])
 
 
 def test_without_a_library_pytorch_runs_the_model(monkeypatch: pytest.MonkeyPatch) -> None:

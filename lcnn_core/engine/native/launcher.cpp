@@ -83,5 +83,6 @@ int64_t lcnn_memory(const lcnn_plan* plan, int which) { FORWARD(lcnn_memory, 0, 
 const char* lcnn_isa(void) { FORWARD(lcnn_isa, "none"); }
 int lcnn_supported(void) { FORWARD(lcnn_supported, 0); }
 double lcnn_probe(int which, double seconds) { FORWARD(lcnn_probe, 0, which, seconds); }
+double lcnn_read_rate(int64_t bytes, double seconds) { FORWARD(lcnn_read_rate, 0, bytes, seconds); }
 
 }  // extern "C"

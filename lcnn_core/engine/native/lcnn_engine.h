@@ -49,8 +49,11 @@ const char* lcnn_isa(void);
 int lcnn_supported(void);
 
 /* Measured peaks of one core: GMAC/s of the matrix kernel, of the lookup kernel from L1 (misaligned and aligned
- * offsets) and from L2, and GB/s of streaming reads; which = 0..4. */
+ * offsets) and from L2; which = 0..3. */
 double lcnn_probe(int which, double seconds);
+
+/* Measured GB/s of one core that reads the same so many bytes again and again, as a network reads its weights. */
+double lcnn_read_rate(int64_t bytes, double seconds);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -58,8 +58,8 @@ double sparse_peak(double seconds, int64_t floats, bool aligned) {
     });
 }
 
-double bandwidth(double seconds) {
-    std::vector<float> data(int64_t(96) << 18, 1.0f);  // 96 MB
+double read_rate(int64_t bytes, double seconds) {
+    std::vector<float> data(bytes / 4, 1.0f);
     float sink = 0;
     double result = rate(seconds, double(data.size()) * 4, [&] {
         vf sum[8] = {};
@@ -74,6 +74,10 @@ double bandwidth(double seconds) {
 }  // namespace
 }  // namespace lcnn
 
+extern "C" double lcnn_read_rate(int64_t bytes, double seconds) {
+    return bytes > 0 ? lcnn::read_rate(bytes, seconds) : 0;
+}
+
 extern "C" double lcnn_probe(int which, double seconds) {
     using namespace lcnn;
     switch (which) {
@@ -81,7 +85,6 @@ extern "C" double lcnn_probe(int which, double seconds) {
         case 1: return sparse_peak(seconds, 5000, false);
         case 2: return sparse_peak(seconds, 5000, true);
         case 3: return sparse_peak(seconds, 64000, false);
-        case 4: return bandwidth(seconds);
         default: return 0;
     }
 }
