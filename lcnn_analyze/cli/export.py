@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lcnn_analyze.cli.errors import fail
-from lcnn_core import ConfigError
+from lcnn_core import ConfigError, atomic_write
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,7 +34,7 @@ def export(
     ] = "float32",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No messages on stderr.")] = False,
 ) -> int:
-    """Write a model as a file that gives the same outputs at any batch size, and check that it does.
+    """Write a model as a file that gives the same outputs at any batch size; one that does not is not written.
 
     FILE.onnx is for ONNX Runtime and others. FILE.lcnn is a plan of this project's engine, which runs it as fast as it
     counts: in Python by lcnn_core.engine.load, and in C without Python or PyTorch. The C header and library lie in
@@ -53,10 +55,17 @@ def export(
     assert subject.make_module is not None
     module = subject.make_module().eval()
     x = torch.randn(2, *subject.spec.input_shape, generator=torch.Generator().manual_seed(0))
-    lines, problem = WRITERS[output.suffix.lower()](module, x, output, storage)
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder, f"model{output.suffix.lower()}")
+        lines, problem = WRITERS[made.suffix](module, x, made, storage)
+        if problem:
+            return fail("export", f"{output} was not written: {problem}", WORK_FAILED)
+        with made.open("rb") as source, atomic_write(output) as target:
+            shutil.copyfileobj(source, target)
+        size = made.stat().st_size
     if not quiet:
-        print("\n".join([f"wrote {output}, {output.stat().st_size / 1e6:.1f} MB", *lines]), file=sys.stderr)
-    return fail("export", problem, WORK_FAILED) if problem else 0
+        print("\n".join([f"wrote {output}, {size / 1e6:.1f} MB", *lines]), file=sys.stderr)
+    return 0
 
 
 def _onnx(module: nn.Module, x: Tensor, path: Path, _: str) -> tuple[list[str], str | None]:
@@ -85,7 +94,7 @@ def _onnx_check(module: nn.Module, x: Tensor, path: Path) -> tuple[str, str | No
     error = error_of(outputs, float64_outputs(module, x)[0])
     if error is None or error > TOLERANCE:
         found = "are not finite" if error is None else f"are off by {error:.1e}"
-        return "", f"{path}: outputs in ONNX Runtime {found}; allowed is {TOLERANCE:g} of the largest"
+        return "", f"outputs in ONNX Runtime {found}; allowed is {TOLERANCE:g} of the largest"
     return f"checked in ONNX Runtime: outputs within {error:.0e} of float64 PyTorch, of the largest", None
 
 
@@ -99,7 +108,7 @@ def _lcnn(module: nn.Module, x: Tensor, path: Path, storage: str) -> tuple[list[
     error = error_of(load(path)(x), float64_outputs(module, x)[0])
     if error is None or error > allowed:
         found = "are not finite" if error is None else f"are off by {error:.1e}"
-        return [], f"{path}: outputs when loaded again {found}; allowed is {allowed:.0e} of the largest"
+        return [], f"outputs when loaded again {found}; allowed is {allowed:.0e} of the largest"
     return [
         f"{compiled.plan.macs / 1e6:.1f} MMAC in {len(compiled.plan.steps)} steps, for any processor",
         f"checked when loaded again: outputs within {error:.0e} of float64 PyTorch, of the largest",

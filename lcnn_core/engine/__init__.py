@@ -1,6 +1,7 @@
 """The inference engine: ``compile`` makes the counted speedup real. See README, "How the engine works"."""
 
-from lcnn_core.engine.compiled import CompiledModel, compile
+from lcnn_core.engine.compiled import CompiledModel
+from lcnn_core.engine.compiler import compile
 from lcnn_core.engine.file import LoadedModel, c_flags, load, save
 from lcnn_core.engine.library import libraries, peaks, read_rate
 from lcnn_core.engine.plan import Plan, PlanStep

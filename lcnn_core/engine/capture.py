@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +12,18 @@ from torch import Tensor, fx, nn
 from lcnn_core.engine.ir import Value
 from lcnn_core.engine.lower import FUNCTIONS, METHODS, MODULES, Handler, Lowering
 from lcnn_core.layers import LookupLayer
+
+
+class _Proxy(fx.Proxy):
+    """Records ``x += y`` as a step in place, as Python runs it; torch.fx alone would record ``x = x + y``."""
+
+
+def _record(function: Any) -> Any:
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor"):
+    setattr(_Proxy, f"__{_name}__", _record(getattr(operator, _name)))
 
 
 class _Tracer(fx.Tracer):
@@ -25,42 +37,88 @@ class _Tracer(fx.Tracer):
         leaf = isinstance(m, LookupLayer) or m in self.opaque
         return leaf or super().is_leaf_module(m, module_qualified_name)
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
-class _Shapes(fx.Interpreter):
-    """Runs the graph once and notes the shape of every float32 tensor."""
+
+class _Aliased(Exception):
+    """A step changes a tensor of which another name, read later, shows a part or another shape."""
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)
+
+
+class _Notes(fx.Interpreter):
+    """Runs the graph once. Notes in the meta of every node what lowering has to know:
+
+    shape: of a float32 tensor. changed: nodes read later whose tensor this node changes in place and returns. same:
+    whether it returns its first argument.
+    """
 
     def run_node(self, n: fx.Node) -> Any:
+        before = {node: [t._version for t in _tensors(value)] for node, value in self.env.items()}
         result = super().run_node(n)
-        if isinstance(result, Tensor):
-            n.meta["is_tensor"] = True
-            if result.dtype == torch.float32 and result.ndim >= 1:
-                n.meta["val_shape"] = tuple(result.shape)
+        over = self.user_to_last_uses.get(n, [])
+        changed = [
+            node for node, versions in before.items()
+            if node not in over and versions != [t._version for t in _tensors(self.env[node])]
+        ]  # fmt: skip
+        if any(self.env[node] is not result for node in changed):
+            raise _Aliased
+        n.meta["changed"] = changed
+        n.meta["same"] = bool(n.all_input_nodes) and self.env[n.all_input_nodes[0]] is result
+        n.meta["shape"] = _shape(result)
         return result
 
 
-def _in_place(node: fx.Node, module: nn.Module | None) -> bool:
-    if node.op == "call_module":
-        return bool(getattr(module, "inplace", False))
-    if node.op == "call_method":
-        return str(node.target).endswith("_")
-    return bool(node.kwargs.get("inplace")) or node.target in (operator.iadd, operator.imul)
+class _Shapes(fx.Interpreter):
+    """Runs the graph with another number of images: what has another shape otherwise is no batch of images."""
+
+    def __init__(self, module: fx.GraphModule, sizes: tuple[int, int]):
+        super().__init__(module)
+        self.sizes = sizes
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        old, new = n.meta["shape"], _shape(result)
+        if old is not None and (new is None or (old[0], new[0]) != self.sizes or old[1:] != new[1:]):
+            n.meta["shape"] = None
+        return result
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    usable = isinstance(value, Tensor) and value.dtype == torch.float32 and value.ndim >= 1
+    return tuple(value.shape) if usable else None
 
 
 def capture(model: nn.Module, example: tuple[Tensor, ...], opaque: Collection[nn.Module] = ()) -> fx.GraphModule | None:
     """The model as a graph of leaf layers, ``opaque`` modules among them, or None where it cannot be traced.
 
-    The model must be in eval mode; its parameters are shared, not copied.
+    The model must be in eval mode; its parameters are shared, not copied. ``meta["batch"]`` of the result is None where
+    the model takes any number of images, else the example's.
     """
     tracer = _Tracer(opaque)
     if tracer.is_leaf_module(model, "") and not isinstance(model, nn.Sequential):
         model = nn.Sequential(model)  # a single layer is a network of one layer, not traced inside
-    try:
-        graph = tracer.trace(model)
-        module = fx.GraphModule(model, graph)
-        with torch.no_grad():
-            _Shapes(module).run(*(x.clone() for x in example))
-    except Exception:
-        return None
+    with torch.inference_mode(False), torch.no_grad():
+        try:
+            graph = tracer.trace(model)
+            module = fx.GraphModule(model, graph)
+            _Notes(module).run(*(x.clone() for x in example))
+        except Exception:
+            return None
+        batch = len(example[0])
+        try:
+            _Shapes(module, (batch, batch + 1)).run(*(torch.cat([x, x[:1]]) for x in example))
+        except Exception:
+            module.meta["batch"] = batch
+        else:
+            module.meta["batch"] = None
     return module
 
 
@@ -81,40 +139,38 @@ def find_opaque(model: nn.Module) -> set[nn.Module]:
     return opaque
 
 
+def hooked(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its ``forward``."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def _handler(node: fx.Node, child: nn.Module | None) -> Handler | None:
-    if node.op == "call_module":
-        return MODULES.get(type(child))
+    if child is not None:
+        return None if hooked(child) else MODULES.get(type(child))
     return FUNCTIONS.get(node.target) if node.op == "call_function" else METHODS.get(str(node.target))
 
 
 def lower(module: fx.GraphModule, batch: int) -> Lowering:
     """Operations of the engine where a handler covers the node, the node itself elsewhere, in execution order."""
     low = Lowering(dict(module.named_modules()), batch)
-    images: set[fx.Node] = set()  # what follows from the inputs; a constant may have their first dimension by chance
     for node in module.graph.nodes:
-        if node.op == "placeholder" or not images.isdisjoint(node.all_input_nodes):
-            images.add(node)
+        shape = node.meta.get("shape")
+        images = shape is not None and shape[0] == batch
         if node.op in ("placeholder", "output", "get_attr"):
-            low.operations.append(node)
-            shape = node.meta.get("val_shape")
-            if node.op == "placeholder" and shape and shape[0] == batch and len(shape) in (2, 4):
-                low.values[node] = low.made[node] = Value(shape[1:])
-            continue
-        child = low.modules.get(str(node.target)) if node.op == "call_module" else None
-        handler = _handler(node, child)
-        shape = node.meta.get("val_shape") if node in images else None
-        covered = handler is not None and shape is not None and shape[0] == batch
-        value = handler(low, node, child) if covered and handler is not None else None
+            value = None
+        else:
+            child = low.modules.get(str(node.target)) if node.op == "call_module" else None
+            handler = _handler(node, child)
+            value = handler(low, node, child) if images and handler is not None else None
         if value is None:
             low.operations.append(node)
-            if shape and shape[0] == batch and len(shape) in (2, 4):
-                low.values[node] = Value(shape[1:])
-            value = low.values.get(node)
-        if value is not None:
-            low.values[node] = low.made[node] = value
-            source = node.args[0] if node.args else None
-            if _in_place(node, child) and source in low.values:
-                old = low.values[source]
-                for other in [n for n, v in low.values.items() if v is old and n is not node]:
-                    low.values[other] = value
+            low.reads[node] = {name: low.values[name] for name in node.all_input_nodes if name in low.values}
+            if images and len(shape) in (2, 4) and node.op not in ("output", "get_attr"):
+                value = Value(shape[1:])
+        if value is None:
+            continue
+        low.values[node] = low.made[node] = value
+        for other in node.meta.get("changed", ()):  # names of one tensor: all stand for what it is now
+            if other in low.values:
+                low.values[other] = value
     return low

@@ -1,31 +1,28 @@
-"""``compile``: a model as native segments with PyTorch between them, where a layer is not covered."""
+"""A compiled model: native segments, with PyTorch between them where a layer is not covered."""
 
 from __future__ import annotations
 
 import copy
-import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from lcnn_core.engine.capture import capture, find_opaque, lower
+from lcnn_core.engine.capture import lower
 from lcnn_core.engine.fuse import Fuser, prune_dead
 from lcnn_core.engine.ir import Operation, Value
 from lcnn_core.engine.layout import Layout
-from lcnn_core.engine.library import NativePlan, choose
+from lcnn_core.engine.library import NativePlan
 from lcnn_core.engine.lower import Lowering
-from lcnn_core.engine.nested import join, make_native
 from lcnn_core.engine.pack import pack
 from lcnn_core.engine.plan import Plan, PlanStep, plan_step
-from lcnn_core.engine.storage import check_storage
 from lcnn_core.errors import ConfigError, ShapeError
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to compile; see :func:`compile`."""
+    """How to compile; see :func:`lcnn_core.compile`."""
 
     threads: int | None = None
     isa: str | None = None
@@ -42,17 +39,12 @@ class Segment:
     native: NativePlan | None = None
     packed: bytes = b""
 
-    def run(self, env: dict[int, Tensor], batch: int, threads: int) -> None:
+    def run(self, env: dict[Value, Tensor], batch: int, threads: int) -> None:
         assert self.native is not None
-        sources = [_whole_batch(env[id(v)], batch, v).contiguous() for v in self.inputs]
+        sources = [env[v].contiguous() for v in self.inputs]
         results = [torch.empty((batch, *v.shape)) for v in self.outputs]
         self.native.run([t.data_ptr() for t in sources], [t.data_ptr() for t in results], batch, threads)
-        env.update({id(v): t for v, t in zip(self.outputs, results, strict=True)})
-
-
-def _whole_batch(value: Tensor, batch: int, like: Value) -> Tensor:
-    """What PyTorch computed from parameters alone may hold one image, which stands for all."""
-    return value.expand(batch, *like.shape) if len(value) != batch else value
+        env.update(zip(self.outputs, results, strict=True))
 
 
 def _segments(low: Lowering) -> list[Segment | fx.Node]:
@@ -65,10 +57,9 @@ def _segments(low: Lowering) -> list[Segment | fx.Node]:
             parts[-1].operations.append(item)
         else:
             parts.append(Segment([item]))
-    outside = {id(low.values[arg]) for node in low.operations if isinstance(node, fx.Node)
-               for arg in node.all_input_nodes if arg in low.values}  # fmt: skip
+    outside = {id(value) for found in low.reads.values() for value in found.values()}
     order = {id(value): i for i, value in enumerate(low.made.values())}
-    last = [low.values.get(node) for node in parts[-1].all_input_nodes] if isinstance(parts[-1], fx.Node) else []
+    last = low.reads[parts[-1]].values() if isinstance(parts[-1], fx.Node) else []
     returned = {id(value): i for i, value in enumerate(last)}
     segments = [p for p in parts if isinstance(p, Segment)]
     for segment in segments:
@@ -85,8 +76,8 @@ def _segments(low: Lowering) -> list[Segment | fx.Node]:
     return [part for part in parts if not isinstance(part, Segment) or part.operations]
 
 
-def check_inputs(inputs: tuple[Tensor, ...], shapes: list[tuple[int, ...]]) -> int:
-    """The batch size of inputs of these shapes (without the batch).
+def check_inputs(inputs: tuple[Tensor, ...], shapes: list[tuple[int, ...]], only: int | None = None) -> int:
+    """The batch size of inputs of these shapes (without the batch); ``only`` where the model takes no other.
 
     Raises ShapeError where one has another shape or batch size, ConfigError for another type or device.
     """
@@ -97,38 +88,40 @@ def check_inputs(inputs: tuple[Tensor, ...], shapes: list[tuple[int, ...]]) -> i
         raise ShapeError(f"inputs of {' and '.join(str(len(x)) for x in inputs)} images; expected as many of each")
     if any(x.dtype != torch.float32 or x.device.type != "cpu" for x in inputs):
         raise ConfigError("the engine runs float32 tensors on the CPU; convert the input with .float().cpu()")
+    if only not in (None, len(inputs[0])):
+        raise ShapeError(f"{len(inputs[0])} images; the model itself runs no other number than the example's, {only}")
     return len(inputs[0])
 
 
 def _drop_native(module: fx.GraphModule, kept: list[fx.Node]) -> None:
     """Take out of the graph's module the layers that PyTorch does not run, and their weights with them."""
-    needed = {str(node.target) for node in kept if node.op == "call_module"}
-    for node in kept:
-        path = str(node.target) if node.op == "get_attr" else ""
-        while path := path.rpartition(".")[0]:
-            needed.add(path)
+    needed = [str(node.target) + "." for node in kept if node.op in ("call_module", "get_attr")]
     for node in module.graph.nodes:
-        if node.op == "call_module" and str(node.target) not in needed:
+        path = str(node.target) + "."
+        if node.op == "call_module" and not any(path.startswith(other) or other.startswith(path) for other in needed):
             module.delete_submodule(str(node.target))
 
 
 class CompiledModel(nn.Module):
-    """A model for inference: call it with the inputs of the original. Made by :func:`compile`."""
+    """A model for inference: call it with the inputs of the original. Made by :func:`lcnn_core.compile`.
+
+    A copy shares everything with the original: neither changes.
+    """
 
     plan: Plan
+    batch: int | None
+    """The only number of images that the model itself runs; None for any."""
 
     def __init__(self, module: fx.GraphModule, example: tuple[Tensor, ...], options: Options):
         super().__init__()
         self._threads = options.threads
         self._shapes = [tuple(x.shape[1:]) for x in example]
+        self.batch = module.meta["batch"]
         low = lower(module, example[0].shape[0])
-        self._values = {node: id(value) for node, value in low.values.items()}
-        self._made = {node: id(value) for node, value in low.made.items()}
-        self._shape_of = {node: value.shape for node, value in low.values.items()}
+        self._made, self._reads = low.made, low.reads
         self._parts = _segments(low)
         self._module = [module]  # hidden from nn.Module: its parameters are not ours to train
         steps: list[PlanStep] = []
-        self._keep_alive = [*low.values.values(), *low.made.values()]  # values are named by their ids
         memory, liveness, chosen = 0, 0, None
         for number, part in enumerate(self._parts):
             if isinstance(part, Segment):
@@ -141,7 +134,7 @@ class CompiledModel(nn.Module):
                 memory += held["activations"] + held["scratch"]
                 liveness, chosen = max(liveness, layout.liveness_bytes), part.native.isa
             elif part.op not in ("placeholder", "output", "get_attr"):
-                shape = self._shape_of.get(part, ())
+                shape = low.made[part].shape if part in low.made else ()
                 name = str(part.target) if part.op == "call_module" else part.name
                 steps.append(PlanStep("torch", name, (), shape, 0, 0, number, native=False))
         self.plan = Plan(tuple(steps), chosen, memory, liveness)
@@ -149,27 +142,28 @@ class CompiledModel(nn.Module):
 
     @torch.no_grad()
     def forward(self, *inputs: Tensor) -> Any:
-        batch = check_inputs(inputs, self._shapes)
+        batch = check_inputs(inputs, self._shapes, self.batch)
         threads = self._threads or torch.get_num_threads()
-        env: dict[int, Tensor] = {}
+        env: dict[Value, Tensor] = {}
         results: dict[fx.Node, Any] = {}
         given = iter(inputs)
-
-        def fetch(node: fx.Node) -> Any:
-            key = self._values.get(node)
-            return env[key].reshape(len(env[key]), *self._shape_of[node]) if key in env else results[node]
-
         for part in self._parts:
             if isinstance(part, Segment):
                 part.run(env, batch, threads)
                 continue
+            values = self._reads[part]
+            found = {node: env[values[node]] if node in values else results[node] for node in part.all_input_nodes}
             if part.op == "output":
-                return fx.node.map_arg(part.args[0], fetch)
-            value = next(given) if part.op == "placeholder" else self._torch(part, fetch, batch)
-            results[part] = value
-            if part in self._made and isinstance(value, Tensor):
+                return fx.node.map_arg(part.args[0], found.__getitem__)
+            value = next(given) if part.op == "placeholder" else self._torch(part, found)
+            if part in self._made:
                 env[self._made[part]] = value
+            else:
+                results[part] = value
         raise AssertionError("a captured graph ends in an output")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledModel:
+        return copy.copy(self)
 
     def _only_segment(self) -> Segment:
         segments = [part for part in self._parts if isinstance(part, Segment)]
@@ -186,13 +180,14 @@ class CompiledModel(nn.Module):
         """
         segment = self._only_segment()
         nodes = self._module[0].graph.nodes
-        returned = next(node for node in nodes if node.op == "output").args[0]
+        output = next(node for node in nodes if node.op == "output")
+        returned = output.args[0]
         returned = list(returned) if isinstance(returned, tuple | list) else [returned]
         taken = [node for node in nodes if node.op == "placeholder"]
         for what, given, table, ports in (
-            ("takes", taken, self._made, segment.inputs), ("returns", returned, self._values, segment.outputs)
+            ("takes", taken, self._made, segment.inputs), ("returns", returned, self._reads[output], segment.outputs)
         ):  # fmt: skip
-            if [table.get(node) for node in given] != [id(value) for value in ports]:
+            if [table.get(node) if isinstance(node, fx.Node) else None for node in given] != ports:
                 raise ConfigError(
                     f"the model {what} {given}; a plan needs tensors, each once: inputs that it reads, outputs it makes"
                 )
@@ -205,7 +200,7 @@ class CompiledModel(nn.Module):
         """
         segment = self._only_segment()
         assert segment.native is not None
-        check_inputs((x,), self._shapes)
+        check_inputs((x,), self._shapes, self.batch)
         x = x.contiguous()
         out = [torch.empty((len(x), *value.shape)) for value in segment.outputs]
         runs = [
@@ -215,14 +210,14 @@ class CompiledModel(nn.Module):
             zip(self.plan.steps, (sorted(times)[len(times) // 2] for times in zip(*runs, strict=True)), strict=True)
         )
 
-    def _torch(self, node: fx.Node, fetch: Any, batch: int) -> Any:
+    def _torch(self, node: fx.Node, found: dict[fx.Node, Any]) -> Any:
         module = self._module[0]
         if node.op == "get_attr":
             value: Any = module
             for name in str(node.target).split("."):
                 value = getattr(value, name)
             return value
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), fetch)
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), found.__getitem__)
         if node.op == "call_module":
             return module.get_submodule(str(node.target))(*args, **kwargs)
         if node.op == "call_method":
@@ -241,76 +236,3 @@ class PlainModel(nn.Module):
     @torch.no_grad()
     def forward(self, *inputs: Tensor) -> Any:
         return self.model(*inputs)
-
-
-def compile(
-    model: nn.Module, example_input: Tensor | tuple[Tensor, ...], *, threads: int | None = None, isa: str | None = None,
-    storage: str = "float32",
-) -> CompiledModel | PlainModel:  # fmt: skip
-    """Compile ``model`` for inference on the CPU: same outputs, lookups executed as lookups.
-
-    example_input: one input, or a tuple of them, float32, batch first; any batch size may follow, other sizes not.
-    threads: None follows ``torch.get_num_threads()``. isa: an instruction set, for tests; None picks the best.
-    storage: of the weights and dictionaries of fully connected layers, which are bound by memory at batch 1: "float32",
-    or "bfloat16" or "int8" (a scale for each row) for a half or a quarter of the bytes; arithmetic stays float32, and
-    the plan tells the error on the example.
-    The weights are copied; later changes of ``model`` have no effect. Returns a module with a ``plan``.
-    Modules whose Python cannot be captured (it branches on values, say) run in PyTorch, and natively what they call.
-    Without a native library, or where nothing can be captured, PyTorch runs the model, after one warning.
-    """
-    example = example_input if isinstance(example_input, tuple) else (example_input,)
-    if any(x.dtype != torch.float32 for x in example):
-        raise ConfigError(f"example_input is {example[0].dtype}; the engine runs torch.float32")
-    options = Options(threads, isa, check_storage(storage))
-    model = copy.deepcopy(model).eval()
-    if choose(isa) is None:
-        advice = "install lcnn where a C++ compiler is present; PyTorch's own layers are 2 to 20 times slower"
-        return _plain(model, "no native library", advice)
-    with torch.no_grad():
-        exact = model(*(x.clone() for x in example)) if storage != "float32" else None
-    module = capture(model, example)
-    compiled = _compile_inside(model, example, options) if module is None else CompiledModel(module, example, options)
-    if compiled is None:
-        return _plain(model, "not captured", "torch.fx cannot trace this model, PyTorch runs it as it is")
-    if exact is not None:
-        error = _largest_error(compiled(*(x.clone() for x in example)), exact)
-        compiled.plan = replace(compiled.plan, storage_error=error)
-    return compiled
-
-
-def _largest_error(found: Any, exact: Any) -> float:
-    """Of any tensor that a model returns: the largest difference over the largest magnitude."""
-    if isinstance(exact, Tensor):
-        return float((found - exact).abs().max() / exact.abs().max().clamp_min(1e-30)) if exact.numel() else 0.0
-    pairs = (
-        zip(found.values(), exact.values(), strict=True) if isinstance(exact, dict) else zip(found, exact, strict=True)
-    )
-    return max((_largest_error(*pair) for pair in pairs), default=0.0)
-
-
-def _compile_inside(
-    model: nn.Module, example: tuple[Tensor, ...], options: Options
-) -> CompiledModel | PlainModel | None:
-    """Native parts inside a model that is not captured as a whole; None where there are none."""
-    opaque = find_opaque(model)
-
-    def compiler(part: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module | None:
-        module = capture(part, inputs, opaque)
-        return None if module is None else CompiledModel(module, inputs, options)
-
-    parts = make_native(model, example, opaque or {model}, compiler)
-    outer = capture(model, example, opaque) if model not in opaque else None
-    if outer is not None:
-        compiled = CompiledModel(outer, example, options)
-        compiled.plan = join(compiled.plan, parts)
-        return compiled
-    return PlainModel(model, join(_plain_plan(type(model).__name__), parts)) if parts else None
-
-
-def _plain_plan(name: str) -> Plan:
-    return Plan((PlanStep("torch", name, (), (), 0, 0, 0, native=False),), None)
-
-
-def _plain(model: nn.Module, reason: str, advice: str) -> PlainModel:
-    warnings.warn(f"lcnn: {reason}: {advice}", stacklevel=3)
-    return PlainModel(model, _plain_plan(reason))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
-@dataclass
+@dataclass(eq=False)
 class Value:
     """What one image gives at one place of the network: (channels, height, width), or a vector of features."""
 

@@ -20,6 +20,9 @@ from torch.nn.modules.utils import _pair
 from lcnn_core.engine.ir import RELU, Activation, Operation, Value, Window, as_array
 from lcnn_core.layers import LookupConv2d, LookupLinear
 
+MOST_REACH, MOST_WINDOW = 4096, 64
+"""Rows that a kernel may reach, and rows of a pooling window: more are refused by the loader (native/FORMAT.md)."""
+
 DENSE_DENSITY = 0.4
 """Weights with fewer nonzeros than this run through the lookup kernel: about half of the matrix kernel's rate."""
 
@@ -28,7 +31,8 @@ DENSE_DENSITY = 0.4
 class Lowering:
     """The state of one lowering: operations so far, the value that each node made, and the one that it stands for.
 
-    After a step in place, all names of its input stand for its output.
+    After a step in place, all names of its input stand for its output; ``reads`` keeps what each node that PyTorch runs
+    found under the names of its inputs.
     """
 
     modules: dict[str, nn.Module]
@@ -36,6 +40,7 @@ class Lowering:
     operations: list[Operation | fx.Node] = field(default_factory=list)
     values: dict[fx.Node, Value] = field(default_factory=dict)
     made: dict[fx.Node, Value] = field(default_factory=dict)
+    reads: dict[fx.Node, dict[fx.Node, Value]] = field(default_factory=dict)
 
     def value(self, node: Any) -> Value | None:
         return self.values.get(node) if isinstance(node, fx.Node) else None
@@ -49,7 +54,7 @@ class Lowering:
 
 def shape_of(node: Any) -> tuple[int, ...] | None:
     """Shape without the batch, of a float32 tensor node."""
-    meta = node.meta.get("val_shape") if isinstance(node, fx.Node) else None
+    meta = node.meta.get("shape") if isinstance(node, fx.Node) else None
     return None if meta is None else meta[1:]
 
 
@@ -78,6 +83,8 @@ def conv(low: Lowering, node: fx.Node, module: Any) -> Value | None:
     x = _image(low, node)
     shape = shape_of(node)
     if x is None or shape is None or module.padding_mode != "zeros":
+        return None
+    if max(d * (k - 1) for k, d in zip(module.kernel_size, module.dilation, strict=True)) > MOST_REACH:
         return None
     window = Window(tuple(module.kernel_size), tuple(module.stride), _paddings(module), tuple(module.dilation))
     bias = None if module.bias is None else as_array(module.bias)
@@ -186,16 +193,32 @@ def batch_norm(low: Lowering, node: fx.Node, module: Any) -> Value | None:
     return low.add("affine", node, [x], x.shape, scale=scale, bias=shift)
 
 
-def activation(make: Callable[[Any], Activation | None]) -> Handler:
+def activation(make: Callable[[Any], Activation]) -> Handler:
+    """Of a module: ``make`` of it."""
+    return lambda low, node, module: _activate(low, node, make(module))
+
+
+def activation_function(kind: str, *parameters: tuple[str, float]) -> Handler:
+    """Of a function whose arguments after the input are numbers: their names and defaults."""
+
     def handler(low: Lowering, node: fx.Node, module: Any) -> Value | None:
-        x = low.value(argument(node, 0, "input"))
-        kind = make(module)
-        return None if x is None or kind is None else low.add("activate", node, [x], x.shape, activation=kind)
+        numbers = [argument(node, i, name, default) for i, (name, default) in enumerate(parameters, 1)]
+        numbers = [default if given is None else given for given, (_, default) in zip(numbers, parameters, strict=True)]
+        return _activate(low, node, Activation(kind, *numbers)) if all(map(_number, numbers)) else None
 
     return handler
 
 
-def _module_activation(module: Any) -> Activation | None:
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _activate(low: Lowering, node: fx.Node, kind: Activation) -> Value | None:
+    x = low.value(argument(node, 0, "input"))
+    return None if x is None else low.add("activate", node, [x], x.shape, activation=kind)
+
+
+def _module_activation(module: Any) -> Activation:
     return {
         nn.ReLU: lambda m: RELU,
         nn.ReLU6: lambda m: Activation("clamp", 0.0, 6.0),
@@ -222,7 +245,7 @@ def pool_function(average: bool) -> Handler:
         "kernel_size",
         "stride",
         "padding",
-        *(("ceil_mode", "count_include_pad") if average else ("dilation", "ceil_mode")),
+        *(("ceil_mode", "count_include_pad", "divisor_override") if average else ("dilation", "ceil_mode")),
     )
 
     def handler(low: Lowering, node: fx.Node, module: Any) -> Value | None:
@@ -236,17 +259,22 @@ def _pool(low: Lowering, node: fx.Node, average: bool, options: dict[str, Any]) 
     x, shape = _image(low, node), shape_of(node)
     if x is None or shape is None or options.get("return_indices"):
         return None
-    kernel = _pair(options["kernel_size"])
+    kernel = _two(options["kernel_size"])
     window = Window(
-        kernel,
-        _pair(options.get("stride") or kernel),
-        _pair(options.get("padding", 0)),
-        _pair(options.get("dilation", 1)),
+        kernel, _two(options.get("stride") or kernel), _two(options.get("padding", 0)), _two(options.get("dilation", 1))
     )
+    if kernel[0] > MOST_WINDOW:
+        return None
     return low.add(
         "pool", node, [x], shape, window=window, average=average,
         count_pad=bool(options.get("count_include_pad", True)), divisor=options.get("divisor_override") or 0,
     )  # fmt: skip
+
+
+def _two(size: Any) -> tuple[int, int]:
+    """A size for rows and columns: a number, or a tuple or list of one or two."""
+    pair = tuple(size) * 2 if isinstance(size, tuple | list) else _pair(size)
+    return pair[0], pair[1]
 
 
 def adaptive(average: bool) -> Handler:
@@ -260,6 +288,7 @@ def adaptive(average: bool) -> Handler:
 def mean(low: Lowering, node: fx.Node, module: Any) -> Value | None:
     x, dims = _image(low, node), argument(node, 1, "dim")
     shape = shape_of(node)
+    dims = [dims] if isinstance(dims, int) else dims
     if x is None or shape is None or dims is None or sorted(d % 4 for d in dims) != [2, 3]:
         return None
     pooled = low.add("adaptive", node, [x], (x.shape[0], 1, 1), average=True)
@@ -268,14 +297,14 @@ def mean(low: Lowering, node: fx.Node, module: Any) -> Value | None:
 
 
 def add(low: Lowering, node: fx.Node, module: Any) -> Value | None:
-    a, b = low.value(node.args[0]), low.value(argument(node, 1, "other"))
+    a, b = low.value(argument(node, 0, "input")), low.value(argument(node, 1, "other"))
     if a is None or b is None or a.shape != b.shape or node.kwargs.get("alpha", 1) != 1:
         return None
     return low.add("add", node, [a, b], a.shape)
 
 
 def multiply(low: Lowering, node: fx.Node, module: Any) -> Value | None:
-    a, b = low.value(node.args[0]), low.value(argument(node, 1, "other"))
+    a, b = low.value(argument(node, 0, "input")), low.value(argument(node, 1, "other"))
     if a is None or b is None or len(a.shape) != 3 or len(b.shape) != 3 or a.shape[0] != b.shape[0]:
         return None
     if a.vector and not b.vector:
@@ -284,7 +313,8 @@ def multiply(low: Lowering, node: fx.Node, module: Any) -> Value | None:
 
 
 def concat(low: Lowering, node: fx.Node, module: Any) -> Value | None:
-    parts = [low.value(part) for part in node.args[0]]  # type: ignore[union-attr]
+    given = argument(node, 0, "tensors")
+    parts = [low.value(part) for part in given] if isinstance(given, tuple | list) else [None]
     dim, shape = argument(node, 1, "dim", 0), shape_of(node)
     if shape is None or any(part is None or part.shape[1:] != shape[1:] for part in parts):
         return None
@@ -292,28 +322,26 @@ def concat(low: Lowering, node: fx.Node, module: Any) -> Value | None:
 
 
 def flatten(low: Lowering, node: fx.Node, module: Any) -> Value | None:
-    x, shape = low.value(node.args[0]), shape_of(node)
+    x, shape = low.value(argument(node, 0, "input")), shape_of(node)
     if x is None or shape is None or len(shape) != 1 or shape[0] != int(np.prod(x.shape)):
-        return None
-    if node.meta["val_shape"][0] != low.batch:
         return None
     return low.add("flatten", node, [x], shape)
 
 
 def same(low: Lowering, node: fx.Node, module: Any) -> Value | None:
-    return low.value(argument(node, 0, "input"))
+    return low.value(argument(node, 0, "input")) if node.meta.get("same") else None
 
 
-_FUNCTION_ACTIVATIONS = {
-    F.relu: RELU,
-    torch.relu: RELU,
-    F.relu6: Activation("clamp", 0.0, 6.0),
-    F.silu: Activation("silu"),
-    torch.sigmoid: Activation("sigmoid"),
-    F.hardswish: Activation("hard_swish"),
-    F.hardsigmoid: Activation("hard_sigmoid"),
-    torch.tanh: Activation("tanh"),
-}
+def _inactive(low: Lowering, node: fx.Node, module: Any) -> Value | None:
+    """``F.dropout``, which is active unless told otherwise."""
+    return same(low, node, module) if argument(node, 2, "training", True) is False else None
+
+
+def _constant(kind: Activation) -> Handler:
+    return lambda low, node, module: _activate(low, node, kind)
+
+
+_CLAMP = activation_function("clamp", ("min", -np.inf), ("max", np.inf))
 
 MODULES: dict[type, Handler] = {
     nn.Conv2d: conv,
@@ -338,12 +366,21 @@ MODULES: dict[type, Handler] = {
 }  # fmt: skip
 
 
-def _constant(kind: Activation) -> Callable[[Any], Activation]:
-    return lambda _: kind
-
-
 FUNCTIONS: dict[Any, Handler] = {
-    **{function: activation(_constant(kind)) for function, kind in _FUNCTION_ACTIVATIONS.items()},
+    F.relu: _constant(RELU),
+    torch.relu: _constant(RELU),
+    F.relu6: _constant(Activation("clamp", 0.0, 6.0)),
+    F.hardtanh: activation_function("clamp", ("min_val", -1.0), ("max_val", 1.0)),
+    torch.clamp: _CLAMP,
+    F.leaky_relu: activation_function("leaky", ("negative_slope", 0.01)),
+    F.elu: activation_function("elu", ("alpha", 1.0)),
+    F.silu: _constant(Activation("silu")),
+    F.sigmoid: _constant(Activation("sigmoid")),
+    torch.sigmoid: _constant(Activation("sigmoid")),
+    F.hardswish: _constant(Activation("hard_swish")),
+    F.hardsigmoid: _constant(Activation("hard_sigmoid")),
+    F.tanh: _constant(Activation("tanh")),
+    torch.tanh: _constant(Activation("tanh")),
     operator.add: add,
     operator.iadd: add,
     torch.add: add,
@@ -356,7 +393,7 @@ FUNCTIONS: dict[Any, Handler] = {
     F.avg_pool2d: pool_function(True),
     F.adaptive_avg_pool2d: adaptive(True),
     F.adaptive_max_pool2d: adaptive(False),
-    F.dropout: same,
+    F.dropout: _inactive,
     torch.mean: mean,
 }
 
@@ -364,9 +401,13 @@ METHODS: dict[str, Handler] = {
     "relu": FUNCTIONS[F.relu],
     "relu_": FUNCTIONS[F.relu],
     "sigmoid": FUNCTIONS[torch.sigmoid],
+    "tanh": FUNCTIONS[torch.tanh],
+    "clamp": _CLAMP,
+    "clamp_": _CLAMP,
     "add": add,
     "add_": add,
     "mul": multiply,
+    "mul_": multiply,
     "flatten": flatten,
     "view": flatten,
     "reshape": flatten,

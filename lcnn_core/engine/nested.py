@@ -10,23 +10,26 @@ import torch
 from torch import Tensor, nn
 
 from lcnn_core.engine.capture import CONTAINERS
+from lcnn_core.engine.compiled import CompiledModel
 from lcnn_core.engine.plan import Plan, PlanStep
 from lcnn_core.layers import LookupLayer
 
 Shapes = tuple[tuple[int, ...], ...]
-Compiler = Callable[[nn.Module, tuple[Tensor, ...]], nn.Module | None]
+Compiler = Callable[[nn.Module, tuple[Tensor, ...]], CompiledModel | None]
 
 
 class NativeCall:
     """Takes the place of a module's ``forward``: native for inputs of known shapes, else the module's own."""
 
-    def __init__(self, module: nn.Module, compiled: dict[Shapes, nn.Module]):
+    def __init__(self, module: nn.Module, compiled: dict[Shapes, CompiledModel]):
         self.forward = module.forward
         self.compiled = compiled
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         native = self.compiled.get(_shapes(inputs)) if not options else None
-        return self.forward(*inputs, **options) if native is None else native(*inputs)
+        if native is None or native.batch not in (None, len(inputs[0])):
+            return self.forward(*inputs, **options)
+        return native(*inputs)
 
 
 def _shapes(inputs: tuple[Any, ...]) -> Shapes:
@@ -65,27 +68,56 @@ def make_native(
 ) -> dict[str, list[Plan]]:
     """Compile, in place, the parts of ``model`` that opaque modules call, for the inputs that the example gives them.
 
-    Returns the plans of each part by its name. A part that the example does not reach stays as it is.
+    Returns the plans of each part by its name. A part that the example does not reach stays as it is, and so does one
+    that changes what it is given.
     """
     parts = _parts(model, opaque)
-    seen: dict[nn.Module, dict[Shapes, tuple[Tensor, ...]]] = {module: {} for module in parts}
-
-    def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        seen[module].setdefault(_shapes(inputs), inputs)
-
-    hooks = [module.register_forward_pre_hook(note) for module in parts]
-    with torch.no_grad():
-        model(*(x.clone() for x in example))
-    for hook in hooks:
-        hook.remove()
     plans: dict[str, list[Plan]] = {}
-    for module, name in parts.items():
-        made = {shapes: compiler(module, inputs) for shapes, inputs in seen[module].items() if shapes}
+    for module, calls in _calls(model, example, parts).items():
+        made = {shapes: compiler(module, inputs) for shapes, inputs in calls.items() if shapes}
         compiled = {shapes: native for shapes, native in made.items() if native is not None}
         if compiled:
             module.forward = NativeCall(module, compiled)  # type: ignore[assignment]
-            plans[name] = [native.plan for native in compiled.values()]  # type: ignore[misc]
+            plans[parts[module]] = [native.plan for native in compiled.values()]
     return plans
+
+
+def _calls(
+    model: nn.Module, example: tuple[Tensor, ...], parts: dict[nn.Module, str]
+) -> dict[nn.Module, dict[Shapes, tuple[Tensor, ...]]]:
+    """What the example gives the parts, but for those that change it."""
+    seen: dict[nn.Module, dict[Shapes, tuple[Tensor, ...]]] = {module: {} for module in parts}
+    versions: dict[nn.Module, list[list[int]]] = {module: [] for module in parts}
+    changing: set[nn.Module] = set()
+
+    def state(inputs: tuple[Any, ...]) -> list[int]:
+        return [x._version for x in inputs if isinstance(x, Tensor)]
+
+    def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        seen[module].setdefault(_shapes(inputs), inputs)
+        versions[module].append(state(inputs))
+
+    def after(module: nn.Module, inputs: tuple[Any, ...], _: Any) -> None:
+        if versions[module].pop() != state(inputs):
+            changing.add(module)
+
+    hooks = [module.register_forward_pre_hook(before) for module in parts]
+    hooks += [module.register_forward_hook(after) for module in parts]
+    with torch.inference_mode(False), torch.no_grad():
+        model(*(x.clone() for x in example))
+    for hook in hooks:
+        hook.remove()
+    return {module: calls for module, calls in seen.items() if module not in changing}
+
+
+def restore(model: nn.Module) -> None:
+    """Give the modules that :func:`make_native` changed their own ``forward`` again."""
+    for module in model.modules():
+        call = module.__dict__.get("forward")
+        if isinstance(call, NativeCall):
+            del module.forward
+            if module.forward != call.forward:  # it was one instance's own
+                module.forward = call.forward  # type: ignore[assignment]
 
 
 def join(outer: Plan, parts: dict[str, list[Plan]]) -> Plan:

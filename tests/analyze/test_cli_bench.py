@@ -160,12 +160,15 @@ def test_an_exported_model_runs_in_onnx_runtime(checkpoint, tmp_path, capsys):
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
-def test_an_export_that_computes_something_else_ends_in_exit_code_5(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize(("name", "where"), [("m.onnx", "in ONNX Runtime"), ("m.lcnn", "when loaded again")])
+def test_an_export_that_computes_something_else_leaves_the_file_as_it_was(name, where, monkeypatch, tmp_path, capsys):
     real = lcnn_analyze.cli.export.TOLERANCE
     monkeypatch.setattr(lcnn_analyze.cli.export, "TOLERANCE", 0.0)
     assert real > 0
-    assert export(MODEL, str(tmp_path / "m.onnx"), "-q") == 5
-    assert "outputs in ONNX Runtime are off by" in capsys.readouterr().err
+    (tmp_path / name).write_text("older")
+    assert export(MODEL, str(tmp_path / name), "-q") == 5
+    assert f"{name} was not written: outputs {where} are off by" in capsys.readouterr().err
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "older")]
 
 
 def test_an_exported_plan_gives_pytorch_outputs(checkpoint, tmp_path, capsys):

@@ -24,6 +24,14 @@ void between(const char* what, int64_t value, int64_t low, int64_t high) {
         fail("%s is %lld; expected %lld to %lld", what, (long long)value, (long long)low, (long long)high);
 }
 
+int64_t floats_of(const char* what, std::initializer_list<int64_t> counts) {
+    int64_t product = 1;
+    for (int64_t count : counts)
+        if (__builtin_mul_overflow(product, count, &product)) product = SPACE + 1;
+    between(what, product, 0, SPACE);
+    return product;
+}
+
 const Tensor& tensor(const Plan& plan, const char* what, int64_t index) {
     between(what, index, 0, int64_t(plan.tensors.size()) - 1);
     return plan.tensors[index];
@@ -149,15 +157,19 @@ void prepare_shape(Plan& plan, Prepared& p, const Reader& in) {
         check_window(s);
         between("pool divisor", s.divisor, 0, 1 << 30);
         between("pool rows", (y.height - 1) * s.sy - s.py, -s.py, x.height + s.py);
-        plan.scratch = std::max(plan.scratch, pool_line(x, y, s) + GUARD);
+        plan.scratch = std::max(plan.scratch, floats_of("pool line", {pool_line(x, y, s)}) + GUARD);
     }
 }
 
-/// A linear step of the batch-wide part reads and writes all images at once.
+/// The batch-wide part handles vectors of all images: linear layers at once, the others image by image.
 void check_batch_wide(const Plan& plan, const Step& s) {
-    if (Op(s.op) != Op::linear && Op(s.op) != Op::lookup_linear) return;
-    if (s.second >= 0 || !plan.tensors[s.input].batched || !plan.tensors[s.output].batched)
-        fail("a batch-wide linear layer needs batched tensors and no residual");
+    Op op = Op(s.op);
+    bool linear = op == Op::linear || op == Op::lookup_linear;
+    bool elementwise = op == Op::add || op == Op::multiply || op == Op::affine || op == Op::activate;
+    if (!linear && !elementwise && op != Op::concat && op != Op::export_) fail("this operation cannot be batch-wide");
+    if (linear && s.second >= 0) fail("a batch-wide linear layer adds no residual");
+    for (int64_t t : {s.input, s.second, s.output})
+        if (t >= 0 && !plan.tensors[t].batched) fail("a batch-wide step needs batched tensors");
 }
 
 void prepare(Plan& plan, Prepared& p, const Reader& in) {
@@ -204,8 +216,8 @@ void check_header(const int64_t* words, int64_t size) {
     between("steps", words[5], 1, COUNT);
     between("inputs", words[6], 1, 1 << 16);
     between("outputs", words[7], 1, 1 << 16);
-    between("arena", words[8], 0, int64_t(1) << 34);
-    between("batch space", words[9], 0, int64_t(1) << 34);
+    between("arena", words[8], 0, SPACE);
+    between("batch space", words[9], 0, SPACE);
     between("first batch-wide step", words[10], 0, words[5]);
     if (words[2] != HEADER_WORDS + (words[6] + words[7]) * PORT_WORDS + words[4] * TENSOR_WORDS + words[5] * STEP_WORDS)
         fail("plan header does not fit its records");

@@ -1,14 +1,19 @@
 // Checks shared by the files that load a plan: every number that a kernel will use as an address passes one of them.
 #pragma once
 
+#include <initializer_list>
+
 #include "plan.h"
 
 namespace lcnn {
 
 constexpr int64_t LIMIT = int64_t(1) << 40, COUNT = 1 << 20;  // products of three counts fit 64 bits
+constexpr int64_t SPACE = int64_t(1) << 34;                   // floats of an arena or of scratch
 
 [[noreturn]] void fail(const char* format, ...);
 void between(const char* what, int64_t value, int64_t low, int64_t high);
+/// The product of counts, none negative, that sizes a space in memory: at most SPACE.
+int64_t floats_of(const char* what, std::initializer_list<int64_t> counts);
 const Tensor& tensor(const Plan& plan, const char* what, int64_t index);
 void same_grid(const char* what, const Tensor& a, const Tensor& b);
 

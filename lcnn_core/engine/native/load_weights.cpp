@@ -164,11 +164,11 @@ void choose_team(Plan& plan, Prepared& p, const Tensor& x, int64_t height, int64
     }
     int64_t rows = std::max(height + p.down, x.height) + p.up;
     int64_t size = plane_of(p, x, rows);
-    if (height > FEW_ROWS && channels * size * 4 > l2_bytes()) return;
+    if (height > FEW_ROWS && double(channels) * double(size) * 4 > double(l2_bytes())) return;
     p.team = true;
     p.window_rows = rows;
     p.window_plane = size;
-    plan.shared_window = std::max(plan.shared_window, channels * size + GUARD);
+    plan.shared_window = std::max(plan.shared_window, floats_of("shared S", {channels, size}) + p.reach + GUARD);
 }
 
 /// Blocks of dictionary rows whose part of S, as one group of pixels reads it, fits L1; as long as a filter has enough
@@ -204,6 +204,7 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
     between("dictionary rows", s.rows, 0, COUNT);
     int64_t channels = p.direct ? x.channels : phases * s.groups * s.rows;
     between("planes of S", channels, 1, COUNT);
+    floats_of("a row of S", {channels, x.stride});
     for (int64_t i = 0; i < s.table_count; ++i) {
         between("lookup channel", table[3 * i], 0, channels - 1);
         between("lookup row", table[3 * i + 1], -4096, 4096);
@@ -214,7 +215,7 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
     }
     if (s.pooled) {
         check_window(s);
-        between("pooled rows", (y.height - 1) * s.sy - s.py, 0, height - 1);
+        between("pooled rows", (y.height - 1) * s.sy - s.py, -s.py, height - 1);
     }
     choose_tiles(p, x, height, channels);
     choose_team(plan, p, x, height, channels);
@@ -239,15 +240,15 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
         p.offsets.resize(s.width);
         for (int64_t c = 0; c < s.width; ++c) p.offsets[c] = int32_t(c * x.plane);
         if (s.width * x.plane > INT32_MAX) fail("tensor too large for 32-bit offsets");
-        scratch = channels * p.window_plane + GUARD;
+        scratch = floats_of("window of S", {channels, p.window_plane}) + p.reach + GUARD;  // the last row's tail reads on
     }
     if (s.pooled && choose_pairing(p, y)) {
         p.line = (std::max((y.width + VL) * s.sx + VL + s.kw * s.dx, s.px + s.conv_width + VL) + 15) / 16 * 16;
-        scratch += 2 * s.filters * p.line + 2 * GUARD;
+        scratch += floats_of("pooled lines", {2, s.filters, p.line}) + 2 * GUARD;
     } else if (s.pooled) {
-        scratch += (p.tile_rows + 2 * s.kh * s.dy + s.sy) * x.stride + s.filters * s.kh * s.dy * x.stride +
-                   pool_line(x, y, s) + 2 * GUARD;
-        p.line = pool_line(x, y, s);
+        p.line = floats_of("pool line", {pool_line(x, y, s)});
+        scratch += floats_of("pooled tile", {p.tile_rows + 2 * s.kh * s.dy + s.sy, x.stride}) +
+                   floats_of("pooled rows", {s.filters, s.kh * s.dy, x.stride}) + p.line + 2 * GUARD;
     }
     plan.scratch = std::max(plan.scratch, scratch);
 }
@@ -273,7 +274,7 @@ void prepare_gemm(Plan& plan, Prepared& p, const Reader& in) {
         high = std::max(high, offset);
         p.offsets.push_back(int32_t(offset));
     }
-    if (high + last * x.plane > INT32_MAX) fail("tensor too large for 32-bit offsets");
+    if (high + last * x.plane > INT32_MAX || low < INT32_MIN) fail("tensor too large for 32-bit offsets");
     check_reach(plan, x, low, high + last * x.plane, height * x.stride);
     int64_t per_group = s.filters / s.groups;
     p.matrices.resize(s.groups);

@@ -43,10 +43,10 @@ struct Step {
     int64_t activation, act_a, act_b;                  // bounds or slope, as float bits
     int64_t bias, weights, weights_count;              // data offsets, -1 where there is none
     int64_t table, table_count, values, starts;        // (channel, dy, dx) int32 triples; values; int32 (n + 1)
-    int64_t kh, kw, sy, sx, py, px, dy, dx;            // window of pool, also of a pool fused into lookup or gemm
+    int64_t kh, kw, sy, sx, py, px, dy, dx;            // window of pool, also of a max-pool fused into lookup
     int64_t mode, count_pad, divisor;                  // pool: 0 max, 1 average
     int64_t phases, phase_list;                        // relayout and lookup on a strided input: int32 (y, x) pairs
-    int64_t pooled, conv_height, conv_width;           // lookup, gemm with a fused max-pool: the size before pooling
+    int64_t pooled, conv_height, conv_width;           // lookup with a fused max-pool: the size before pooling
     int64_t port, channel;                             // import, export: which array; concat: first output channel
     int64_t storage, scales;                           // linear: 0 float32, 1 bfloat16, 2 int8 with a scale per row
     int64_t unused[2];

@@ -11,6 +11,7 @@
 #include <new>
 #include <string>
 #include <thread>
+#include <pthread.h>
 #include <sys/mman.h>
 
 #include "lcnn_engine.h"
@@ -20,11 +21,15 @@
 namespace lcnn {
 namespace {
 
-/// Sense-reversing barrier; spins a little, then gives the core away (another process may need it).
+/// Sense-reversing barrier; spins a little, then gives the core away (another process may need it). A thread that fails
+/// breaks it, so that the others fail too instead of waiting.
 class Barrier {
     std::atomic<int> waiting{0}, round{0};
+    std::atomic<bool> broken{false};
 
   public:
+    void give_up() { broken.store(true); }
+    bool given_up() const { return broken.load(); }
     void wait(int parts) {
         if (parts == 1) return;
         int now = round.load(std::memory_order_acquire);
@@ -33,12 +38,15 @@ class Barrier {
             round.store(now + 1, std::memory_order_release);
             return;
         }
-        for (int spins = 0; round.load(std::memory_order_acquire) == now; ++spins)
+        for (int spins = 0; round.load(std::memory_order_acquire) == now; ++spins) {
+            if (given_up()) throw std::bad_alloc();
             if (spins > 4000) std::this_thread::yield();
+        }
     }
 };
 
-/// Threads that live as long as the process. One call at a time uses them; a call that finds them busy runs alone.
+/// Threads that live as long as the process. One call at a time uses them; a call that finds them busy runs alone. Jobs
+/// throw nothing.
 class Pool {
     std::mutex users, lock;
     std::condition_variable wake, done;
@@ -84,9 +92,16 @@ class Pool {
     }
 };
 
+/// Never destroyed: its threads may outlive main. A forked process has none of them, and starts its own.
+std::atomic<Pool*> the_pool{nullptr};
+
 Pool& pool() {
-    static Pool* p = new Pool;  // never destroyed: its threads may outlive main
-    return *p;
+    static int registered = [] {
+        the_pool = new Pool;
+        return pthread_atfork(nullptr, nullptr, [] { the_pool = new Pool; });
+    }();
+    (void)registered;
+    return *the_pool;
 }
 
 /// Floats in huge pages where the system grants them: planes are kilobytes apart, small pages would miss the TLB. What
@@ -173,7 +188,16 @@ struct Run {
         }
     }
 
-    void thread(int part, int parts) {
+    /// What one thread does. Where it runs out of memory, the whole call fails.
+    void thread(int part, int parts) noexcept {
+        try {
+            images(part, parts);
+        } catch (const std::exception&) {
+            barrier.give_up();
+        }
+    }
+
+    void images(int part, int parts) {
         Place place = base;
         int64_t split = plan.first_batch_step, end = int64_t(plan.steps.size());
         place.scratch = scratches[part];
@@ -229,6 +253,7 @@ void run_chunk(lcnn_plan* handle, const float* const* inputs, float* const* outp
     }
     pool().run(threads, [&](int part, int parts) { r.thread(part, parts); });
     handle->give(std::move(work));
+    if (r.barrier.given_up()) throw std::bad_alloc();
 }
 
 constexpr int64_t BATCH_FLOATS = 1 << 26;  // of batch-wide steps: bounds their memory, and keeps offsets in 32 bits
