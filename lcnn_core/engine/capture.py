@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from lcnn_core.engine.ir import Value
-from lcnn_core.engine.lower import FUNCTIONS, METHODS, MODULES, Handler, Lowering
+from lcnn_core.engine.lower import FUNCTIONS, METHODS, MODULES
+from lcnn_core.engine.lowering import Handler, Lowering
 from lcnn_core.layers import LookupLayer
 
 

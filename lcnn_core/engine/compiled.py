@@ -14,7 +14,7 @@ from lcnn_core.engine.fuse import Fuser, prune_dead
 from lcnn_core.engine.ir import Operation, Value
 from lcnn_core.engine.layout import Layout
 from lcnn_core.engine.library import NativePlan
-from lcnn_core.engine.lower import Lowering
+from lcnn_core.engine.lowering import Lowering
 from lcnn_core.engine.pack import pack
 from lcnn_core.engine.plan import Plan, PlanStep, plan_step
 from lcnn_core.errors import ConfigError, ShapeError
