@@ -70,10 +70,17 @@ METHODS: dict[str, Method] = {
         fixed=("forms", "dictionary_ratio"),
     ),
     "published": Method(
-        "the paper's recipe: fresh weights, l1 and threshold (lambda' 0.3, c 0.001), held to the budget",
-        partial(FromDenseConfig, start="scratch", distillation=0.0, threshold_scale=0.001, l1_scale=0.3),
+        "the paper's recipe: fresh weights, whole D, l1 and threshold (lambda' 0.3, c 0.001), held to the budget",
+        partial(
+            FromDenseConfig,
+            start="scratch",
+            dictionaries="dense",
+            distillation=0.0,
+            threshold_scale=0.001,
+            l1_scale=0.3,
+        ),
         compress_from_dense,
-        fixed=("start",),
+        fixed=("start", "dictionaries"),
     ),
     "low-rank": Method(
         "each convolution as two dense ones, 1x1 to few channels and kernel-sized, then trained under distillation",

@@ -35,6 +35,10 @@ class LayerCost:
         """MACs of a dictionary row without zeros; 0 for the identity dictionary."""
         return 0 if self.layer.dictionary is None else self.row * self.layer.dictionary.shape[1]
 
+    def dictionary(self) -> int:
+        """MACs of D without zeros."""
+        return 0 if self.layer.dictionary is None else self.row * self.layer.dictionary.numel()
+
     def dense(self) -> int:
         """MACs of the dense layer that it stands for."""
         return self.coefficient * math.prod(self.layer.dense_shape)
@@ -81,21 +85,25 @@ class Ledger:
         """MACs of every entry, zeros too: int64 (entries,), P before D, layer after layer."""
         return torch.cat([torch.full((t.numel(),), c) for layer in self.layers for t, c in layer.tensors()])
 
-    def allowance(self, speedup: float) -> int:
+    def allowance(self, speedup: float, whole: bool = False) -> int:
         """MACs that all lookup layers may cost together for ``speedup`` over the dense twin.
 
-        Raises ConfigError, with the reachable maximum and what bounds it, where even one entry a tensor is too much.
+        Raises ConfigError, with the reachable maximum and what bounds it, where even one entry a tensor is too much;
+        with ``whole``, one entry of each P and all of each D.
         """
         if not 1 < speedup < float("inf"):
             raise ConfigError(f"speedup is {speedup}; expected a finite number above 1")
         left = int(self.dense / speedup) - sum(self.fixed.values())
         least = sum(cost for layer in self.layers for _, cost in layer.tensors())
+        if whole:
+            least = sum(layer.coefficient + layer.dictionary() for layer in self.layers)
         if not self.layers:
             raise ConfigError(
                 f"a speedup of {speedup:g} cannot be met: the model has no layer that can become a lookup layer"
             )
         if left < least:
-            what = f"one entry in each D and P of {len(self.layers)} lookup layers"
+            entry = "one entry of each P and the whole D" if whole else "one entry in each D and P"
+            what = f"{entry} of {len(self.layers)} lookup layers"
             raise out_of_reach(speedup, self.dense, self.fixed, least, what)
         return left
 
@@ -182,13 +190,15 @@ def shared_out(ledger: Ledger, ranking: list[Tensor], shares: Mapping[str, float
 
 
 @torch.no_grad()
-def prune_to_(ledger: Ledger, budget: int, floor: float = 0.25, shares: Mapping[str, float] | None = None) -> None:
+def prune_to_(
+    ledger: Ledger, budget: int, floor: float = 0.25, shares: Mapping[str, float] | None = None, whole: bool = False
+) -> None:
     """Zero entries of D and P, in place, until all lookup layers together cost ``budget`` MACs or a hair less.
 
     One ranking over all layers (:func:`ranks`), or, with ``shares`` of the budget by layer, one within each. The best
     of every tensor stay whatever the ranking says: ``floor`` of the share of its entries that it would keep if all
     tensors kept the same share, and one lookup that reads something. Entries that buy nothing (:func:`useful`) go, and
-    what they cost is spent on others. Zeros stay zero.
+    what they cost is spent on others. Zeros stay zero. whole: of D, only rows that nothing reads go.
     """
     tensors = [tensor for layer in ledger.layers for tensor, _ in layer.tensors()]
     sizes = [tensor.numel() for tensor in tensors]
@@ -196,7 +206,7 @@ def prune_to_(ledger: Ledger, budget: int, floor: float = 0.25, shares: Mapping[
     alive = torch.cat([(tensor != 0).flatten().cpu() for tensor in tensors])
     found = ranks(ledger)
     ranking = torch.cat(shared_out(ledger, found, shares) if shares else found)
-    _protect(ledger, list(ranking.split(sizes)), floor * budget / int(costs.sum()))
+    _protect(ledger, list(ranking.split(sizes)), floor * budget / int(costs.sum()), whole)
     while True:
         candidates = alive.nonzero().squeeze(1)
         keep = torch.zeros_like(alive)
@@ -210,8 +220,11 @@ def prune_to_(ledger: Ledger, budget: int, floor: float = 0.25, shares: Mapping[
         tensor.masked_fill_(~mask.to(tensor.device), 0)
 
 
-def _protect(ledger: Ledger, ranks: list[Tensor], share: float) -> None:
-    """Lift, in place, the ranks of each tensor's best ``share`` above all others, one lookup of each layer on top."""
+def _protect(ledger: Ledger, ranks: list[Tensor], share: float, whole: bool) -> None:
+    """Lift, in place, the ranks of each tensor's best ``share`` above all others, one lookup of each layer on top.
+
+    whole: of every D, all.
+    """
     lift = 1 + max(float(part.max()) for part in ranks)
     remaining = iter(ranks)
     for layer in (cost.layer for cost in ledger.layers):
@@ -222,7 +235,7 @@ def _protect(ledger: Ledger, ranks: list[Tensor], share: float) -> None:
         if layer.dictionary is None:
             continue
         dictionary = next(remaining)
-        dictionary[dictionary.topk(int(share * len(dictionary))).indices] += lift
+        dictionary[dictionary.topk(int((1 if whole else share) * len(dictionary))).indices] += lift
         # The row that the layer's best lookup reads: kept both, the layer still answers something.
         n, k = layer.coefficients.shape[:2]
         filter_, row = divmod(int(best[0]) // layer.coefficients[0, 0].numel(), k)

@@ -18,7 +18,8 @@ class Budget:
     cost two dictionary rows more: the last cut may leave rows unread, and needs others to spend their cost on to land
     exactly. Source of the schedule: Zhu and Gupta 2017.
 
-    floor, shares: as in :func:`prune_to_`. soft: learned soft thresholds (:class:`SoftThresholds`) before each cut.
+    floor, shares, whole: as in :func:`prune_to_`. soft: learned soft thresholds (:class:`SoftThresholds`) before each
+    cut.
     regrowth: share of the cost that a cut takes beyond its due and gives back a batch later to the zeros of largest
     gradient (:func:`regrow_`), falling along a line to nothing at the last cut.
     """
@@ -33,9 +34,10 @@ class Budget:
         soft: bool = False,
         regrowth: float = 0.0,
         shares: Mapping[str, float] | None = None,
+        whole: bool = False,
     ) -> None:
-        self.ledger = ledger
-        self.final = self.ledger.allowance(speedup)
+        self.ledger, self.whole = ledger, whole
+        self.final = self.ledger.allowance(speedup, whole)
         self.start = max(self.ledger.spent(), self.final)
         self.spare = 2 * max(map(LayerCost.whole_row, self.ledger.layers))
         self.phase, self.cuts, self.floor, self.regrowth, self.shares = phase, cuts, floor, regrowth, shares
@@ -56,7 +58,7 @@ class Budget:
         budget = int(allowed * (1 - self.regrowth * left))
         if self.thresholds:
             self.thresholds.shrink_(budget)
-        prune_to_(self.ledger, budget, self.floor, self.shares)
+        prune_to_(self.ledger, budget, self.floor, self.shares, self.whole)
         if budget < allowed:
             self.growing = allowed
             self._mask_gradients(False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from lcnn_core.train.events import Listener, ignore
 FORMS = ("mixed", "lookup", "sparse", "measured")
 STARTS = ("dense", "scratch")
 THRESHOLDS = ("hard", "soft")
+DICTIONARIES = ("sparse", "dense")
 CALIBRATION = 512
 """Images on which layer budgets and forms are measured."""
 RATIOS = (0.125, 0.25, 0.5)
@@ -38,7 +39,9 @@ class FromDenseConfig:
     """speedup: counted, over the dense twin, ``published`` convention; it is met exactly or by a hair more.
 
     dictionary_ratio: k over the input channels of layers with kernels beyond 1x1; None for 0.5 at 10x, falling with
-        the root of the speedup (0.29 at 30x). Ratios of 1 or more mean a plain sparse layer.
+        the root of the speedup (0.29 at 30x). Ratios of 1 or more mean a plain sparse layer. Of dense dictionaries None
+        stands for what half of the budget buys, at most 0.5.
+    dictionaries: "sparse" prunes entries of D too, "dense" only rows that nothing reads, as published.
     phase: share of the run in which the cost is lowered; cuts: in how many steps.
     floor: share of an even split of the budget that every tensor keeps; 1 gives every tensor the same density.
     thresholds: "hard" cuts take the entries of lowest rank; "soft" ones shrink all before, by thresholds that are
@@ -58,6 +61,7 @@ class FromDenseConfig:
 
     speedup: float = 10.0
     dictionary_ratio: float | None = None
+    dictionaries: str = "sparse"
     phase: float = 0.6
     cuts: int = 50
     floor: float = 0.25
@@ -81,7 +85,8 @@ class FromDenseConfig:
                 f"phase is {self.phase}, cuts {self.cuts}, floor {self.floor}, regrowth {self.regrowth}; expected "
                 "0 < phase <= 1, cuts of 1 or more, 0 <= floor <= 1, 0 <= regrowth < 1"
             )
-        choices = {"forms": FORMS, "start": STARTS, "thresholds": THRESHOLDS, "layer_budgets": LAYER_BUDGETS}
+        choices = {"forms": FORMS, "start": STARTS, "thresholds": THRESHOLDS, "layer_budgets": LAYER_BUDGETS,
+                   "dictionaries": DICTIONARIES}  # fmt: skip
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
@@ -93,6 +98,9 @@ class FromDenseConfig:
             raise ConfigError(
                 "dictionary_ratio cannot go with forms 'sparse', which has no dictionaries; leave one out"
             )
+        if self.dictionaries == "dense" and (self.thresholds == "soft" or self.forms == "sparse"):
+            other = "soft thresholds, which shrink D" if self.thresholds == "soft" else "forms 'sparse', which has none"
+            raise ConfigError(f"dense dictionaries cannot go with {other}; leave one out")
         if self.regrowth and self.cuts == 1:
             raise ConfigError("regrowth cannot go with a single cut, which is the last; ask for 2 cuts or more")
         if self.thresholds == "soft" and self.threshold_scale:
@@ -165,6 +173,13 @@ def started(dense: nn.Module, config: FromDenseConfig, choices: Mapping[str, Opt
     return model
 
 
+def half_of_the_budget(dense: nn.Module, input_shape: tuple[int, ...], config: FromDenseConfig) -> float:
+    """The dictionary ratio, 0.5 at most, at which whole dictionaries cost half of what all layers may."""
+    ledger = Ledger.of(started(dense, replace(config, dictionary_ratio=0.5)), input_shape)
+    cost = sum(layer.dictionary() for layer in ledger.layers)
+    return min(0.5, 0.25 * ledger.allowance(config.speedup) / max(cost, 1))
+
+
 @torch.no_grad()
 def balance_(layer: LookupLayer) -> None:
     """Share the scale of each dictionary row evenly between D and P; the dense filters W stay the same.
@@ -207,6 +222,8 @@ def compress_from_dense(
     config = config or FromDenseConfig()
     check_dense(dense)
     choices = None
+    if config.dictionaries == "dense" and config.dictionary_ratio is None:
+        config = replace(config, dictionary_ratio=half_of_the_budget(dense, dataset.input_shape, config))
     if "measured" in (config.forms, config.layer_budgets):
         choices = choices_of(dense, calibration_images(dataset, CALIBRATION), config)
     model = started(dense, config, choices)
@@ -219,6 +236,9 @@ def compress_from_dense(
     elif config.layer_budgets == "measured" and choices:
         shares = measured_shares(choices)
     soft = config.thresholds == "soft"
-    budget = Budget(ledger, config.speedup, config.phase, config.cuts, config.floor, soft, config.regrowth, shares)
+    whole = config.dictionaries == "dense"
+    budget = Budget(
+        ledger, config.speedup, config.phase, config.cuts, config.floor, soft, config.regrowth, shares, whole
+    )
     objective = taught_by(dense, config.temperature, config.distillation)
     return model, train(model, dataset, config.train, on_event, objective, budget, resume)

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lcnn_core.compress import FromDenseConfig, LowRankConfig, calibration_images, compress_from_dense, train_low_rank
+from lcnn_core.compress import (
+    METHODS,
+    FromDenseConfig,
+    LowRankConfig,
+    calibration_images,
+    compress_from_dense,
+    train_low_rank,
+)
 from lcnn_core.compress.allocation import DENSE
 from lcnn_core.compress.budget import Ledger, prune_to_
 from lcnn_core.compress.fitting import Problem
@@ -305,6 +312,8 @@ def test_measured_forms_give_shared_filters_a_dictionary_and_scattered_ones_none
         {"forms": "measured", "layer_budgets": "measured", "dictionary_ratio": 0.25},
         {"thresholds": "soft", "regrowth": 0.3, "layer_budgets": "uniform"},
         {"start": "scratch", "distillation": 0.0, "regrowth": 0.2, "threshold_scale": 0.001, "l1_scale": 0.3},
+        {"dictionaries": "dense"},
+        {"dictionaries": "dense", "forms": "lookup", "regrowth": 0.2, "layer_budgets": "uniform"},
     ],
 )
 def test_every_ingredient_lands_between_7_35_and_7_65(name: str, options: dict[str, Any]) -> None:
@@ -314,6 +323,33 @@ def test_every_ingredient_lands_between_7_35_and_7_65(name: str, options: dict[s
     config = FromDenseConfig(7.5, cuts=4, train=TrainConfig(1, 4, lr=0.01, clip_norm=1.0), **options)
     model, _ = compress_from_dense(dense, data, config)
     assert 7.5 <= counted_speedup(describe(model, data.input_shape).layers) <= 7.65
+
+
+@pytest.mark.parametrize("speedup", [3, 10, 20])
+def test_dense_dictionaries_lose_whole_rows_that_nothing_reads_and_no_entries(speedup: float) -> None:
+    torch.manual_seed(0)
+    data, config = small_data(images=16), METHODS["published"].config
+    train_config = TrainConfig(1, 4, lr=0.01, clip_norm=1.0)
+    model, _ = compress_from_dense(build("digits-resnet"), data, config(speedup, cuts=4, train=train_config))
+    shared = [layer for layer in lookups(model).values() if layer.dictionary is not None]
+    assert shared
+    for layer in shared:
+        n, k = layer.coefficients.shape[:2]
+        read = layer.coefficients.detach().reshape(layer.groups, n // layer.groups, k, -1).ne(0).any(3).any(1).flatten()
+        assert torch.equal((layer.dictionary != 0).all(1), read)
+        assert torch.equal((layer.dictionary != 0).any(1), read)
+
+
+def test_whole_dictionaries_bound_what_can_be_met() -> None:
+    """Of one layer: 6 x 6 positions for each of 8 x 8 entries of D (k of 8 channels), one entry of P: 2,340 MACs."""
+    dense = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1))
+    config = FromDenseConfig(15, dictionary_ratio=0.9, dictionaries="dense", forms="lookup")
+    ledger = Ledger.of(started(dense, config), (8, 4, 4))
+    assert ledger.allowance(7, whole=True) == 16 * 8 * 9 * 16 // 7
+    with pytest.raises(
+        ConfigError, match=r"15 cannot be met: at most 9.\d+, bounded by one entry of each P and the whole"
+    ):
+        ledger.allowance(15, whole=True)
 
 
 # --- low rank --------------------------------------------------------------------------------------------------------
@@ -384,6 +420,9 @@ def test_low_rank_trains_and_is_refused_beyond_rank_one() -> None:
         ),
         ({"layer_budgets": "measured", "start": "scratch"}, r"'measured' cannot go with start 'scratch'.*uniform"),
         ({"forms": "sparse", "dictionary_ratio": 0.5}, r"dictionary_ratio cannot go with forms 'sparse'"),
+        ({"dictionaries": "whole"}, r"dictionaries is 'whole'; expected one of sparse, dense"),
+        ({"dictionaries": "dense", "forms": "sparse"}, r"dense dictionaries cannot go with forms 'sparse'"),
+        ({"dictionaries": "dense", "thresholds": "soft"}, r"dense dictionaries cannot go with soft thresholds"),
     ],
 )
 def test_contradictions_are_refused(options: dict[str, Any], message: str) -> None:
