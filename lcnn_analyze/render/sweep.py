@@ -318,7 +318,9 @@ def _measured(document: Document, points: Sequence[Mean]) -> Table:
 
 def _ablations(title: str, pairs: Sequence[tuple[Mean, Mean]]) -> Table:
     rows = []
-    for base in dict.fromkeys(base for base, _ in pairs):
+    bases = list(dict.fromkeys(base for base, _ in pairs))
+    methods = list(dict.fromkeys(base.method for base in bases))
+    for base in sorted(bases, key=lambda base: (methods.index(base.method), base.target)):
         rows.append((base.method, f"{base.target:g}x", ratio_text(base.speedup), _spread(base), "", "", _seeds(base)))
         for other, changed in pairs:
             if other is base:
@@ -343,13 +345,13 @@ def _commands(document: Document) -> Table:
             row["trial"],
             ratio_text(row["speedup"]),
             f"{100 * row['top1']:.2f}",
-            row["checkpoint"] or "deleted",
+            row["checkpoint"].rpartition("/")[2] if row["checkpoint"] else "deleted",
             row["command"],
         )
         for row in document["trials"]
         if row["status"] == "done"
     ]
-    headers = ("trial", "counted speedup", "top-1, %", "network", "the command that trains it again")
+    headers = ("trial", "counted speedup", "top-1, %", "in trials/TRIAL", "the command that trains it again")
     return Table(f"{_title(document)}: each trial again", headers, tuple(rows), commands=True)
 
 
