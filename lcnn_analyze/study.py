@@ -147,6 +147,9 @@ class Journal:
             check_same(f"the study in {self.path.parent}", old, plain, "choose another -o")
             known = {line["trial"]: line["settings"] for line in lines if line["event"] == "asked"}
             for trial in trials:
+                given = json.loads(json.dumps(dict(trial.settings)))
+                check_same(f"the trial {trial.name} in {self.path.parent}", known.get(trial.name, given), given,
+                           "choose another -o")  # fmt: skip
                 if trial.name not in known:
                     known[trial.name] = dict(trial.settings)
                     self._append(file, {"event": "asked", "trial": trial.name, "settings": known[trial.name]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from lcnn_analyze.cli.recipes import config_of, whole
 from lcnn_analyze.comparison import packed
-from lcnn_analyze.search import Search, Space, axes
+from lcnn_analyze.search import Axis, Search, Space, axes
 from lcnn_analyze.study import Journal, Source, Trial, grid
-from lcnn_core import METHODS, ConfigError, Event, LcnnError, StateReached, atomic_write
+from lcnn_core import METHODS, ConfigError, Event, StateReached, atomic_write
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,16 +57,36 @@ class Plan:
             for speedup in self.speedups:
                 config_of(recipe, speedup, self.seeds[0], self.given)
         for axis in axes(self.vary):
-            if all(whole(recipe, axis.name) is None for recipe in self.recipes):
+            kinds = {whole(recipe, axis.name) for recipe in self.recipes} - {None}
+            if not kinds or axis.name in ("speedup", "seed"):
                 raise ConfigError(f"vary names {axis.name!r}, a setting of none of {', '.join(self.recipes)}")
+            if True in kinds and not axis.choices and math.ceil(axis.low) > math.floor(axis.high):
+                raise ConfigError(
+                    f"vary is {axis.name}={axis.low:g}..{axis.high:g}; expected a whole number in between"
+                )
+            self._try(axis)
         names = [trial.name for trial in self.trials]
         if len(set(names)) < len(names):
             raise ConfigError(f"methods are {list(self.recipes)}; two of them have the same folder name, choose others")
+
+    def _try(self, axis: Axis) -> None:
+        """Raise ConfigError where a method refuses an end of the axis, or one of its choices."""
+        for recipe in self.recipes:
+            kind = whole(recipe, axis.name)
+            ends = (math.ceil(axis.low), math.floor(axis.high)) if kind else (axis.low, axis.high)
+            for value in () if kind is None else axis.choices or ends:
+                config_of(f"{recipe}:{axis.name}={value}", self.speedups[0], self.seeds[0], self.given)
 
     @property
     def given(self) -> dict[str, Any]:
         """Settings of every trial's method."""
         return {key: self.settings[key] for key in GIVEN if self.settings.get(key) is not None}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes results this study's, as JSON holds it."""
+        search = {"search": self.study} if self.points else {}
+        return json.loads(json.dumps({**self.settings, **search}))
 
     @property
     def trials(self) -> list[Trial]:
@@ -86,7 +107,7 @@ class Plan:
             return journal
         journal.begin(self.settings, [])
         space = Space(self.recipes, (min(self.speedups), max(self.speedups)), axes(self.vary), whole)
-        kept = partial(kept_result, self.folder)
+        kept = partial(kept_result, self.folder, self.identity)
         return Search(self.folder, self.study, self.storage, self.settings, space, self.seeds, self.points, kept)
 
 
@@ -113,7 +134,10 @@ def work(plan: Plan, source: Source, quiet: bool = True, on_end: Callable[[], ob
         except _Lost:
             source.release(trial)
             continue
-        except (LcnnError, RuntimeError, MemoryError) as error:
+        except Exception as error:
+            if isinstance(error, OSError):  # of this machine, not of the trial: another worker may fare better
+                source.release(trial)
+                raise
             source.fail(trial, f"{type(error).__name__}: {error}".splitlines()[0])
         except BaseException:
             source.release(trial)
@@ -135,10 +159,30 @@ def load_subject(settings: Mapping[str, Any]) -> tuple[nn.Module, Dataset]:
     return loaded.build(), load_dataset(settings["data"], loaded.normalization)
 
 
-def kept_result(folder: Path, name: str) -> dict[str, Any] | None:
-    """What a trial of this name came to in this folder, if it was finished here."""
+def kept_result(folder: Path, identity: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """What a trial of this name came to in this folder, if it was finished here in the study of this identity."""
     path = folder / "trials" / name / "result.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists() or _origin(path.parent).get("study", identity) != identity:
+        return None
+    return json.loads(path.read_text())
+
+
+def _origin(folder: Path) -> dict[str, Any]:
+    """Which study and settings what lies in a trial's folder is of; nothing where it is new."""
+    path = folder / "trial.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _own_folder(plan: Plan, trial: Trial) -> Path:
+    """The trial's folder, marked as this trial's. Raises ConfigError where it holds something else's."""
+    folder = plan.folder / "trials" / trial.name
+    own = json.loads(json.dumps({"trial": dict(trial.settings), "study": plan.identity}))
+    if _origin(folder) not in ({}, own):
+        raise ConfigError(f"{folder} is of another study, or was made with other settings; choose another -o")
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / "trial.json") as file:
+        file.write(json.dumps(own).encode())
+    return folder
 
 
 def _result(
@@ -151,11 +195,10 @@ def _result(
     from lcnn_analyze.cli.progress import progress
     from lcnn_core import load_state, save_state
 
-    kept = kept_result(plan.folder, trial.name)
+    folder = _own_folder(plan, trial)
+    kept = kept_result(plan.folder, plan.identity, trial.name)
     if kept is not None:
         return kept
-    folder = plan.folder / "trials" / trial.name
-    folder.mkdir(parents=True, exist_ok=True)
     saved = folder / "state.pt"
     state = load_state(saved) if saved.exists() else None
     started = time.perf_counter()

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from lcnn_core.compress.budget import LayerCost, Ledger, prune_to_
 from lcnn_core.compress.regrowth import regrow_
 from lcnn_core.compress.thresholds import SoftThresholds
+from lcnn_core.errors import ConfigError
 
 
 class Budget:
@@ -38,7 +41,13 @@ class Budget:
     ) -> None:
         self.ledger, self.whole = ledger, whole
         self.final = self.ledger.allowance(speedup, whole)
-        self.start = max(self.ledger.spent(), self.final)
+        self.start = self.ledger.spent()
+        if self.start < self.final / 1.02:
+            reached = ledger.dense / (self.start + sum(ledger.fixed.values()))
+            raise ConfigError(
+                f"a speedup of {speedup:g} cannot be met: with these dictionaries the network starts at {reached:.3g}x "
+                "already; ask for a larger dictionary_ratio, or for more"
+            )
         self.spare = 2 * max(map(LayerCost.whole_row, self.ledger.layers))
         self.phase, self.cuts, self.floor, self.regrowth, self.shares = phase, cuts, floor, regrowth, shares
         self.thresholds = SoftThresholds(self.ledger) if soft else None
@@ -53,6 +62,7 @@ class Budget:
             self._cut()
 
     def _cut(self) -> None:
+        self._drop_masked()
         left = 1 - self.done / self.cuts
         allowed = min(self.start, int(self.final + (self.start - self.final) * left**3 + self.spare * (left > 0)))
         budget = int(allowed * (1 - self.regrowth * left))
@@ -62,6 +72,19 @@ class Budget:
         if budget < allowed:
             self.growing = allowed
             self._mask_gradients(False)
+        if self.settled():
+            self._hold()
+
+    @torch.no_grad()
+    def _drop_masked(self) -> None:
+        """Zero what the layers' own thresholds mask: it answers nothing, and is not counted."""
+        for cost in self.ledger.layers:
+            cost.layer.coefficients.masked_fill_(cost.layer.coefficients.abs() <= cost.layer.threshold, 0)
+
+    def _hold(self) -> None:
+        """After the last cut no threshold or penalty takes more: what was counted stays."""
+        for cost in self.ledger.layers:
+            cost.layer.threshold = cost.layer.l1_weight = 0.0
 
     def after_batch(self) -> None:
         if self.growing:
@@ -85,3 +108,5 @@ class Budget:
         self.done = state["done"]
         if self.thresholds:
             self.thresholds.load_state_dict(state["thresholds"])
+        if self.settled():
+            self._hold()

@@ -198,6 +198,43 @@ def test_a_failed_trial_is_kept_with_its_reason_and_tried_again_when_asked(
     )
 
 
+def test_an_error_that_nobody_foresaw_is_a_failed_trial(
+    dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("nobody knew")
+
+    monkeypatch.setattr("lcnn_analyze.cli.trials._save", fail)
+    assert lcnn("spectrum", dense, "--methods", "pruning", "--speedups", "4", *QUICK, "-o", tmp_path) == 5
+    assert "0-4-pruning failed: KeyError: 'nobody knew'" in capsys.readouterr().err
+
+
+def test_what_lies_in_a_trials_folder_is_taken_for_the_same_study_only(
+    dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = ("--methods", "pruning", "--speedups", "4", "--batch-size", "256", "-q", "-o", tmp_path)
+    assert lcnn("spectrum", dense, *grid, "--epochs", "1") == 0
+    before = (tmp_path / "trials" / "0-4-pruning" / "result.json").read_bytes()
+    (tmp_path / "journal.jsonl").unlink()
+    assert lcnn("spectrum", dense, *grid, "--epochs", "2") == 5
+    assert "0-4-pruning is of another study, or was made with other settings; choose another -o" in (
+        capsys.readouterr().err
+    )
+    (tmp_path / "journal.jsonl").unlink()
+    assert lcnn("spectrum", dense, *grid, "--epochs", "1") == 0
+    assert (tmp_path / "trials" / "0-4-pruning" / "result.json").read_bytes() == before
+
+
+def test_a_name_that_stands_for_other_settings_is_refused(
+    dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = ("--methods", "pruning", *QUICK, "-q", "-o", tmp_path)
+    assert lcnn("spectrum", dense, *grid, "--speedups", "4") == 0
+    capsys.readouterr()
+    assert lcnn("spectrum", dense, *grid, "--speedups", "4.0000001") == 2
+    assert "has other settings: speedup was 4.0, is now 4.0000001; choose another -o" in capsys.readouterr().err
+
+
 def test_a_budget_that_no_trial_can_meet_fails_the_command(
     dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -275,6 +312,9 @@ def test_a_database_that_goes_away_in_mid_sweep_ends_it_with_one_line_and_the_wo
         (["DENSE", "--storage", "sqlite:///x.db"], 2, "--storage is for a search; give --trials"),
         (["DENSE", "--trials", "0"], 2, "trials is 0; expected 1 or more"),
         (["DENSE", "--trials", "2", "--vary", "colour=a|b"], 2, "vary names 'colour', a setting of none of"),
+        (["DENSE", "--trials", "2", "--vary", "speedup=3..9"], 2, "vary names 'speedup', a setting of none of"),
+        (["DENSE", "--trials", "2", "--vary", "floor=0.5..7"], 2, "floor 7"),
+        (["DENSE", "--trials", "2", "--vary", "cuts=2.2..2.8"], 2, "cuts=2.2..2.8; expected a whole number in between"),
     ],
 )
 def test_mistakes_are_one_line(

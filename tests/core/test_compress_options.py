@@ -340,6 +340,29 @@ def test_dense_dictionaries_lose_whole_rows_that_nothing_reads_and_no_entries(sp
         assert torch.equal((layer.dictionary != 0).any(1), read)
 
 
+def test_what_was_counted_at_the_last_cut_stays_whatever_threshold_and_penalty_would_take() -> None:
+    torch.manual_seed(0)
+    data = small_data(images=64)
+    config = METHODS["published"].config(
+        3, cuts=2, phase=0.2, threshold_scale=0.05, l1_scale=100.0, train=TrainConfig(12, 4, lr=0.02, clip_norm=1.0)
+    )
+    model, _ = compress_from_dense(build("digits-resnet"), data, config)
+    assert 3 <= counted_speedup(describe(model, data.input_shape).layers) <= 3.06
+
+
+def test_a_budget_that_the_dictionaries_cannot_spend_is_refused() -> None:
+    config = FromDenseConfig(3, dictionary_ratio=0.1, train=SHORT)
+    with pytest.raises(
+        ConfigError, match=r"speedup of 3 cannot be met: with these .* starts at 6\.\d+x already; ask for"
+    ):
+        compress_from_dense(build("digits-resnet"), small_data(), config)
+
+
+def test_lookup_only_has_dictionaries_at_small_speedups_too() -> None:
+    found = lookups(started(build("digits-resnet"), FromDenseConfig(1.5, forms="lookup")))
+    assert all(layer.dictionary is not None for name, layer in found.items() if name.startswith("layer"))
+
+
 def test_whole_dictionaries_bound_what_can_be_met() -> None:
     """Of one layer: 6 x 6 positions for each of 8 x 8 entries of D (k of 8 channels), one entry of P: 2,340 MACs."""
     dense = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1))
