@@ -137,8 +137,8 @@ def dictionary_sizes(weight: Sequence[int], config: FromDenseConfig) -> list[int
         return [None, *(size for size in sizes if size <= most)]
     size = max(1, round(config.ratio * width))
     shared = math.prod(kernel) > 1 and width >= 8 if config.forms == "mixed" else width > 1
-    if config.forms == "lookup" and shared and most:
-        return [min(size, most)]
+    if config.forms == "lookup":
+        size = min(size, width - 1)
     return [None] if config.forms == "sparse" or not shared or size > most else [size]
 
 
