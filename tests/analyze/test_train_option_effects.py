@@ -83,6 +83,7 @@ CASES: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "thresholds": ("soft", BUDGET),
     "regrowth": (0.1, BUDGET),
     "layer_budgets": ("uniform", BUDGET),
+    "dictionaries": ("dense", BUDGET),
     "distillation": (0.2, BUDGET),
     "temperature": (3.0, BUDGET),
 }
