@@ -44,7 +44,8 @@ class Record:
         """Floats of S = D x of one image, where this step looks up in it."""
         if self.source is None or self.op not in ("lookup", "lookup_linear"):
             return 0
-        return self.fields["rows"] * self.fields["groups"] * self.fields.get("phases", 1) * self.source.pixels
+        positions = self.fields.get("phases", 1) * self.fields.get("positions", self.source.pixels)
+        return self.fields["rows"] * self.fields["groups"] * positions
 
 
 def _shift(position: int, step: int) -> tuple[int, int]:
@@ -226,12 +227,17 @@ class Layout:
     def _linear(self, op: Operation) -> None:
         x, y = self._need(op.inputs[0], VECTOR), self._make(op, VECTOR)
         weights = op.weight if op.weight is not None else op.dictionary
-        fields = {"groups": 1, "filters": op.filters, "width": x.channels, **_activation_fields(op)}
+        positions = 1 if op.dictionary is None else x.channels // op.dictionary.shape[1]
+        fields = {
+            "groups": 1, "filters": op.filters, "width": x.channels // positions, "positions": positions,
+            **_activation_fields(op),
+        }  # fmt: skip
         kind = "lookup_linear" if op.coefficients is not None else "linear"
         record = Record(kind, op.name, x, y, None, fields, {}, op)
         if op.coefficients is not None:
-            f, r = np.nonzero(op.coefficients)
-            record.data["table"] = np.stack([r, 0 * r, 0 * r], axis=1).astype(np.int32)
+            f, entry = np.nonzero(op.coefficients)
+            r, position = np.divmod(entry, positions)
+            record.data["table"] = np.stack([r, position, 0 * r], axis=1).astype(np.int32)
             fields["table_count"] = len(r)
             fields["rows"] = 0 if op.dictionary is None else len(op.dictionary)
             _lookup_data(record, op.coefficients, f)

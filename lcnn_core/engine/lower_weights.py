@@ -51,11 +51,19 @@ def conv(low: Lowering, node: fx.Node, module: Any) -> Value | None:
 def _dense_conv(
     low: Lowering, node: fx.Node, x: Value, shape: Any, window: Window, groups: int, weight: Any, bias: Any
 ):
-    covers = window.kernel == x.shape[1:] and window.padding == (0, 0) and shape[1:] == (1, 1)
-    if covers and groups == 1:  # one output position: a linear layer over the flattened input
-        flat = x if x.vector else low.add("flatten", node, [x], (int(np.prod(x.shape)),))
+    if groups == 1 and _covers(window, x):  # one output position: a linear layer over the flattened input
+        flat = _flat(low, node, x)
         return low.add("linear", node, [flat], shape, weight=weight.reshape(len(weight), -1), bias=bias)
     return low.add("conv", node, [x], shape, window=window, groups=groups, weight=weight, bias=bias)
+
+
+def _covers(window: Window, x: Value) -> bool:
+    """Whether the only position of the window is the whole input."""
+    return window.kernel == (tuple(x.shape[1:]) or (1, 1)) and window.padding == (0, 0)
+
+
+def _flat(low: Lowering, node: fx.Node, x: Value) -> Value:
+    return x if x.vector else low.add("flatten", node, [x], (int(np.prod(x.shape)),))
 
 
 def _lookup_conv(low: Lowering, node: fx.Node, module: LookupConv2d, x: Value, shape: Any, window: Window, bias: Any):
@@ -70,17 +78,7 @@ def _lookup_conv(low: Lowering, node: fx.Node, module: LookupConv2d, x: Value, s
             return _dense_conv(low, node, x, shape, window, groups, weight, bias)
         if groups == 1:
             dictionary, coefficients = _read_rows(dictionary, coefficients)
-    if x.vector and window.pointwise and groups == 1:
-        return low.add(
-            "lookup_linear",
-            node,
-            [x],
-            shape,
-            dictionary=dictionary,
-            coefficients=coefficients.reshape(n, -1),
-            bias=bias,
-        )
-    if dictionary is not None and np.count_nonzero(dictionary) < DENSE_DENSITY * dictionary.size:
+    if dictionary is not None and not x.vector and np.count_nonzero(dictionary) < DENSE_DENSITY * dictionary.size:
         rows = dictionary[:, :, None, None]
         x = low.add("lookup_conv", node, [x], (len(rows), *x.shape[1:]), groups=groups, coefficients=rows)
         dictionary = None
@@ -94,6 +92,11 @@ def _lookup_conv(low: Lowering, node: fx.Node, module: LookupConv2d, x: Value, s
         rows = dictionary[:, :, None, None]
         x = low.add("conv", node, [x], (len(rows), *x.shape[1:]), groups=groups, weight=rows)
         dictionary = None
+    if groups == 1 and _covers(window, x):  # one output position: lookups in S of the flattened input
+        return low.add(
+            "lookup_linear", node, [_flat(low, node, x)], shape, dictionary=dictionary,
+            coefficients=coefficients.reshape(n, -1), bias=bias,
+        )  # fmt: skip
     return low.add(
         "lookup_conv", node, [x], shape, window=window, groups=groups, dictionary=dictionary,
         coefficients=coefficients, bias=bias,

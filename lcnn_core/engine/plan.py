@@ -80,7 +80,7 @@ def executed_macs(record: Record) -> tuple[int, int]:
     if x is None or y is None:
         return 0, 0
     if op in ("linear", "lookup_linear"):
-        weights = fields.get("weights_count", 0)
+        weights = fields.get("weights_count", 0) * fields["positions"]
         return (0, weights) if op == "linear" else (weights, fields.get("table_count", 0))
     if op not in ("gemm", "lookup"):
         return 0, 0

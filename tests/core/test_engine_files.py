@@ -75,7 +75,7 @@ def test_the_bytes_of_a_tiny_network() -> None:
         layer.bias.copy_(torch.tensor([0.5, -0.5]))
     blob = compile(nn.Sequential(layer, nn.ReLU()).eval(), torch.randn(1, 2, 1, 2)).packed()  # type: ignore[operator]
     found = Parsed(blob)
-    assert (found.magic, found.version) == (b"LCNNPLAN", 2)
+    assert (found.magic, found.version) == (b"LCNNPLAN", 3)
     assert found.ports == [(3, 2, 1, 2), (3, 2, 1, 2)]
     # import, lookup, export; two tensors of two planes: 2 floats a row, then zeros to a multiple of 16
     assert [step[0] for step in found.steps] == [0, 4, 1]

@@ -1,5 +1,4 @@
-// Dense products: the dictionary stage S = D X, 1x1 and k x k convolutions (implicit: one offset per kernel entry), and
-// fully connected layers.
+// Dense products: the dictionary stage S = D X, and 1x1 and k x k convolutions (implicit: one offset per kernel entry).
 //
 // out[r][p] = sum_k A[r][k] * input[offsets[k] + p]. A register block holds LCNN_ROWS rows by LCNN_COLS vectors of
 // pixels; per k it loads LCNN_COLS vectors, broadcasts LCNN_ROWS values of A and does their product: 7 loads for 12
@@ -144,54 +143,6 @@ void gemm(const PackedMatrix& a, const float* input, const int32_t* offsets, flo
             if (cols == 1) columns<1>(t, input, offsets, panel, row0, row1);
         }
         pixel += cols * VL;
-    }
-}
-
-namespace {
-
-/// One panel against the expanded x. A vector holds VL / MR steps of k for MR rows (or a part of the MR rows of one
-/// step); eight accumulators hide the FMA latency, and the panel is one sequential stream for the prefetcher.
-void gemv_panel(const float* a, const float* expanded, int64_t depth, float* sums) {
-    constexpr int UNROLL = 8;
-    vf acc[UNROLL];
-#pragma GCC unroll 8
-    for (int j = 0; j < UNROLL; ++j) acc[j] = zero();
-    int64_t i = 0, total = depth * MR;
-    for (; i + UNROLL * VL <= total; i += UNROLL * VL) {
-#pragma GCC unroll 8
-        for (int j = 0; j < UNROLL; ++j) acc[j] += load(a + i + j * VL) * load(expanded + i + j * VL);
-    }
-    constexpr int KEEP = MR > VL ? MR / VL : 1;  // NEON: one step of k takes two vectors, of different rows
-    float lanes[KEEP * VL];
-    for (int half = UNROLL / 2; half >= KEEP; half /= 2)
-#pragma GCC unroll 4
-        for (int j = 0; j < half; ++j) acc[j] += acc[j + half];
-    for (int j = 0; j < KEEP; ++j) store(lanes + j * VL, acc[j]);
-    for (int j = 0; j < KEEP * VL; ++j) sums[j % MR] += lanes[j];
-    for (; i < total; ++i) sums[i % MR] += a[i] * expanded[i];
-}
-
-}  // namespace
-
-void gemv(const PackedMatrix& a, const float* x, float* out, const Epilogue& e, float* expanded, int64_t row0,
-          int64_t row1) {
-    for (int64_t k = 0; k < a.depth; ++k)
-        for (int r = 0; r < MR; ++r) expanded[k * MR + r] = x[k];
-    for (int64_t r = row0; r < row1; ++r) out[r] = 0;
-    for (int64_t k0 = 0; k0 < a.depth; k0 += DEPTH_BLOCK) {
-        int64_t depth = std::min(DEPTH_BLOCK, a.depth - k0), row = row0;
-        const float* part = expanded + k0 * MR;
-        for (; row + MR <= row1; row += MR) gemv_panel(a.panel(k0, depth, row), part, depth, out + row);
-        int64_t rest = row1 - row;
-        const float* tail = a.panel(k0, depth, row);
-        for (int64_t r = 0; r < rest; ++r)
-            for (int64_t k = 0; k < depth; ++k) out[row + r] += tail[k * rest + r] * part[k * MR];
-    }
-    for (int64_t r = row0; r < row1; ++r) {
-        float v = out[r] + (e.bias ? e.bias[r] : 0.0f);
-        if (e.residual) v += e.residual[r];
-        v = e.low > v ? e.low : v;
-        out[r] = e.high < v ? e.high : v;
     }
 }
 

@@ -35,9 +35,22 @@ constexpr int64_t DEPTH_BLOCK = 256;
 void gemm(const PackedMatrix& a, const float* input, const int32_t* offsets, float* out, int64_t out_stride,
           int64_t pixels, const Epilogue& epilogue, float* panel, int64_t row0, int64_t row1);
 
-/// out[r] = sum_k A[r][k] * x[k]: one streaming pass over A. ``expanded`` is scratch of depth * LCNN_ROWS floats.
-void gemv(const PackedMatrix& a, const float* x, float* out, const Epilogue& epilogue, float* expanded, int64_t row0,
-          int64_t row1);
+/// A matrix (rows x depth) column by column, in whole cache lines: a column whose input is zero need not be read.
+struct ColumnMatrix {
+    int64_t rows = 0, depth = 0, stride = 0, lead = 0;
+    bool finite = true;  // no infinity or NaN: zero times any entry is zero
+    std::vector<float> data;
+    static int64_t padded(int64_t rows) { return (rows + 15) / 16 * 16; }
+    void pack(const float* matrix, int64_t rows, int64_t depth);
+    const float* column(int64_t k) const { return data.data() + lead + k * stride; }
+};
+
+/// sums[r - row0] = sum_k A[r][k] * x[k] for rows [row0, row1), row0 a multiple of 16, zeros up to padded(row1 - row0).
+void columns(const ColumnMatrix& a, const float* x, float* sums, int64_t row0, int64_t row1);
+
+/// The same of some images: x[b][k], dense; sums[b * stride + r - row0].
+void columns(const ColumnMatrix& a, const float* x, int64_t images, float* sums, int64_t stride, int64_t row0,
+             int64_t row1);
 
 /// A matrix (rows x depth) in bfloat16, or in int8 with a scale for each row; one of the two is empty.
 struct StoredMatrix {
@@ -47,7 +60,7 @@ struct StoredMatrix {
     std::vector<float> scales;
 };
 
-/// As gemv and gemm above, without residual in gemm.
+/// A x of one image, and as gemm above, without residual there.
 void gemv(const StoredMatrix& a, const float* x, float* out, const Epilogue& epilogue, int64_t row0, int64_t row1);
 void gemm(const StoredMatrix& a, const float* input, const int32_t* offsets, float* out, int64_t out_stride,
           int64_t pixels, const Epilogue& epilogue, float* panel, int64_t row0, int64_t row1);
@@ -85,14 +98,15 @@ struct SlicedMatrix {
 void sparse_single(const SlicedMatrix& p, const float* response, float* out, int64_t out_stride,
                    const Epilogue& epilogue, int64_t first, int64_t last);
 
+/// The same of ``stride`` images side by side, whole vectors: out[f][i] = sum of value * response[offset][i], without
+/// residual.
+void sparse_images(const SlicedMatrix& p, const float* response, float* out, int64_t stride, const Epilogue& epilogue,
+                   int64_t first, int64_t last);
+
 /// out[f][p] = sum over lookups of filter f of value * response[offset + p], p in [0, pixels), then the epilogue.
 /// Filters at sorted positions [first, last); out and residual rows are indexed by filter.
 void sparse(const SparseMatrix& p, const float* response, float* out, int64_t out_stride, int64_t pixels,
             const Epilogue& epilogue, int64_t first, int64_t last);
-
-/// The same for one pixel: dot products of each filter's lookups, four at a time.
-void sparse_single(const SparseMatrix& p, const float* response, float* out, int64_t out_stride,
-                   const Epilogue& epilogue, int64_t first, int64_t last);
 
 /// Rows of outputs that a pooling window joins two by two: how a pair and the row before or after it make a pooled row.
 enum class Pairing { two, before, after };

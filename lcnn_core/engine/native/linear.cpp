@@ -1,6 +1,8 @@
-// Fully connected steps. One image: a streaming matrix-vector product (bound by memory: every weight is read once),
-// then sparse dot products. A batch: features by images, images padded to whole vectors, so that the convolution kernels
-// serve with "pixels" = images; four stages, each shared by all threads of the team.
+// Fully connected steps, lookups over the whole of a small image among them (``positions`` pixels, D applied at each).
+//
+// One image: a streaming product (bound by memory, see columns.cpp), then sparse dot products. A batch: features by
+// images, images padded to whole vectors, so that "pixels" are images; up to four stages, each shared by all threads
+// of the team: the input transposed, the product, the lookups, the output transposed.
 #include <algorithm>
 
 #include "plan.h"
@@ -11,10 +13,11 @@ namespace {
 
 int64_t padded(int64_t images) { return (images + VL - 1) / VL * VL; }
 
-void transpose_in(const float* x, int64_t features, int64_t images, float* out, int64_t f0, int64_t f1) {
+/// Features [f0, f1) of vectors ``x_stride`` apart, side by side; zeros for the images that a vector lacks.
+void transpose_in(const float* x, int64_t x_stride, int64_t images, float* out, int64_t f0, int64_t f1) {
     int64_t stride = padded(images);
     for (int64_t f = f0; f < f1; ++f)
-        for (int64_t b = 0; b < stride; ++b) out[f * stride + b] = b < images ? x[b * features + f] : 0.0f;
+        for (int64_t b = 0; b < stride; ++b) out[f * stride + b] = b < images ? x[b * x_stride + f] : 0.0f;
 }
 
 void transpose_out(const float* y, int64_t features, int64_t images, float* out, int64_t f0, int64_t f1) {
@@ -23,17 +26,37 @@ void transpose_out(const float* y, int64_t features, int64_t images, float* out,
         for (int64_t f = f0; f < f1; ++f) out[b * features + f] = y[f * stride + b];
 }
 
-int64_t panel_share(int64_t rows, int part, int parts) {
-    int64_t panels = (rows + LCNN_ROWS - 1) / LCNN_ROWS;
-    return std::min(rows, share(panels, part, parts) * LCNN_ROWS);
+/// Rows are shared out in whole cache lines of the columns.
+int64_t row_share(int64_t rows, int part, int parts) {
+    return std::min(rows, share(ColumnMatrix::padded(rows) / 16, part, parts) * 16);
 }
 
-/// Rows [row0, row1) of weights times one vector.
-void rows_of(const Prepared& p, const float* x, float* out, const Epilogue& e, float* scratch, int64_t row0, int64_t row1) {
+struct Rows {
+    int64_t from, to;
+    Rows(int64_t rows, const Place& at) : from(row_share(rows, at.part, at.parts)), to(row_share(rows, at.part + 1, at.parts)) {}
+};
+
+void finish_sums(const float* sums, float* out, const Epilogue& e, const Rows& rows) {
+    for (int64_t r = rows.from; r < rows.to; ++r) {
+        float v = sums[r - rows.from] + (e.bias ? e.bias[r] : 0.0f);
+        if (e.residual) v += e.residual[r];
+        v = e.low > v ? e.low : v;
+        out[r] = e.high < v ? e.high : v;
+    }
+}
+
+/// This thread's rows of weights that do not lie by columns, times ``pixels`` vectors side by side.
+void product(const Prepared& p, const Place& at, const float* x, int64_t pixels, float* out, const Epilogue& e,
+             const Rows& rows) {
+    if (pixels == 1) return gemv(p.stored, x, out, e, rows.from, rows.to);
+    std::vector<int32_t> offsets(p.s.width);
+    for (int64_t c = 0; c < p.s.width; ++c) offsets[c] = int32_t(c * pixels);
+    Epilogue exact = e;
+    exact.exact = true;  // what follows a row of S is the next one
     if (p.stored.rows)
-        gemv(p.stored, x, out, e, row0, row1);
+        gemm(p.stored, x, offsets.data(), out, pixels, pixels, exact, at.scratch, rows.from, rows.to);
     else
-        gemv(p.matrices[0], x, out, e, scratch, row0, row1);
+        gemm(p.matrices[0], x, offsets.data(), out, pixels, pixels, exact, at.scratch, rows.from, rows.to);
 }
 
 void one_image(const Plan& plan, const Prepared& p, const Place& at, int stage) {
@@ -45,57 +68,77 @@ void one_image(const Plan& plan, const Prepared& p, const Place& at, int stage) 
         e.residual = plan.at(at, s.second);
         e.residual_stride = 1;
     }
-    if (Op(s.op) == Op::linear) {
-        if (stage == 0)
-            rows_of(p, x, y, e, at.scratch, panel_share(s.filters, at.part, at.parts),
-                 panel_share(s.filters, at.part + 1, at.parts));
-        return;
+    bool lookups = Op(s.op) == Op::lookup_linear;
+    int64_t count = lookups ? s.rows : s.filters;
+    Rows rows(count, at);
+    if (stage == 0 && rows.from < rows.to) {
+        float* out = lookups ? at.shared : y;
+        Epilogue own = lookups ? Epilogue{} : e;
+        if (!p.columns.rows) return product(p, at, x, s.positions, out, own, rows);
+        columns(p.columns, x, at.scratch, rows.from, rows.to);
+        finish_sums(at.scratch, out, own, rows);
     }
-    float* response = at.shared;
-    if (stage == 0 && s.rows)
-        rows_of(p, x, response, Epilogue{}, at.scratch, panel_share(s.rows, at.part, at.parts),
-             panel_share(s.rows, at.part + 1, at.parts));
+    int64_t chunks = p.sliced.chunks();
     if (stage == 1)
-        sparse_single(p.sparse, s.rows ? response : x, y, 1, e, share(s.filters, at.part, at.parts),
-                      share(s.filters, at.part + 1, at.parts));
+        sparse_single(p.sliced, s.rows ? at.shared : x, y, 1, e, share(chunks, at.part, at.parts),
+                      share(chunks, at.part + 1, at.parts));
 }
 
-std::vector<int32_t> row_offsets(int64_t rows, int64_t stride) {
-    std::vector<int32_t> offsets(rows);
-    for (int64_t r = 0; r < rows; ++r) offsets[r] = int32_t(r * stride);
-    return offsets;
-}
+/// Where a batch-wide step works: its input side by side or, by columns, the sums of each image; S; the output.
+struct Batch {
+    const Prepared& p;
+    const Place& at;
+    int64_t stride, features, rows;
+    bool lookups;
+    float *first, *response, *last;
 
-/// P with its row indices turned into offsets of rows ``stride`` floats apart.
-SparseMatrix spread(const SparseMatrix& p, int64_t stride) {
-    SparseMatrix out = p;
-    for (Lookup& l : out.lookups) l.offset = int32_t(l.offset * stride);
-    return out;
-}
+    Batch(const Prepared& p_, const Place& at_)
+        : p(p_), at(at_), stride(padded(at_.images)), features(p_.s.width * p_.s.positions),
+          rows(Op(p_.s.op) == Op::lookup_linear ? p_.s.rows : p_.s.filters), lookups(Op(p_.s.op) == Op::lookup_linear) {
+        first = at.shared;
+        response = first + std::max(features, ColumnMatrix::padded(rows)) * stride;
+        last = response + (!lookups ? 0 : rows ? ColumnMatrix::padded(rows) * p.s.positions : features) * stride;
+    }
+    int64_t from(int64_t n) const { return share(n, at.part, at.parts); }
+    int64_t to(int64_t n) const { return share(n, at.part + 1, at.parts); }
+
+    /// Weights by columns: no transposition is needed before them, and none of the output where there are no lookups.
+    void by_columns(const float* x, float* y, int stage) const {
+        int64_t sums = ColumnMatrix::padded(rows);
+        Rows own(rows, at);
+        if (stage == 0 && own.from < own.to) {
+            columns(p.columns, x, at.images, first + own.from, sums, own.from, own.to);
+            for (int64_t b = 0; b < at.images && !lookups; ++b)
+                finish_sums(first + b * sums + own.from, y + b * rows, p.epilogue, own);
+        }
+        if (stage == 1 && lookups) transpose_in(first, sums, at.images, response, from(rows), to(rows));
+    }
+    void side_by_side(const float* x, int stage) const {
+        float* to_first = rows ? first : response;
+        if (stage == 0) transpose_in(x, features, at.images, to_first, from(features), to(features));
+        Rows own(rows, at);
+        if (stage == 1 && own.from < own.to)
+            product(p, at, first, p.s.positions * stride, lookups ? response : last, lookups ? Epilogue{} : p.epilogue, own);
+    }
+};
 
 void whole_batch(const Plan& plan, const Prepared& p, const Place& at, int stage) {
-    const Step& s = p.s;
-    bool lookups = Op(s.op) == Op::lookup_linear;
-    int64_t stride = padded(at.images), k = lookups ? s.rows : 0;
-    Place first = at;
-    first.image = 0;
-    const float* x = plan.at(first, s.input);
-    float *xt = at.shared, *st = xt + s.width * stride, *yt = st + k * stride;
-    auto from = [&](int64_t n) { return share(n, at.part, at.parts); };
-    auto to = [&](int64_t n) { return share(n, at.part + 1, at.parts); };
-    if (stage == 0) transpose_in(x, s.width, at.images, xt, from(s.width), to(s.width));
-    if (stage == 1 && (!lookups || k)) {
-        int64_t rows = lookups ? k : s.filters;
-        std::vector<int32_t> offsets = row_offsets(s.width, stride);
-        auto product = [&](const auto& matrix) {
-            gemm(matrix, xt, offsets.data(), lookups ? st : yt, stride, stride, lookups ? Epilogue{} : p.epilogue,
-                 at.scratch, panel_share(rows, at.part, at.parts), panel_share(rows, at.part + 1, at.parts));
-        };
-        p.stored.rows ? product(p.stored) : product(p.matrices[0]);
+    Place image = at;
+    image.image = 0;
+    const float* x = plan.at(image, p.s.input);
+    float* y = plan.at(image, p.s.output);
+    Batch batch(p, at);
+    if (p.columns.rows)
+        batch.by_columns(x, y, stage);
+    else
+        batch.side_by_side(x, stage);
+    if (p.columns.rows && !batch.lookups) return;
+    if (stage == 2 && batch.lookups) {
+        int64_t chunks = p.sliced.chunks();
+        sparse_images(p.sliced, batch.response, batch.last, batch.stride, p.epilogue, batch.from(chunks), batch.to(chunks));
     }
-    if (stage == 2 && lookups)
-        sparse(spread(p.sparse, stride), k ? st : xt, yt, stride, stride, p.epilogue, from(s.filters), to(s.filters));
-    if (stage == 3) transpose_out(yt, s.filters, at.images, plan.at(first, s.output), from(s.filters), to(s.filters));
+    if (stage == 3)
+        transpose_out(batch.last, p.s.filters, at.images, y, batch.from(p.s.filters), batch.to(p.s.filters));
 }
 
 }  // namespace

@@ -120,6 +120,7 @@ void check_reach(const Plan& plan, const Tensor& x, int64_t low, int64_t high, i
 }
 
 constexpr int64_t FEW_ROWS = 8;
+constexpr int64_t LEAST_LOOKUPS = 12;  // of a filter in a block, to pay for its partial sums
 
 int64_t l1_bytes() { return cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 << 10); }
 int64_t l2_bytes() { return cache_bytes(_SC_LEVEL2_CACHE_SIZE, 512 << 10); }
@@ -176,8 +177,7 @@ void choose_team(Plan& plan, Prepared& p, const Tensor& x, int64_t height, int64
 int64_t choose_blocks(const Prepared& p, const Tensor& x, int64_t channels) {
     int64_t pixels = std::min<int64_t>(p.tile_rows * x.stride, LCNN_ACCS * VL) + (p.up + p.down) * x.stride + p.reach;
     int64_t blocks = (channels * pixels * 4 + l1_bytes() * 5 / 8 - 1) / (l1_bytes() * 5 / 8);
-    constexpr int64_t least = 12;
-    return std::max<int64_t>(1, std::min(blocks, p.s.table_count / p.s.filters / least));
+    return std::max<int64_t>(1, std::min(blocks, p.s.table_count / p.s.filters / LEAST_LOOKUPS));
 }
 
 /// Whether the pooled rows of this step can be made of pairs of rows, and how.
@@ -290,8 +290,10 @@ void prepare_rows(Prepared& p, const Reader& in, int64_t rows) {
     between("storage", s.storage, 0, 2);
     if (s.weights_count != rows * s.width) fail("weights do not have %lld x %lld entries", (long long)rows, (long long)s.width);
     if (s.storage == 0) {
+        const float* weights = in.floats("weights", s.weights, s.weights_count);
+        if (s.positions == 1) return p.columns.pack(weights, rows, s.width);
         p.matrices.resize(1);
-        return p.matrices[0].pack(in.floats("weights", s.weights, s.weights_count), rows, s.width, s.width);
+        return p.matrices[0].pack(weights, rows, s.width, s.width);
     }
     p.stored.rows = rows;
     p.stored.depth = s.width;
@@ -306,30 +308,48 @@ void prepare_rows(Prepared& p, const Reader& in, int64_t rows) {
     p.stored.scales.assign(scales, scales + rows);
 }
 
+/// The lookups of a linear layer in S (k, positions) or, without a dictionary, in its input.
+void prepare_linear_lookups(Prepared& p, const Reader& in) {
+    const Step& s = p.s;
+    int64_t channels = s.rows ? s.rows : s.width, size = floats_of("S", {channels, s.positions});
+    const int32_t* table = in.ints("lookups", s.table, 3 * s.table_count);
+    int64_t blocks = (size * 4 + l1_bytes() * 5 / 8 - 1) / (l1_bytes() * 5 / 8);
+    blocks = std::max<int64_t>(1, std::min(blocks, s.table_count / s.filters / LEAST_LOOKUPS));
+    int64_t each = (channels + blocks - 1) / blocks;
+    std::vector<int64_t> flat(s.table_count);
+    std::vector<int32_t> block(s.table_count);
+    for (int64_t i = 0; i < s.table_count; ++i) {
+        between("lookup row", table[3 * i], 0, channels - 1);
+        between("lookup position", table[3 * i + 1], 0, s.positions - 1);
+        flat[i] = table[3 * i] * s.positions + table[3 * i + 1];
+        block[i] = int32_t(table[3 * i] / each);
+    }
+    if (size > INT32_MAX) fail("S too large for 32-bit offsets");
+    build_sparse(p, in, s.filters, flat, (channels + each - 1) / each, block);
+    slice_sparse(p);
+}
+
 }  // namespace
 
 void prepare_linear(Plan& plan, Prepared& p, const Reader& in) {
     const Step& s = p.s;
     const Tensor &x = tensor(plan, "input", s.input), &y = tensor(plan, "output", s.output);
     if (!x.vector() || !y.vector()) fail("a linear layer needs vectors");
-    if (s.width != x.channels || s.filters != y.channels || s.groups != 1) fail("linear layer does not fit its tensors");
+    bool lookups = Op(s.op) == Op::lookup_linear;
+    between("positions", s.positions, 1, lookups && s.rows ? COUNT : 1);
+    between("width", s.width, 1, 1 << 24);
+    if (s.width * s.positions != x.channels || s.filters != y.channels || s.groups != 1)
+        fail("linear layer does not fit its tensors");
     between("features", s.filters, 1, 1 << 24);
     between("rows of D", s.rows, 0, COUNT);
     between("lookups", s.table_count, 0, int64_t(1) << 28);
-    bool lookups = Op(s.op) == Op::lookup_linear;
     int64_t rows = lookups ? s.rows : s.filters;
     if (rows) prepare_rows(p, in, rows);
-    if (lookups) {
-        const int32_t* table = in.ints("lookups", s.table, 3 * s.table_count);
-        std::vector<int64_t> flat(s.table_count);
-        for (int64_t i = 0; i < s.table_count; ++i) {
-            between("lookup row", table[3 * i], 0, (s.rows ? s.rows : s.width) - 1);
-            flat[i] = table[3 * i];
-        }
-        build_sparse(p, in, s.filters, flat, 1, std::vector<int32_t>(s.table_count, 0));
-    }
-    plan.scratch = std::max(plan.scratch, s.width * LCNN_ROWS + rows + GUARD);
-    plan.shared_rows = std::max(plan.shared_rows, s.width + rows + s.filters);
+    if (lookups) prepare_linear_lookups(p, in);
+    plan.scratch = std::max(plan.scratch, ColumnMatrix::padded(rows) + GUARD);
+    int64_t first = std::max(x.channels, ColumnMatrix::padded(rows));
+    int64_t response = floats_of("S of an image", {std::max(ColumnMatrix::padded(rows), rows ? 0 : x.channels), s.positions});
+    plan.shared_rows = std::max(plan.shared_rows, first + response + ColumnMatrix::padded(s.filters));
 }
 
 }  // namespace lcnn

@@ -15,7 +15,7 @@
 namespace lcnn {
 
 constexpr int64_t MAGIC = 0x4e414c504e4e434cLL;  // "LCNNPLAN"
-constexpr int64_t VERSION = 2, HEADER_WORDS = 16, PORT_WORDS = 4, TENSOR_WORDS = 8, STEP_WORDS = 40;
+constexpr int64_t VERSION = 3, HEADER_WORDS = 16, PORT_WORDS = 4, TENSOR_WORDS = 8, STEP_WORDS = 40;
 constexpr int64_t CHECKSUM_WORD = 15;
 constexpr int64_t GUARD = 1024;  // floats around an arena that kernels may read, never use
 
@@ -49,7 +49,8 @@ struct Step {
     int64_t pooled, conv_height, conv_width;           // lookup with a fused max-pool: the size before pooling
     int64_t port, channel;                             // import, export: which array; concat: first output channel
     int64_t storage, scales;                           // linear: 0 float32, 1 bfloat16, 2 int8 with a scale per row
-    int64_t unused[2];
+    int64_t positions;                                 // linear, lookup_linear: pixels of the input, D applied at each
+    int64_t unused;
 };
 static_assert(sizeof(Step) == STEP_WORDS * 8 && sizeof(Tensor) == TENSOR_WORDS * 8 && sizeof(Port) == PORT_WORDS * 8,
               "plan records");
@@ -58,10 +59,11 @@ static_assert(sizeof(Step) == STEP_WORDS * 8 && sizeof(Tensor) == TENSOR_WORDS *
 struct Prepared {
     Step s;
     std::vector<PackedMatrix> matrices;   // one a group
-    StoredMatrix stored;                  // linear: instead of matrices, where it has rows
+    ColumnMatrix columns;                 // linear: instead of matrices, for one pixel
+    StoredMatrix stored;                  // linear: instead of both, where it has rows
     std::vector<int32_t> offsets;         // gemm: per depth entry, of group 0
     SparseMatrix sparse;
-    SlicedMatrix sliced;                  // lookup with one output pixel: instead of sparse
+    SlicedMatrix sliced;                  // lookups with one output pixel: instead of sparse
     std::vector<float> bias, scale;
     Epilogue epilogue;                    // bias and clamp; residual is set per call
     int64_t up = 0, down = 0, reach = 0;  // lookups: rows above and below, columns aside

@@ -330,6 +330,7 @@ int64_t lcnn_memory(const lcnn_plan* p, int which) {
     int64_t weights = 0;
     for (const Prepared& s : p->plan->steps) {
         for (const PackedMatrix& m : s.matrices) weights += int64_t(m.data.size()) * 4;
+        weights += s.columns.stride * s.columns.depth * 4;
         weights += int64_t(s.stored.halves.size() * 2 + s.stored.bytes.size() + s.stored.scales.size() * 4);
         weights += int64_t(s.sparse.lookups.size()) * 8 + int64_t(s.sparse.starts.size()) * 4;
         weights += int64_t(s.sliced.values.size() * 2 + s.sliced.starts.size() + s.sliced.lanes.size()) * 4;

@@ -149,29 +149,6 @@ void sparse_pair(const SparseMatrix& p, const float* response, int64_t below, in
     }
 }
 
-void sparse_single(const SparseMatrix& p, const float* response, float* out, int64_t out_stride, const Epilogue& e,
-                   int64_t first, int64_t last) {
-    for (int64_t block = 0; block < p.blocks; ++block) {
-        const int32_t* starts = p.starts.data() + block * (p.rows + 1);
-        for (int64_t i = first; i < last; ++i) {
-            const Lookup *at = p.lookups.data() + starts[i], *end = p.lookups.data() + starts[i + 1];
-            float sum[4] = {};
-            for (; at + 4 <= end; at += 4)
-                for (int j = 0; j < 4; ++j) sum[j] += at[j].value * response[at[j].offset];
-            for (; at != end; ++at) sum[0] += at->value * response[at->offset];
-            int64_t f = p.filters[i];
-            float v = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-            v += block ? out[f * out_stride] : e.bias ? e.bias[f] : 0.0f;
-            if (block + 1 == p.blocks) {
-                if (e.residual) v += e.residual[f * e.residual_stride];
-                v = e.low > v ? e.low : v;
-                v = e.high < v ? e.high : v;
-            }
-            out[f * out_stride] = v;
-        }
-    }
-}
-
 void sparse_single(const SlicedMatrix& p, const float* response, float* out, int64_t out_stride, const Epilogue& e,
                    int64_t first, int64_t last) {
     constexpr int64_t SLICES = SLICED_FILTERS / VL;
@@ -199,6 +176,42 @@ void sparse_single(const SlicedMatrix& p, const float* response, float* out, int
             v = e.low > v ? e.low : v;
             out[f * out_stride] = e.high < v ? e.high : v;
         }
+    }
+}
+
+void sparse_images(const SlicedMatrix& p, const float* response, float* out, int64_t stride, const Epilogue& e,
+                   int64_t first, int64_t last) {
+    constexpr int64_t SLICES = SLICED_FILTERS / VL;
+    vf low = splat(e.low), high = splat(e.high);
+    for (int64_t chunk = first; chunk < last; ++chunk) {
+        int64_t f0 = chunk * SLICED_FILTERS, count = std::min(p.rows - f0, SLICED_FILTERS);
+        float* rows = out + f0 * stride;
+        for (int64_t f = 0; f < count; ++f)
+            for (int64_t i = 0; i < stride; i += VL) store(rows + f * stride + i, splat(e.bias ? e.bias[f0 + f] : 0.0f));
+        for (int64_t slice = 0; slice < p.blocks * SLICES; ++slice) {
+            int64_t from = p.starts[chunk * p.blocks * SLICES + slice], to = p.starts[chunk * p.blocks * SLICES + slice + 1];
+            const int32_t* lanes = p.lanes.data() + (chunk * p.blocks * SLICES + slice) * VL;
+            for (int64_t i = 0; i < stride && from < to; i += VL) {
+                vf acc[VL];  // one filter's images each
+                for (vf& sum : acc) sum = zero();
+                for (int64_t at = from; at < to; ++at) {
+                    const int32_t* offset = p.offsets.data() + at * VL;
+                    const float* value = p.values.data() + at * VL;
+#pragma GCC unroll 16
+                    for (int j = 0; j < VL; ++j) acc[j] += splat(value[j]) * load(response + offset[j] * stride + i);
+                }
+                for (int j = 0; j < VL; ++j) {
+                    if (lanes[j] >= count) continue;  // lanes behind the last filter
+                    float* row = rows + lanes[j] * stride + i;
+                    store(row, load(row) + acc[j]);
+                }
+            }
+        }
+        for (int64_t f = 0; f < count; ++f)
+            for (int64_t i = 0; i < stride; i += VL) {
+                float* row = rows + f * stride + i;
+                store(row, vmin(high, vmax(low, load(row))));
+            }
     }
 }
 
