@@ -35,6 +35,8 @@ class Mean:
     """Top-1 on test images, mean."""
     error: float | None
     """Its standard error over seeds; None with one seed."""
+    pooled: float | None
+    """The standard deviation over seeds of one training, of all the methods that have several; None where none has."""
     sampling: float
     """The standard error that it has because test images are finitely many."""
     validation: float
@@ -53,8 +55,15 @@ class Mean:
 
     @property
     def spread(self) -> float:
-        """The standard error over seeds, with one seed that over test images."""
-        return self.sampling if self.error is None else self.error
+        """The standard error over seeds; with one seed the deviation of other methods' seeds, else over test images."""
+        if self.error is not None:
+            return self.error
+        return self.sampling if self.pooled is None else self.pooled
+
+    @property
+    def over_seeds(self) -> float:
+        """The part of its error that is over seeds, as far as the study knows."""
+        return self.error if self.error is not None else self.pooled or 0.0
 
     @property
     def base(self) -> str:
@@ -71,24 +80,36 @@ def means(rows: Iterable[Row]) -> list[Mean]:
     for row in rows:
         if row["status"] == "done":
             groups.setdefault((row["method"], row["target"]), []).append(row)
-    found = [_mean(*key, members) for key, members in groups.items()]
+    pooled = _pooled([[100 * row["top1"] for row in members] for members in groups.values()])
+    found = [_mean(*key, members, pooled) for key, members in groups.items()]
     compared, _ = split(found)
     counted = _front(compared, lambda mean: mean.speedup)
     measured = _front([mean for mean in compared if mean.measured is not None], lambda mean: mean.measured or 0.0)
     return [replace(m, front=_key(m) in counted, measured_front=_key(m) in measured) for m in found]
 
 
-def _mean(method: str, target: float, members: Sequence[Row]) -> Mean:
+def _squares(values: Sequence[float]) -> float:
+    mean = sum(values) / len(values)
+    return sum((value - mean) ** 2 for value in values)
+
+
+def _pooled(groups: Sequence[Sequence[float]]) -> float | None:
+    """The standard deviation within groups, pooled over those of several values."""
+    freedom = sum(len(values) - 1 for values in groups)
+    return math.sqrt(sum(map(_squares, groups)) / freedom) if freedom else None
+
+
+def _mean(method: str, target: float, members: Sequence[Row], pooled: float | None = None) -> Mean:
     accuracies = [100 * row["top1"] for row in members]
     count, mean = len(members), sum(accuracies) / len(members)
-    squares = sum((value - mean) ** 2 for value in accuracies)
     timed = [row["latency"]["dense"] / row["latency"]["network"] for row in members if row.get("latency")]
     return Mean(
         method,
         target,
         speedup=sum(row["speedup"] for row in members) / count,
         accuracy=mean,
-        error=(squares / (count - 1) / count) ** 0.5 if count > 1 else None,
+        error=(_squares(accuracies) / (count - 1) / count) ** 0.5 if count > 1 else None,
+        pooled=pooled,
         sampling=sampling_error(mean, members[0]["count"]),
         validation=100 * sum(row["validation"] for row in members) / count,
         seeds=tuple(row["seed"] for row in members),
@@ -100,7 +121,7 @@ def _mean(method: str, target: float, members: Sequence[Row]) -> Mean:
 
 def dense_mean(dense: Mapping[str, Any]) -> Mean:
     """The dense network of a study, a given one: without an error over seeds."""
-    return _mean("dense", 1.0, [{**dense, "speedup": 1.0, "seed": 0}])
+    return _mean("dense", 1.0, [{**dense, "speedup": 1.0, "seed": 0}], pooled=None)
 
 
 def packed(right: Sequence[bool]) -> str:
@@ -135,7 +156,7 @@ def _front(found: Sequence[Mean], speedup: Callable[[Mean], float]) -> set[tuple
 
 def difference(one: Mean, other: Mean) -> tuple[float, float]:
     """Points of accuracy that ``one`` is ahead of ``other``, and the standard error of that, over seeds and images."""
-    return one.accuracy - other.accuracy, math.hypot(one.error or 0.0, other.error or 0.0, _over_images(one, other))
+    return one.accuracy - other.accuracy, math.hypot(one.over_seeds, other.over_seeds, _over_images(one, other))
 
 
 def _over_images(one: Mean, other: Mean) -> float:
@@ -156,9 +177,10 @@ def paired(one: Mean, other: Mean) -> tuple[float, float]:
     points = [a - others[seed] for seed, a in zip(one.seeds, one.accuracies, strict=True) if seed in others]
     if not points:
         return difference(one, other)
-    mean, count = sum(points) / len(points), len(points)
-    seeds = (sum((p - mean) ** 2 for p in points) / (count - 1) / count) ** 0.5 if count > 1 else 0.0
-    return mean, math.hypot(seeds, _over_images(one, other))
+    count = len(points)
+    one_pair = math.sqrt(2) * (one.pooled or 0.0)
+    seeds = (_squares(points) / (count - 1) / count) ** 0.5 if count > 1 else one_pair
+    return sum(points) / count, math.hypot(seeds, _over_images(one, other))
 
 
 def tie(one: Mean, other: Mean) -> bool:

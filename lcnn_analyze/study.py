@@ -145,16 +145,32 @@ class Journal:
                 self._append(file, {"event": "study", "settings": plain})
             old = lines[0].get("settings", {}) if lines else plain
             check_same(f"the study in {self.path.parent}", old, plain, "choose another -o")
-            known = {line["trial"]: line["settings"] for line in lines if line["event"] == "asked"}
-            for trial in trials:
-                given = json.loads(json.dumps(dict(trial.settings)))
-                check_same(f"the trial {trial.name} in {self.path.parent}", known.get(trial.name, given), given,
-                           "choose another -o")  # fmt: skip
-                if trial.name not in known:
-                    known[trial.name] = dict(trial.settings)
-                    self._append(file, {"event": "asked", "trial": trial.name, "settings": known[trial.name]})
-        self.known = [Trial(name, found) for name, found in known.items()]
+            self._ask(file, lines, trials)
         self.own = list(trials)
+
+    def adopt(self, done: Sequence[tuple[Trial, Mapping[str, Any]]]) -> None:
+        """Take over trials that were finished elsewhere; what was asked for here and is under way or done stays.
+
+        Raises ConfigError where a trial's name stands for other settings here.
+        """
+        with self._locked() as (file, lines):
+            trials = [trial for trial, _ in done]
+            self._ask(file, lines, trials)
+            states = _replayed(lines, trials)
+            for trial, result in done:
+                if states[trial.name].status in ("waiting", "failed"):
+                    self._append(file, {"event": "done", **self._mark(trial), "result": dict(result)})
+
+    def _ask(self, file: BinaryIO, lines: Sequence[Mapping[str, Any]], trials: Sequence[Trial]) -> None:
+        known = {line["trial"]: line["settings"] for line in lines if line["event"] == "asked"}
+        for trial in trials:
+            given = json.loads(json.dumps(dict(trial.settings)))
+            check_same(f"the trial {trial.name} in {self.path.parent}", known.get(trial.name, given), given,
+                       "choose another -o")  # fmt: skip
+            if trial.name not in known:
+                known[trial.name] = given
+                self._append(file, {"event": "asked", "trial": trial.name, "settings": given})
+        self.known = [Trial(name, found) for name, found in known.items()]
 
     def ended(self) -> list[tuple[Trial, State]]:
         with self._locked() as (_, lines):

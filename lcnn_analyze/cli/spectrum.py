@@ -70,6 +70,12 @@ def spectrum(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try failed trials again.", rich_help_panel=_RUN)
     ] = False,
+    from_report: Annotated[
+        Path | None,
+        typer.Option(
+            help="A spectrum.json of this study, made elsewhere: what is done there is done.", rich_help_panel=_RUN
+        ),
+    ] = None,
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Train nothing, write the report.", rich_help_panel=_RUN)
     ] = False,
@@ -81,18 +87,20 @@ def spectrum(
     """Compress a dense network by every method to every speedup with every seed; draw accuracy against speedup.
 
     Run again, the same command goes on where it was stopped; run elsewhere on the same folder, it joins in; with other
-    methods, speedups or seeds it adds to the study. With --trials, Optuna chooses what to try, for counted speedup and
-    validation accuracy at once. Accuracies shown are those on test images, each network's looked at once, when it is
-    finished; what is chosen is chosen on validation images. Only networks on the front are kept.
+    methods, speedups or seeds it adds to the study; with the report of another folder it goes on from there. With
+    --trials, Optuna chooses what to try, for counted speedup and validation accuracy at once. Accuracies shown are
+    those on test images, each network's looked at once, when it is finished; what is chosen is chosen on validation
+    images. Only networks on the front are kept.
     """
     from lcnn_analyze.cli.recipes import with_ablations
+    from lcnn_analyze.cli.sweep_report import read_done
     from lcnn_analyze.cli.trials import Plan
 
     if workers < 1:
         raise ConfigError(f"workers is {workers}; expected 1 or more")
     if keep not in KEEP:
         raise ConfigError(f"keep is {keep!r}; expected one of {', '.join(KEEP)}")
-    _check_search(trials, vary, storage)
+    _check_search(trials, vary, storage, from_report)
     settings: dict[str, Any] = {
         **{"dense": str(dense), "sha256": _digest(dense), "data": data, "epochs": epochs, "batch_size": batch_size},
         **{"lr": lr, "measure": measure},
@@ -104,7 +112,8 @@ def spectrum(
         _numbers("seeds", seeds, int), trials, vary, storage, study,
     )  # fmt: skip
     _check(plan)
-    source = plan.open()
+    taken = read_done(from_report, plan) if from_report else []
+    source = plan.open(taken)
     if retry_failed:
         source.reopen_failed()
     if not report_only:
@@ -112,7 +121,9 @@ def spectrum(
     _end(plan, source, keep)
 
 
-def _check_search(trials: int | None, vary: str, storage: str | None) -> None:
+def _check_search(trials: int | None, vary: str, storage: str | None, from_report: Path | None) -> None:
+    if trials is not None and from_report is not None:
+        raise ConfigError("--from-report is for the grid; a search goes on from its own storage, leave one out")
     if trials is not None and trials < 1:
         raise ConfigError(f"trials is {trials}; expected 1 or more")
     for name, value in (("vary", vary), ("storage", storage)):
@@ -132,10 +143,16 @@ def _numbers(name: str, text: str, kind: type) -> list[Any]:
 
 
 def _digest(path: Path) -> str:
-    """Of the dense checkpoint: another network under the same name is another study."""
+    """Of the dense network's weights: another network under the same name is another study."""
+    from lcnn_core import checkpoint
+
     if not path.is_file():
         raise DataError(f"{path} does not exist; expected the dense network's checkpoint")
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for name, tensor in sorted(checkpoint.load(path).state_dict.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _check(plan: Plan) -> None:

@@ -12,10 +12,13 @@ from typing import Any
 from lcnn_analyze.cli.output import write_file
 from lcnn_analyze.cli.trials import GIVEN, Plan
 from lcnn_analyze.comparison import Mean, means
-from lcnn_analyze.study import State, Trial
+from lcnn_analyze.study import State, Trial, check_same
+from lcnn_core import DataError
 
 NETWORKS = ("network.pt", "network.pt2")
 LEFT = ("waiting", "running")
+_TRIAL = ("trial", "method", "target", "seed", "status", "reason", "command", "checkpoint")
+"""What a report says of a trial beside its result."""
 Ended = Sequence[tuple[Trial, State]]
 
 
@@ -52,6 +55,26 @@ def _plain(point: Mean) -> dict[str, Any]:
     plain = dataclasses.asdict(point)
     del plain["right"]  # the trials hold it
     return plain
+
+
+def read_done(path: Path, plan: Plan) -> list[tuple[Trial, dict[str, Any]]]:
+    """The trials that are done in a report of this study, and what they came to.
+
+    Raises DataError for what is no report of a study, ConfigError where it is of another one, naming what differs.
+    """
+    try:
+        document = json.loads(path.read_text())
+        settings, rows = document["settings"], document["trials"]
+        done = [row for row in rows if row["status"] == "done"]
+        named = [(Trial(row["trial"], {"seed": row["seed"], "speedup": row["target"], "method": row["method"]}),
+                  {key: value for key, value in row.items() if key not in _TRIAL}) for row in done]  # fmt: skip
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; expected a study's spectrum.json") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is no report of a study; expected a spectrum.json") from error
+    here = {"dense": str(settings.get("dense"))}  # the same network may lie elsewhere
+    check_same(f"the study in {path}", {**settings, **here}, {**plan.identity, **here}, "choose its own report")
+    return named
 
 
 def _rows(plan: Plan, ended: Ended) -> list[dict[str, Any]]:

@@ -99,11 +99,15 @@ class Plan:
         """Trials that a search comes to; those of a grid are counted as they are asked for."""
         return self.points and self.points * len(self.seeds)
 
-    def open(self) -> Source:
-        """Start the study, or join it. Raises ConfigError, naming what differs, where it has other settings."""
+    def open(self, done: Sequence[tuple[Trial, Mapping[str, Any]]] = ()) -> Source:
+        """Start the study, or join it. Raises ConfigError, naming what differs, where it has other settings.
+
+        done: trials of the grid that were finished elsewhere, and what they came to.
+        """
         journal = Journal(self.folder / "journal.jsonl")
         if self.points is None:
             journal.begin(self.settings, self.trials)
+            journal.adopt(done)
             return journal
         journal.begin(self.settings, [])
         space = Space(self.recipes, (min(self.speedups), max(self.speedups)), axes(self.vary), whole)

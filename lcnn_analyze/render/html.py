@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from lcnn_analyze.cost import LayerCost
 from lcnn_analyze.render import svg, words
@@ -51,7 +51,7 @@ def render(report: Report) -> bytes:
 def environment() -> Environment:
     """Of the pages' templates: strict, everything escaped."""
     loader = PackageLoader("lcnn_analyze", "render/templates")
-    return Environment(
+    made = Environment(
         loader=loader,
         autoescape=True,
         undefined=StrictUndefined,
@@ -60,6 +60,17 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    made.filters["prose"] = _prose
+    return made
+
+
+def _prose(text: str) -> Markup:
+    """A sentence of ours, in which backticks in pairs mark code."""
+    parts = safe(text).split("`")
+    if len(parts) % 2 == 0:
+        return escape(safe(text))
+    marked = (Markup("<code>{}</code>").format(part) if place % 2 else escape(part) for place, part in enumerate(parts))
+    return Markup("").join(marked)
 
 
 @cache

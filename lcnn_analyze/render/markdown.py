@@ -46,6 +46,14 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", safe(text))
 
 
+def prose(text: str) -> str:
+    """The same of a sentence of ours, in which backticks in pairs mark code."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:
+        return escape(text)
+    return "".join(f"`{safe(part)}`" if place % 2 else escape(part) for place, part in enumerate(parts))
+
+
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: Sequence[int] = (0,)) -> str:
     rule = ["---" if place in text_columns else "---:" for place in range(len(header))]
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))

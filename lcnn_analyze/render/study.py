@@ -10,7 +10,7 @@ from typing import Any
 from lcnn_analyze.render import curves
 from lcnn_analyze.render.curves import Chart
 from lcnn_analyze.render.html import asset, environment, labels
-from lcnn_analyze.render.markdown import escape
+from lcnn_analyze.render.markdown import escape, prose
 from lcnn_analyze.render.numbers import safe
 
 PICTURE = "curves.png"
@@ -80,8 +80,8 @@ def markdown(study: Study, picture: str = PICTURE) -> str:
         rule = ["---", *["---:"] * (len(table.headers) - 1)]
         rows = [map(escape, table.headers), rule, *(_cells(table, row) for row in table.rows)]
         parts += [f"## {escape(table.title)}", "\n".join(f"| {' | '.join(row)} |" for row in rows)]
-    parts += ["## How it was done", "\n".join(f"- {escape(line)}" for line in study.method)]
-    parts.append("\n".join(f"- {escape(name)}: {escape(value)}" for name, value in study.facts))
+    parts += ["## How it was done", "\n".join(f"- {prose(line)}" for line in study.method)]
+    parts.append("\n".join(f"- {escape(name)}: {prose(value)}" for name, value in study.facts))
     return "\n\n".join(parts) + "\n"
 
 

@@ -30,8 +30,9 @@ Document = Mapping[str, Any]
 NOTES = (
     "Counted speedup: multiplications of the dense network over those of the smaller one, on one image; what a run "
     "takes in seconds is another matter, and stands apart where it was measured.",
-    "± is one standard error over seeds; with a star, where there is one seed, that over the test images. That "
-    "of a difference is over seeds and over the test images, image by image, which all networks answer alike mostly. "
+    "± is one standard error over seeds; with a star, where there is one seed, the standard deviation over the seeds "
+    "of the other methods, or the error over the test images where no method has several. That of a difference is over "
+    "seeds and over the test images, image by image, which all networks answer alike mostly. "
     "Two methods tie where their difference is within its standard error; ablations are compared seed by seed.",
     "A filled mark is on the Pareto front: no other has both "
     "more speedup and a better accuracy on the validation images, by which fronts are chosen.",
@@ -41,6 +42,8 @@ METHOD = (
     "and looks at the test images once, when it is finished.",
     "Counts are those of the published convention (`lcnn analyze NETWORK --baseline DENSE` prints the same speedup): "
     "D at every position of the padded input, one multiplication for each entry of P that is not zero.",
+    "The command beside a trial is for the folder in which `lcnn spectrum` was run; it gives the same weights, bit by bit, "
+    "on a machine of the same kind.",
 )
 
 
@@ -345,7 +348,7 @@ def _commands(document: Document) -> Table:
             row["trial"],
             ratio_text(row["speedup"]),
             f"{100 * row['top1']:.2f}",
-            row["checkpoint"].rpartition("/")[2] if row["checkpoint"] else "deleted",
+            row["checkpoint"].rpartition("/")[2] if row["checkpoint"] else "not kept",
             row["command"],
         )
         for row in document["trials"]

@@ -53,7 +53,11 @@ def test_means_and_standard_errors_are_those_of_the_statistics_module() -> None:
         assert points[key].error == pytest.approx(expected)
         p = statistics.mean(accuracies)
         assert points[key].sampling == pytest.approx(100 * (p * (1 - p) / 10_000) ** 0.5)
-        assert points[key].spread == (points[key].sampling if expected is None else points[key].error)
+        # Of one seed: the deviation of one training, from the three and the two of the other methods.
+        groups = [[100 * a for a in found] for found in values.values() if len(found) > 1]
+        pooled = (sum(statistics.variance(g) * (len(g) - 1) for g in groups) / 3) ** 0.5
+        assert points[key].spread == pytest.approx(pooled if expected is None else points[key].error)
+    assert [p.spread == p.sampling for p in means([row("x", 3, 0, 0.9), row("y", 3, 0, 0.8)])] == [True, True]
 
 
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 9), st.integers(1, 5)), min_size=1, max_size=12))
@@ -119,7 +123,10 @@ def test_ablations_are_compared_seed_by_seed() -> None:
     base, two, one = means(many(values))
     seeds, images = statistics.stdev([-1, -2]) / 2**0.5, (two.sampling**2 + base.sampling**2) ** 0.5
     assert paired(two, base) == (pytest.approx(-1.5), pytest.approx((seeds**2 + images**2) ** 0.5))
-    assert paired(one, base) == (pytest.approx(3.0), pytest.approx((one.sampling**2 + base.sampling**2) ** 0.5))
+    # One seed in common: that of its difference is sqrt(2) times the deviation of one training, pooled over the others.
+    pooled = (2 * statistics.variance([90, 92, 97]) + statistics.variance([89, 90])) / 3
+    expected = (2 * pooled + one.sampling**2 + base.sampling**2) ** 0.5
+    assert paired(one, base) == (pytest.approx(3.0), pytest.approx(expected))
     apart = dataclasses.replace(one, seeds=(7,))
     assert paired(apart, base) == difference(apart, base)
 

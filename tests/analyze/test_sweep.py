@@ -225,6 +225,41 @@ def test_what_lies_in_a_trials_folder_is_taken_for_the_same_study_only(
     assert (tmp_path / "trials" / "0-4-pruning" / "result.json").read_bytes() == before
 
 
+def test_a_report_made_elsewhere_is_gone_on_from(
+    dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = ("--methods", "pruning", *QUICK)
+    assert lcnn("spectrum", dense, *grid, "--speedups", "4", "-o", tmp_path / "there") == 0
+    report = tmp_path / "there" / "spectrum.json"
+    again = tmp_path / "again.pt"  # the same weights under another name and with another history
+    checkpoint.save(again, dataclasses.replace(checkpoint.load(dense), provenance={"command": "another"}))
+    here = ("spectrum", again, *grid, "--from-report", report, "-o", tmp_path / "here")
+    assert lcnn(*here, "--speedups", "8") == 0
+    claimed = {line["trial"] for line in journal_of(tmp_path / "here") if line["event"] == "claimed"}
+    assert claimed == {"0-8-pruning"}
+    rows = {row["trial"]: row for row in json.loads((tmp_path / "here" / "spectrum.json").read_text())["trials"]}
+    (taken,) = json.loads(report.read_text())["trials"]
+    assert rows.keys() == {"0-4-pruning", "0-8-pruning"}
+    differ = {key for key in taken if taken[key] != rows["0-4-pruning"][key]}
+    assert differ == {"command", "checkpoint"}  # it names the file that is here; the network stayed there
+    assert lcnn(*here, "--speedups", "4,8") == 0
+    assert {line["trial"] for line in journal_of(tmp_path / "here") if line["event"] == "claimed"} == claimed
+
+    capsys.readouterr()
+    assert lcnn(*here[:-1], tmp_path / "new", "--epochs", 2) == 2
+    assert f"the study in {report} has other settings: epochs was 1, is now 2" in capsys.readouterr().err
+    assert lcnn(*here[:-1], tmp_path / "new", "--trials", 2) == 2
+    assert "--from-report is for the grid" in capsys.readouterr().err
+    for text in ("[]", "{}", "no JSON"):
+        report.write_text(text)
+        assert lcnn(*here[:-1], tmp_path / "new") == 3
+        assert f"{report} is no report of a study; expected a spectrum.json" in capsys.readouterr().err
+    report.unlink()
+    assert lcnn(*here[:-1], tmp_path / "new") == 3
+    assert f"{report} cannot be read: No such file or directory" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_name_that_stands_for_other_settings_is_refused(
     dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
