@@ -42,8 +42,8 @@ METHOD = (
     "and looks at the test images once, when it is finished.",
     "Counts are those of the published convention (`lcnn analyze NETWORK --baseline DENSE` prints the same speedup): "
     "D at every position of the padded input, one multiplication for each entry of P that is not zero.",
-    "The command beside a trial is for the folder in which `lcnn spectrum` was run; it gives the same weights, bit by bit, "
-    "on a machine of the same kind.",
+    "The command beside a trial is for the folder in which `lcnn spectrum` was run; on a machine of the same kind it "
+    "gives the same weights, bit by bit.",
 )
 
 
