@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -205,14 +207,25 @@ def _spawn(plan: Plan) -> Any:
 
 
 def _join_in(plan: Plan) -> None:
-    """A further worker; of what stops it the first one speaks, which meets the same."""
+    """A further worker, as long as the first one lives; of what stops it the first one speaks, which meets the same."""
     from lcnn_analyze.cli.trials import work
     from lcnn_core import LcnnError
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         work(plan, plan.open())
     except (LcnnError, OSError, KeyboardInterrupt):
         sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    """What this worker has reached is on the disk; its trial is free when its lease ends."""
+    import multiprocessing
+
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _end(plan: Plan, source: Source, keep: str) -> None:

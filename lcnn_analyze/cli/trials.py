@@ -203,8 +203,9 @@ def _result(
     kept = kept_result(plan.folder, plan.identity, trial.name)
     if kept is not None:
         return kept
-    saved = folder / "state.pt"
+    saved, clock = folder / "state.pt", folder / "seconds.json"
     state = load_state(saved) if saved.exists() else None
+    before = json.loads(clock.read_text()) if state is not None and clock.exists() else 0.0
     started = time.perf_counter()
     with progress(trial.name, quiet) as show:
 
@@ -214,11 +215,13 @@ def _result(
                 raise _Lost
             if isinstance(event, StateReached):
                 save_state(saved, event.state)
+                with atomic_write(clock) as file:
+                    file.write(json.dumps(before + time.perf_counter() - started).encode())
 
         recipe, speedup, seed = (trial.settings[key] for key in ("method", "speedup", "seed"))
         config = config_of(recipe, float(speedup), seed, plan.given)
         model, _ = METHODS[recipe.partition(":")[0]].compress(dense, dataset, config, listen, state)
-    seconds = time.perf_counter() - started
+    seconds = before + time.perf_counter() - started
     timed = _latency(model, dense, dataset) if plan.settings["measure"] else None
     speedup = macs_of(dense, dataset) / macs_of(model, dataset)
     measured = {**accuracies(model, dataset), "speedup": speedup, "latency": timed}
@@ -226,7 +229,8 @@ def _result(
     _save(folder, model, dense, trial, plan.settings, dataset, result)
     with atomic_write(folder / "result.json") as file:
         file.write(json.dumps(result).encode())
-    saved.unlink(missing_ok=True)
+    for done in (saved, clock):
+        done.unlink(missing_ok=True)
     return result
 
 

@@ -34,8 +34,8 @@ NOTES = (
     "of the other methods, or the error over the test images where no method has several. That of a difference is over "
     "seeds and over the test images, image by image, which all networks answer alike mostly. "
     "Two methods tie where their difference is within its standard error; ablations are compared seed by seed.",
-    "A filled mark is on the Pareto front: no other has both "
-    "more speedup and a better accuracy on the validation images, by which fronts are chosen.",
+    "A filled mark is on the Pareto front: no other has both more speedup and a better accuracy on the validation "
+    "images, by which fronts are chosen. Marks that would cover each other stand side by side.",
 )
 METHOD = (
     "Every trial starts from the same dense network, is trained on the training images without the validation split, "

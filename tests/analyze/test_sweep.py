@@ -97,6 +97,47 @@ def test_killed_in_mid_trial_it_goes_on_and_the_report_is_that_of_one_process(de
     assert sorted(done) == sorted({trial["trial"] for trial in json.loads(report_of(whole)["json"])["trials"]})
 
 
+def test_a_trial_gone_on_with_took_as_long_as_all_its_parts(dense: Path, tmp_path: Path) -> None:
+    grid = ("spectrum", dense, "--methods", "pruning", "--speedups", 4, "--epochs", 8, "-q", "-o", tmp_path)
+    process, clock = start(*grid), tmp_path / "trials" / "0-4-pruning" / "seconds.json"
+    while not clock.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert 0 < json.loads(clock.read_text()) < 600
+    clock.write_text("1000.0")
+    rest = start(*grid)
+    assert (rest.communicate()[1], rest.returncode) == ("", 0)
+    (trial,) = json.loads((tmp_path / "spectrum.json").read_text())["trials"]
+    assert 1000 < trial["seconds"] < 1600
+    assert not clock.exists()
+
+
+def alive(pid: int) -> bool:
+    """Running, and no zombie that nobody has asked after."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_the_workers_of_a_killed_command_end_too(dense: Path, tmp_path: Path) -> None:
+    process = start("spectrum", dense, *GRID, "--epochs", 99, "--workers", 2, "-o", tmp_path)
+    while len(workers := {line["worker"] for line in journal_of(tmp_path) if line["event"] == "claimed"}) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    pids = {int(worker.split(":")[1]) for worker in workers}
+    assert process.pid in pids
+    process.send_signal(signal.SIGKILL)
+    (other,) = pids - {process.pid}
+    process.wait()
+    end = time.monotonic() + 30
+    while alive(other) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not alive(other)
+
+
 @pytest.fixture(scope="module")
 def studied(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study with every kind of network on its page, all kept: lookups, sparse, converted and narrow."""
