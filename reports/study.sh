@@ -3,8 +3,10 @@
 # usage: reports/study.sh FOLDER [DATA]     DATA: idx:FOLDER with the four files of Fashion-MNIST
 # `timeout 9000 reports/study.sh FOLDER` is a part of 150 minutes; what it was at goes on from its last epoch.
 # PART=3 runs one part alone; DENSE_EPOCHS and EPOCHS say how long the dense references (12) and each trial (6) are trained.
-# At the end reports/study/ holds each network's figures and the page made of them.
+# At the end reports/study/ holds each network's figures and the page made of them. What is done there already is not done
+# again: the dense reference comes out bit by bit the same on a machine of the same kind, and the study goes on from there.
 set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
 study=$1
 data=${2:-idx:/work/shared/data/fashion-mnist}
 python=${PYTHON:-python}
@@ -24,10 +26,11 @@ dense() { # NETWORK: its dense reference, gone on with where it was stopped
 }
 
 sweep() { # NETWORK OPTION...: adds to the network's journal; what is done is not done again
-  local network=$1
+  local network=$1 known=()
   shift
+  if [ -f "$here/study/$network.json" ]; then known=(--from-report "$here/study/$network.json"); fi
   $lcnn spectrum "$study/$network/dense/best.pt" --data "$data" --epochs "$epochs" --batch-size 64 --keep all \
-    -o "$study/$network/spectrum" "$@"
+    -o "$study/$network/spectrum" ${known[@]+"${known[@]}"} "$@"
 }
 
 # What starts from scratch is trained twice as long: as long as the dense reference from which the others start.
@@ -61,7 +64,6 @@ else
 fi
 
 # The page, from whatever is there; of the networks only those on the front are kept when all is done.
-here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$here/study"
 for network in small-resnet small-alexnet; do
   if [ -f "$study/$network/spectrum/spectrum.json" ]; then

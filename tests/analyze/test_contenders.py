@@ -169,6 +169,21 @@ def test_steps_of_one_layer_are_one():
     assert [step.seconds for step in merged] == [1.0, 6.0, 3.0, 5.0, 6.0]
 
 
+@pytest.mark.skipif(not HAS_ENGINE, reason="no native library was built")
+@pytest.mark.parametrize(
+    ("batch", "unread"), [(1, "; 30% of fully connected weights unread, their input is zero"), (2, "")]
+)
+def test_the_engine_says_what_zeros_save_it(batch: int, unread: str, tmp_path: Path) -> None:
+    """Half of what the first layer reads and a tenth of what the second does are zeros; both have 400 weights."""
+    model = nn.Sequential(nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 20)).eval()
+    with torch.no_grad():
+        model[0].bias.copy_(torch.tensor([-1e6] * 2 + [1e6] * 18))
+    x = torch.tensor([[0.0] * 10 + [1.0] * 10] * batch)
+    ready = CONTENDERS["engine"].prepare(Work(model, x, 1, tmp_path))
+    assert ready.detail.endswith(unread)
+    assert ("unread" in ready.detail) == bool(unread)
+
+
 def test_an_installation_without_engine_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr("lcnn_analyze.bench.contenders.engine.engine_room", lambda: None)
     work = Work(nn.Conv2d(3, 4, 1).eval(), torch.randn(1, 3, 4, 4), 1, tmp_path)

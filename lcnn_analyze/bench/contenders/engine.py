@@ -12,6 +12,9 @@ import torch
 from lcnn_analyze.bench.contenders.base import Contender, Ready, StepTime, UnavailableError, Work
 from lcnn_analyze.bench.native import engine_room
 
+FULLY_CONNECTED = ("linear", "lookup_linear")
+"""Kinds of steps whose weights lie column by column."""
+
 
 def prepare(work: Work, storage: str = "float32") -> Ready:
     engine = engine_room()
@@ -32,7 +35,11 @@ def prepare(work: Work, storage: str = "float32") -> Ready:
         profile = compiled.profile(work.x)
         return by_layer([StepTime(step.name, step.kind, seconds, step.macs) for step, seconds in profile])
 
-    return Ready(run, run, _detail(compiled.plan), steps if hasattr(compiled, "profile") else None)
+    detail = _detail(compiled.plan)
+    unread = _unread(work, compiled.plan) if storage == "float32" else 0.0
+    if unread:
+        detail += f"; {unread:.0%} of fully connected weights unread, their input is zero"
+    return Ready(run, run, detail, steps if hasattr(compiled, "profile") else None)
 
 
 def by_layer(steps: Sequence[StepTime]) -> tuple[StepTime, ...]:
@@ -46,6 +53,31 @@ def by_layer(steps: Sequence[StepTime]) -> tuple[StepTime, ...]:
             step = StepTime(step.name, kind, known.seconds + step.seconds, known.macs + step.macs)
         merged[key] = step
     return tuple(merged.values())
+
+
+def _unread(work: Work, plan: Any) -> float:
+    """The share of fully connected weights that one image's zeros leave unread; 0 for several, which read all."""
+    dense = {step.name: (step.dictionary_macs or step.macs) for step in plan.steps if step.kind in FULLY_CONNECTED}
+    zeros: dict[str, float] = {}
+
+    def watch(name: str, module: torch.nn.Module) -> Any:
+        def hook(_: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+            zeros[name] = float((given[0] == 0).float().mean())
+
+        return module.register_forward_pre_hook(hook)
+
+    modules = dict(work.model.named_modules())
+    pixels = {name: getattr(modules.get(name), "kernel_size", (1, 1)) for name in dense}
+    handles = [watch(name, modules[name]) for name in dense if name in modules and pixels[name] in ((1, 1), ())]
+    try:
+        if handles and len(work.x) == 1:
+            with torch.no_grad():
+                work.model(work.x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    read = sum(dense[name] for name in zeros)
+    return sum(zeros[name] * dense[name] for name in zeros) / read if read else 0.0
 
 
 def _detail(plan: Any) -> str:
