@@ -36,7 +36,8 @@ class Mean:
     error: float | None
     """Its standard error over seeds; None with one seed."""
     pooled: float | None
-    """The standard deviation over seeds of one training, of all the methods that have several; None where none has."""
+    """The standard deviation over seeds of one training, of the methods compared at this target; None where none has
+    several."""
     sampling: float
     """The standard error that it has because test images are finitely many."""
     validation: float
@@ -80,8 +81,7 @@ def means(rows: Iterable[Row]) -> list[Mean]:
     for row in rows:
         if row["status"] == "done":
             groups.setdefault((row["method"], row["target"]), []).append(row)
-    pooled = _pooled([[100 * row["top1"] for row in members] for members in groups.values()])
-    found = [_mean(*key, members, pooled) for key, members in groups.items()]
+    found = [_mean(*key, members, _pooled(groups, key[1])) for key, members in groups.items()]
     compared, _ = split(found)
     counted = _front(compared, lambda mean: mean.speedup)
     measured = _front([mean for mean in compared if mean.measured is not None], lambda mean: mean.measured or 0.0)
@@ -93,10 +93,16 @@ def _squares(values: Sequence[float]) -> float:
     return sum((value - mean) ** 2 for value in values)
 
 
-def _pooled(groups: Sequence[Sequence[float]]) -> float | None:
-    """The standard deviation within groups, pooled over those of several values."""
-    freedom = sum(len(values) - 1 for values in groups)
-    return math.sqrt(sum(map(_squares, groups)) / freedom) if freedom else None
+def _pooled(groups: Mapping[tuple[str, float], Sequence[Row]], target: float) -> float | None:
+    """The standard deviation over seeds at a target, pooled over its methods without their ablations."""
+    plain = {key for key in groups if ":" not in key[0]}
+    own = [
+        [100 * row["top1"] for row in members]
+        for (method, at), members in groups.items()
+        if at == target and (":" not in method or (method.partition(":")[0], at) not in plain)
+    ]
+    freedom = sum(len(values) - 1 for values in own)
+    return math.sqrt(sum(map(_squares, own)) / freedom) if freedom else None
 
 
 def _mean(method: str, target: float, members: Sequence[Row], pooled: float | None = None) -> Mean:

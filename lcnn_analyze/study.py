@@ -158,7 +158,9 @@ class Journal:
             self._ask(file, lines, trials)
             states = _replayed(lines, trials)
             for trial, result in done:
-                if states[trial.name].status in ("waiting", "failed"):
+                state = states[trial.name]
+                if state.status in ("waiting", "failed") or self._silent(state):
+                    state.status = "done"
                     self._append(file, {"event": "done", **self._mark(trial), "result": dict(result)})
 
     def _ask(self, file: BinaryIO, lines: Sequence[Mapping[str, Any]], trials: Sequence[Trial]) -> None:
@@ -186,11 +188,14 @@ class Journal:
             states = _replayed(lines, self.own)
             for trial in self.own:
                 state = states[trial.name]
-                silent = state.status == "running" and self.clock() - state.seen > self.lease
-                if state.status == "waiting" or silent:
+                if state.status == "waiting" or self._silent(state):
                     self._append(file, {"event": "claimed", **self._mark(trial)})
                     return trial
         return None
+
+    def _silent(self, state: State) -> bool:
+        """Whether the lease of the worker that has a trial has ended."""
+        return state.status == "running" and self.clock() - state.seen > self.lease
 
     def reopen_failed(self) -> None:
         """Let trials of this worker's that failed be claimed again."""

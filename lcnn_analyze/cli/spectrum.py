@@ -145,15 +145,19 @@ def _numbers(name: str, text: str, kind: type) -> list[Any]:
 
 
 def _digest(path: Path) -> str:
-    """Of the dense network's weights: another network under the same name is another study."""
+    """Of the dense network, its weights and what they are for: another one under the same name is another study."""
+    import torch
+
     from lcnn_core import checkpoint
 
     if not path.is_file():
         raise DataError(f"{path} does not exist; expected the dense network's checkpoint")
-    digest = hashlib.sha256()
-    for name, tensor in sorted(checkpoint.load(path).state_dict.items()):
+    found = checkpoint.load(path)
+    facts = (found.architecture, dict(found.arguments), found.input_shape, found.normalization)
+    digest = hashlib.sha256(repr(facts).encode())
+    for name, tensor in sorted(found.state_dict.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.numpy().tobytes())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from lcnn_analyze.cli.output import write_file
 from lcnn_analyze.cli.trials import GIVEN, Plan
 from lcnn_analyze.comparison import Mean, means
-from lcnn_analyze.study import State, Trial, check_same
+from lcnn_analyze.study import State, Trial, check_same, grid
 from lcnn_core import DataError
 
 NETWORKS = ("network.pt", "network.pt2")
@@ -64,10 +65,8 @@ def read_done(path: Path, plan: Plan) -> list[tuple[Trial, dict[str, Any]]]:
     """
     try:
         document = json.loads(path.read_text())
-        settings, rows = document["settings"], document["trials"]
-        done = [row for row in rows if row["status"] == "done"]
-        named = [(Trial(row["trial"], {"seed": row["seed"], "speedup": row["target"], "method": row["method"]}),
-                  {key: value for key, value in row.items() if key not in _TRIAL}) for row in done]  # fmt: skip
+        settings, rows = dict(document["settings"]), list(document["trials"])
+        named = [_taken(row) for row in rows if row["status"] == "done"]
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; expected a study's spectrum.json") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -75,6 +74,20 @@ def read_done(path: Path, plan: Plan) -> list[tuple[Trial, dict[str, Any]]]:
     here = {"dense": str(settings.get("dense"))}  # the same network may lie elsewhere
     check_same(f"the study in {path}", {**settings, **here}, {**plan.identity, **here}, "choose its own report")
     return named
+
+
+def _taken(row: Mapping[str, Any]) -> tuple[Trial, dict[str, Any]]:
+    """A trial of a report and its result. Raises ValueError, KeyError or TypeError where a page could not show it."""
+    from lcnn_core import METHODS
+
+    axes = {"seed": [row["seed"]], "speedup": [row["target"]], "method": [row["method"]]}
+    (trial,) = grid(axes)
+    numbers = [row[key] for key in ("seed", "target", "top1", "validation", "speedup", "seconds", "count")]
+    if trial.name != row["trial"] or not all(type(n) in (int, float) and 0 <= n < math.inf for n in numbers):
+        raise ValueError(f"trial {row['trial']}")
+    if row["method"].partition(":")[0] not in METHODS or not isinstance(row["machine"], str):
+        raise ValueError(f"trial {row['trial']}")
+    return trial, {key: value for key, value in row.items() if key not in _TRIAL}
 
 
 def _rows(plan: Plan, ended: Ended) -> list[dict[str, Any]]:

@@ -266,7 +266,7 @@ def _latency(model: nn.Module, dense: nn.Module, dataset: Dataset) -> dict[str, 
     from lcnn_analyze.latency import Protocol, measure
     from lcnn_core import compile
 
-    x = torch.zeros(1, *dataset.input_shape)
+    x = torch.randn(1, *dataset.input_shape, generator=torch.Generator().manual_seed(0))
     runs = {name: partial(compile(each.eval(), x), x) for name, each in (("network", model), ("dense", dense))}
     found = measure(runs, Protocol(budget_seconds=2.0))
     medians = {name: latency.median for name, latency in found.items()}

@@ -59,7 +59,7 @@ def _dense_conv(
 
 def _covers(window: Window, x: Value) -> bool:
     """Whether the only position of the window is the whole input."""
-    return window.kernel == (tuple(x.shape[1:]) or (1, 1)) and window.padding == (0, 0)
+    return window.kernel == tuple(x.shape[1:]) and window.padding == (0, 0)
 
 
 def _flat(low: Lowering, node: fx.Node, x: Value) -> Value:
@@ -87,6 +87,7 @@ def _lookup_conv(low: Lowering, node: fx.Node, module: LookupConv2d, x: Value, s
         and window.stride != (1, 1)
         and 2 * len(dictionary) <= x.shape[0]
         and window.kernel != (1, 1)
+        and not (groups == 1 and _covers(window, x))
     ):
         # a stride splits planes into phases: there are fewer planes of S to split than of X
         rows = dictionary[:, :, None, None]

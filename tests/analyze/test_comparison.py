@@ -53,10 +53,18 @@ def test_means_and_standard_errors_are_those_of_the_statistics_module() -> None:
         assert points[key].error == pytest.approx(expected)
         p = statistics.mean(accuracies)
         assert points[key].sampling == pytest.approx(100 * (p * (1 - p) / 10_000) ** 0.5)
-        # Of one seed: the deviation of one training, from the three and the two of the other methods.
-        groups = [[100 * a for a in found] for found in values.values() if len(found) > 1]
-        pooled = (sum(statistics.variance(g) * (len(g) - 1) for g in groups) / 3) ** 0.5
-        assert points[key].spread == pytest.approx(pooled if expected is None else points[key].error)
+        # Of one seed: the deviation of one training at this target, from the other methods there, not their ablations.
+        assert points[key].spread == (points[key].error or points[key].sampling)
+    noisy = {
+        ("x", 3.0): [0.9, 0.91],
+        ("x:lr=1", 3.0): [0.1, 0.9],
+        ("z", 3.0): [0.8],
+        ("x", 9.0): [0.2, 0.8],
+        ("y", 9.0): [0.1],
+    }
+    points = {(p.method, p.target): p for p in means(many(noisy))}
+    assert points["z", 3.0].spread == pytest.approx(statistics.stdev([90, 91]))
+    assert points["y", 9.0].spread == pytest.approx(statistics.stdev([20, 80]))
     assert [p.spread == p.sampling for p in means([row("x", 3, 0, 0.9), row("y", 3, 0, 0.8)])] == [True, True]
 
 
@@ -123,9 +131,8 @@ def test_ablations_are_compared_seed_by_seed() -> None:
     base, two, one = means(many(values))
     seeds, images = statistics.stdev([-1, -2]) / 2**0.5, (two.sampling**2 + base.sampling**2) ** 0.5
     assert paired(two, base) == (pytest.approx(-1.5), pytest.approx((seeds**2 + images**2) ** 0.5))
-    # One seed in common: that of its difference is sqrt(2) times the deviation of one training, pooled over the others.
-    pooled = (2 * statistics.variance([90, 92, 97]) + statistics.variance([89, 90])) / 3
-    expected = (2 * pooled + one.sampling**2 + base.sampling**2) ** 0.5
+    # One seed in common: that of its difference is sqrt(2) times the deviation of one training, here of the method's.
+    expected = (2 * statistics.variance([90, 92, 97]) + one.sampling**2 + base.sampling**2) ** 0.5
     assert paired(one, base) == (pytest.approx(3.0), pytest.approx(expected))
     apart = dataclasses.replace(one, seeds=(7,))
     assert paired(apart, base) == difference(apart, base)

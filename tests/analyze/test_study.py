@@ -72,6 +72,27 @@ def test_a_silent_worker_loses_its_trial_and_what_it_says_later_counts_for_nothi
     assert [(found, state.result) for found, state in one.ended()] == [(trial, {"top1": 0.2})]
 
 
+def test_what_was_finished_elsewhere_is_done_unless_somebody_has_it_or_it_is(tmp_path: Path) -> None:
+    clock, (one, two) = journals(tmp_path)
+    assert one.claim() == TRIALS[0]
+    elsewhere = [(trial, {"top1": 0.9}) for trial in (*TRIALS, Trial("d", {}), Trial("d", {}))]
+    two.adopt(elsewhere)  # a is under way here
+    assert one.finish(TRIALS[0], {"top1": 0.1})
+    assert [(trial.name, state.result["top1"]) for trial, state in two.ended()] == [
+        ("a", 0.1), ("b", 0.9), ("c", 0.9), ("d", 0.9)
+    ]  # fmt: skip
+    assert one.path.read_text().count('"done"') == 4
+    assert two.claim() is None
+    clock, (dead, next_one) = journals(tmp_path / "killed")
+    assert dead.claim() == TRIALS[0]
+    clock.now += 61
+    next_one.adopt(elsewhere[:1])
+    assert next_one.claim() == TRIALS[1]
+    assert not dead.finish(TRIALS[0], {"top1": 0.1})
+    with pytest.raises(ConfigError, match=r"the trial b in .* has other settings: lr was None, is now 1; choose"):
+        next_one.adopt([(Trial("b", {"lr": 1}), {})])
+
+
 def test_a_trial_given_back_is_the_next_ones(tmp_path: Path) -> None:
     _, (one, two) = journals(tmp_path)
     assert one.claim() == TRIALS[0]

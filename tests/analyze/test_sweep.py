@@ -291,7 +291,11 @@ def test_a_report_made_elsewhere_is_gone_on_from(
     assert f"the study in {report} has other settings: epochs was 1, is now 2" in capsys.readouterr().err
     assert lcnn(*here[:-1], tmp_path / "new", "--trials", 2) == 2
     assert "--from-report is for the grid" in capsys.readouterr().err
-    for text in ("[]", "{}", "no JSON"):
+    whole = json.loads(report.read_text())
+    (row,) = whole["trials"]
+    damaged = [{**row, "trial": "../../victim"}, {**row, "top1": "a lot"}, {**row, "method": "magic"},
+               {key: value for key, value in row.items() if key != "machine"}]  # fmt: skip
+    for text in ("[]", "{}", "no JSON", *(json.dumps({**whole, "trials": [bad]}) for bad in damaged)):
         report.write_text(text)
         assert lcnn(*here[:-1], tmp_path / "new") == 3
         assert f"{report} is no report of a study; expected a spectrum.json" in capsys.readouterr().err

@@ -37,6 +37,17 @@ def test_inputs_of_which_many_are_zero(
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("batch", [1, 9])
+def test_long_sums_of_one_sign_stay_exact(batch: int, isa: str) -> None:
+    """Where rounding errors would all go one way: 200,000 products, each about a 200,000th of their sum."""
+    model, x = nn.Sequential(nn.Linear(200_000, 3, bias=False)), torch.rand(batch, 200_000)
+    with torch.no_grad():
+        model[0].weight.uniform_()
+    own = error(model, lambda y: model(y).detach(), x)
+    assert error(model, compile(model, x[:1], isa=isa), x) <= max(1e-5, 2 * own)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("batch", [1, 9])
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 def test_a_zero_times_what_is_not_finite_is_no_number(value: float, batch: int, isa: str) -> None:
     model, x = nn.Sequential(nn.Linear(40, 30)), torch.randn(batch, 40)

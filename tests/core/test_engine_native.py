@@ -57,6 +57,12 @@ class Every(nn.Module):
         return torch.tanh(self.last(torch.relu(self.head(torch.cat([x, v], 1)))))
 
 
+def covering() -> nn.Module:
+    """A kernel as large as the image: a lookup_linear with several positions."""
+    layer = LookupConv2d(6, 150, (3, 2), dictionary_size=4, threshold=0.0)
+    return nn.Sequential(layer, nn.ReLU(), nn.Flatten(), LookupLinear(150, 3, dictionary_size=2, threshold=0.0))
+
+
 def packed(model: nn.Module, *x: Tensor, stored: str = "float32") -> bytes:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, "LEAST", 1)
@@ -70,6 +76,7 @@ def plans() -> list[bytes]:
     return [
         *(packed(small(), x, stored=stored) for stored in storage.STORAGES),
         packed(Every(), torch.randn(1, 2, 12, 10), torch.randn(1, 8)),
+        *(packed(covering(), torch.randn(1, 6, 3, 2), stored=stored) for stored in storage.STORAGES),
     ]
 
 

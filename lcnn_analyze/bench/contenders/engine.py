@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -11,9 +12,6 @@ import torch
 
 from lcnn_analyze.bench.contenders.base import Contender, Ready, StepTime, UnavailableError, Work
 from lcnn_analyze.bench.native import engine_room
-
-FULLY_CONNECTED = ("linear", "lookup_linear")
-"""Kinds of steps whose weights lie column by column."""
 
 
 def prepare(work: Work, storage: str = "float32") -> Ready:
@@ -57,7 +55,12 @@ def by_layer(steps: Sequence[StepTime]) -> tuple[StepTime, ...]:
 
 def _unread(work: Work, plan: Any) -> float:
     """The share of fully connected weights that one image's zeros leave unread; 0 for several, which read all."""
-    dense = {step.name: (step.dictionary_macs or step.macs) for step in plan.steps if step.kind in FULLY_CONNECTED}
+    modules = dict(work.model.named_modules())
+    dense = {
+        step.name: step.macs if step.kind == "linear" else step.dictionary_macs
+        for step in plan.steps
+        if step.kind == "linear" or (step.kind == "lookup_linear" and _one_pixel(modules.get(step.name)))
+    }
     zeros: dict[str, float] = {}
 
     def watch(name: str, module: torch.nn.Module) -> Any:
@@ -66,9 +69,7 @@ def _unread(work: Work, plan: Any) -> float:
 
         return module.register_forward_pre_hook(hook)
 
-    modules = dict(work.model.named_modules())
-    pixels = {name: getattr(modules.get(name), "kernel_size", (1, 1)) for name in dense}
-    handles = [watch(name, modules[name]) for name in dense if name in modules and pixels[name] in ((1, 1), ())]
+    handles = [watch(name, modules[name]) for name in dense if name in modules]
     try:
         if handles and len(work.x) == 1:
             with torch.no_grad():
@@ -78,6 +79,11 @@ def _unread(work: Work, plan: Any) -> float:
             handle.remove()
     read = sum(dense[name] for name in zeros)
     return sum(zeros[name] * dense[name] for name in zeros) / read if read else 0.0
+
+
+def _one_pixel(module: torch.nn.Module | None) -> bool:
+    """Whether D is applied once: at more pixels it is a matrix product that reads all of it."""
+    return math.prod(getattr(module, "kernel_size", ())) == 1
 
 
 def _detail(plan: Any) -> str:

@@ -4,7 +4,8 @@
 // multiplied. One image: bound by memory, so the columns of inputs that are zero, as ReLU leaves many, are not read at
 // all; JOINED others at a time are added to the sums. Several images: TOGETHER columns at a time are multiplied for
 // IMAGES images, whose sums of one vector of rows stay in registers; per column one load and IMAGES broadcasts for as
-// many FMAs, so that the load ports are the bound once weights arrive in time.
+// many FMAs, so that the load ports are the bound once weights arrive in time. The columns of a turn are summed by
+// themselves, which keeps rounding errors of long sums small.
 #include <algorithm>
 #include <cmath>
 
@@ -27,10 +28,10 @@ void add_columns(const float* const* column, const float* x, const float* const*
     for (int64_t r = 0; r < rows; r += VL) {
         if (next && r % LINE == 0)
             for (int j = 0; j < N; ++j) __builtin_prefetch(next[j] + r);
-        vf sum = load(sums + r);
+        vf sum = zero();
 #pragma GCC unroll 8
         for (int j = 0; j < N; ++j) sum += factor[j] * load(column[j] + r);
-        store(sums + r, sum);
+        store(sums + r, load(sums + r) + sum);
     }
 }
 
@@ -50,7 +51,7 @@ void add_part(const Part& p, const float* x, float* sums, bool fetch) {
     for (int64_t r = 0; r < p.rows; r += VL) {
         vf acc[COUNT];
 #pragma GCC unroll 8
-        for (int b = 0; b < COUNT; ++b) acc[b] = load(sums + b * p.stride + r);
+        for (int b = 0; b < COUNT; ++b) acc[b] = zero();
 #pragma GCC unroll 4
         for (int64_t j = 0; j < p.count; ++j) {
             const float* column = columns + j * p.a.stride + r;
@@ -60,7 +61,7 @@ void add_part(const Part& p, const float* x, float* sums, bool fetch) {
             for (int b = 0; b < COUNT; ++b) acc[b] += splat(factors[j][b]) * weights;
         }
 #pragma GCC unroll 8
-        for (int b = 0; b < COUNT; ++b) store(sums + b * p.stride + r, acc[b]);
+        for (int b = 0; b < COUNT; ++b) store(sums + b * p.stride + r, load(sums + b * p.stride + r) + acc[b]);
     }
 }
 
@@ -105,7 +106,8 @@ void columns(const ColumnMatrix& a, const float* x, float* sums, int64_t row0, i
 
 void columns(const ColumnMatrix& a, const float* x, int64_t images, float* sums, int64_t stride, int64_t row0,
              int64_t row1) {
-    for (int64_t b = 0; b < images; ++b) std::fill(sums + b * stride, sums + b * stride + ColumnMatrix::padded(row1 - row0), 0.0f);
+    int64_t size = ColumnMatrix::padded(row1 - row0);
+    for (int64_t b = 0; b < images; ++b) std::fill(sums + b * stride, sums + b * stride + size, 0.0f);
     for (int64_t k0 = 0; k0 < a.depth; k0 += TOGETHER) {
         Part part{a, k0, std::min(TOGETHER, a.depth - k0), row0, row1 - row0, stride};
         bool fetch = k0 + 2 * TOGETHER <= a.depth;

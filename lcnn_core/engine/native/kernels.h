@@ -79,11 +79,12 @@ struct SparseMatrix {
     std::vector<int32_t> filters;     // sorted position -> filter
 };
 
-constexpr int64_t SLICED_FILTERS = 512;
+constexpr int64_t SLICED_FILTERS = 128;
 
 /// P for a layer with one output pixel: chunks of SLICED_FILTERS filters, each cut into blocks of dictionary rows that
 /// fit the cache. In a block, filters of about as many lookups stand side by side, one a lane: step i of a slice holds
-/// the i-th lookup of LCNN_VL filters, zeros behind a filter's last (SELL; Kreutzer et al. 2014).
+/// the i-th lookup of LCNN_VL filters, zeros behind a filter's last (SELL; Kreutzer et al. 2014). A zero reads what the
+/// filter's last lookup reads: where that is infinite, the sum is no number.
 struct SlicedMatrix {
     int64_t rows = 0, blocks = 1;
     std::vector<int32_t> offsets;     // (steps, LCNN_VL)
@@ -98,10 +99,10 @@ struct SlicedMatrix {
 void sparse_single(const SlicedMatrix& p, const float* response, float* out, int64_t out_stride,
                    const Epilogue& epilogue, int64_t first, int64_t last);
 
-/// The same of ``stride`` images side by side, whole vectors: out[f][i] = sum of value * response[offset][i], without
-/// residual.
-void sparse_images(const SlicedMatrix& p, const float* response, float* out, int64_t stride, const Epilogue& epilogue,
-                   int64_t first, int64_t last);
+/// The same of ``stride`` images side by side, of them [image0, image1), whole vectors: out[f][i] = sum of value *
+/// response[offset][i], without residual.
+void sparse_images(const SlicedMatrix& p, const float* response, float* out, int64_t stride, int64_t image0,
+                   int64_t image1, const Epilogue& epilogue, int64_t first, int64_t last);
 
 /// out[f][p] = sum over lookups of filter f of value * response[offset + p], p in [0, pixels), then the epilogue.
 /// Filters at sorted positions [first, last); out and residual rows are indexed by filter.

@@ -134,8 +134,11 @@ void whole_batch(const Plan& plan, const Prepared& p, const Place& at, int stage
         batch.side_by_side(x, stage);
     if (p.columns.rows && !batch.lookups) return;
     if (stage == 2 && batch.lookups) {
-        int64_t chunks = p.sliced.chunks();
-        sparse_images(p.sliced, batch.response, batch.last, batch.stride, p.epilogue, batch.from(chunks), batch.to(chunks));
+        int64_t chunks = p.sliced.chunks(), vectors = batch.stride / VL;
+        bool by_chunks = chunks >= at.parts || chunks > vectors;  // else threads divide the images
+        int64_t c0 = by_chunks ? batch.from(chunks) : 0, c1 = by_chunks ? batch.to(chunks) : chunks;
+        int64_t v0 = by_chunks ? 0 : batch.from(vectors), v1 = by_chunks ? vectors : batch.to(vectors);
+        sparse_images(p.sliced, batch.response, batch.last, batch.stride, v0 * VL, v1 * VL, p.epilogue, c0, c1);
     }
     if (stage == 3)
         transpose_out(batch.last, p.s.filters, at.images, y, batch.from(p.s.filters), batch.to(p.s.filters));

@@ -179,19 +179,19 @@ void sparse_single(const SlicedMatrix& p, const float* response, float* out, int
     }
 }
 
-void sparse_images(const SlicedMatrix& p, const float* response, float* out, int64_t stride, const Epilogue& e,
-                   int64_t first, int64_t last) {
+void sparse_images(const SlicedMatrix& p, const float* response, float* out, int64_t stride, int64_t image0,
+                   int64_t image1, const Epilogue& e, int64_t first, int64_t last) {
     constexpr int64_t SLICES = SLICED_FILTERS / VL;
     vf low = splat(e.low), high = splat(e.high);
     for (int64_t chunk = first; chunk < last; ++chunk) {
         int64_t f0 = chunk * SLICED_FILTERS, count = std::min(p.rows - f0, SLICED_FILTERS);
         float* rows = out + f0 * stride;
         for (int64_t f = 0; f < count; ++f)
-            for (int64_t i = 0; i < stride; i += VL) store(rows + f * stride + i, splat(e.bias ? e.bias[f0 + f] : 0.0f));
+            for (int64_t i = image0; i < image1; i += VL) store(rows + f * stride + i, splat(e.bias ? e.bias[f0 + f] : 0.0f));
         for (int64_t slice = 0; slice < p.blocks * SLICES; ++slice) {
             int64_t from = p.starts[chunk * p.blocks * SLICES + slice], to = p.starts[chunk * p.blocks * SLICES + slice + 1];
             const int32_t* lanes = p.lanes.data() + (chunk * p.blocks * SLICES + slice) * VL;
-            for (int64_t i = 0; i < stride && from < to; i += VL) {
+            for (int64_t i = image0; i < image1 && from < to; i += VL) {
                 vf acc[VL];  // one filter's images each
                 for (vf& sum : acc) sum = zero();
                 for (int64_t at = from; at < to; ++at) {
@@ -208,7 +208,7 @@ void sparse_images(const SlicedMatrix& p, const float* response, float* out, int
             }
         }
         for (int64_t f = 0; f < count; ++f)
-            for (int64_t i = 0; i < stride; i += VL) {
+            for (int64_t i = image0; i < image1; i += VL) {
                 float* row = rows + f * stride + i;
                 store(row, vmin(high, vmax(low, load(row))));
             }
