@@ -243,7 +243,9 @@ class Layout:
             _lookup_data(record, op.coefficients, f)
         if weights is not None:
             fields["weights_count"] = weights.size
-            fields["storage"], arrays = store(weights.reshape(len(weights), -1), self.storage)
+            # Read once for several positions, fewer bytes gain nothing.
+            storage = self.storage if positions == 1 else "float32"
+            fields["storage"], arrays = store(weights.reshape(len(weights), -1), storage)
             record.data |= arrays
         if op.bias is not None:
             record.data["bias"] = op.bias.astype(np.float32)

@@ -89,5 +89,5 @@ def test_their_plan_counts_d_at_every_pixel_and_each_lookup_once(storage: str) -
     nonzeros = int(layer.coefficients.count_nonzero())
     read = int(layer.coefficients.detach().abs().sum((0, 2, 3)).count_nonzero())
     assert (step.dictionary_macs, step.macs) == (read * 256 * 36, read * 256 * 36 + nonzeros)
-    assert step.storage == storage
-    assert error(model, compiled, x) <= {"float32": 1e-5, "bfloat16": 2e-2, "int8": 3e-2}[storage]
+    assert step.storage == "float32"  # D is read once for 36 pixels
+    assert error(model, compiled, x) <= 1e-5

@@ -336,7 +336,7 @@ void prepare_linear(Plan& plan, Prepared& p, const Reader& in) {
     const Tensor &x = tensor(plan, "input", s.input), &y = tensor(plan, "output", s.output);
     if (!x.vector() || !y.vector()) fail("a linear layer needs vectors");
     bool lookups = Op(s.op) == Op::lookup_linear;
-    between("positions", s.positions, 1, lookups && s.rows ? COUNT : 1);
+    between("positions", s.positions, 1, lookups && s.rows && s.storage == 0 ? COUNT : 1);
     between("width", s.width, 1, 1 << 24);
     if (s.width * s.positions != x.channels || s.filters != y.channels || s.groups != 1)
         fail("linear layer does not fit its tensors");
