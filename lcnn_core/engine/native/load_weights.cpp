@@ -172,12 +172,17 @@ void choose_team(Plan& plan, Prepared& p, const Tensor& x, int64_t height, int64
     plan.shared_window = std::max(plan.shared_window, floats_of("shared S", {channels, size}) + p.reach + GUARD);
 }
 
-/// Blocks of dictionary rows whose part of S, as one group of pixels reads it, fits L1; as long as a filter has enough
-/// lookups in a block to pay for loading and storing its partial sums.
+/// Blocks of dictionary rows whose part of so many floats of S fits L1; as long as a filter has enough lookups in a block
+/// to pay for loading and storing its partial sums.
+int64_t blocks_for(const Step& s, int64_t floats) {
+    int64_t blocks = (floats * 4 + l1_bytes() * 5 / 8 - 1) / (l1_bytes() * 5 / 8);
+    return std::max<int64_t>(1, std::min(blocks, s.table_count / s.filters / LEAST_LOOKUPS));
+}
+
+/// Of S as one group of pixels reads it.
 int64_t choose_blocks(const Prepared& p, const Tensor& x, int64_t channels) {
     int64_t pixels = std::min<int64_t>(p.tile_rows * x.stride, LCNN_ACCS * VL) + (p.up + p.down) * x.stride + p.reach;
-    int64_t blocks = (channels * pixels * 4 + l1_bytes() * 5 / 8 - 1) / (l1_bytes() * 5 / 8);
-    return std::max<int64_t>(1, std::min(blocks, p.s.table_count / p.s.filters / LEAST_LOOKUPS));
+    return blocks_for(p.s, channels * pixels);
 }
 
 /// Whether the pooled rows of this step can be made of pairs of rows, and how.
@@ -313,9 +318,7 @@ void prepare_linear_lookups(Prepared& p, const Reader& in) {
     const Step& s = p.s;
     int64_t channels = s.rows ? s.rows : s.width, size = floats_of("S", {channels, s.positions});
     const int32_t* table = in.ints("lookups", s.table, 3 * s.table_count);
-    int64_t blocks = (size * 4 + l1_bytes() * 5 / 8 - 1) / (l1_bytes() * 5 / 8);
-    blocks = std::max<int64_t>(1, std::min(blocks, s.table_count / s.filters / LEAST_LOOKUPS));
-    int64_t each = (channels + blocks - 1) / blocks;
+    int64_t blocks = blocks_for(s, size), each = (channels + blocks - 1) / blocks;
     std::vector<int64_t> flat(s.table_count);
     std::vector<int32_t> block(s.table_count);
     for (int64_t i = 0; i < s.table_count; ++i) {
