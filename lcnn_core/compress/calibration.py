@@ -7,7 +7,8 @@ bias, or by the batch norm behind it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ from lcnn_core.data import Dataset
 
 PATCHES = 65_536
 """Patches of a layer's input that its covariance is measured on, where it has more; or 16 for each patch's entry."""
+UNFOLDED = 1 << 25
+"""Entries of patches that are taken from a layer's input at a time."""
 CHUNK = 32
 """Images that go through the network at a time."""
 WIDEST = 8192
@@ -67,7 +70,7 @@ def patches_of(layer: nn.Module, x: Tensor, generator: torch.Generator, most: in
     """Patches of ``x`` that the layer multiplies by its weight, at most about ``most``: (groups, count, d)."""
     if not isinstance(layer, nn.Conv2d):
         rows = x.reshape(-1, x.shape[-1])
-        return _some(rows, generator, most)[None]
+        return rows[_some(len(rows), generator, most).to(x.device)][None]
     if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
         sides = layer._reversed_padding_repeated_twice
         x = F.pad(x, sides, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
@@ -75,14 +78,20 @@ def patches_of(layer: nn.Module, x: Tensor, generator: torch.Generator, most: in
     else:
         padding = layer.padding  # type: ignore[assignment]
     found = F.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride)
-    found = found.unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
-    return torch.stack([_some(group, generator.manual_seed(0), most) for group in found])
+    positions = found.shape[2]
+    chosen = _some(len(found) * positions, generator, most).to(x.device)
+    return found[chosen // positions, :, chosen % positions].unflatten(1, (layer.groups, -1)).transpose(0, 1)
 
 
-def _some(rows: Tensor, generator: torch.Generator, most: int) -> Tensor:
-    if len(rows) <= most:
-        return rows
-    return rows[torch.randperm(len(rows), generator=generator)[:most].to(rows.device)]
+def _some(count: int, generator: torch.Generator, most: int) -> Tensor:
+    """Which of ``count`` to look at: all, or ``most`` of them at random."""
+    return torch.arange(count) if count <= most else torch.randperm(count, generator=generator)[:most]
+
+
+def _pieces(layer: nn.Module, x: Tensor) -> Sequence[Tensor]:
+    """``x`` in parts of whole images whose patches all together fit into memory."""
+    area = math.prod(layer.kernel_size) if isinstance(layer, nn.Conv2d) else 1
+    return x.split(max(1, UNFOLDED // (area * x[0].numel())))
 
 
 @contextmanager
@@ -97,12 +106,14 @@ def watching(layers: Mapping[str, nn.Module], images: int) -> Iterator[dict[str,
 
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             x = args[0].detach().float()
-            batch = len(x) if x.ndim != 3 or not isinstance(module, nn.Conv2d) else 1
-            share = max(PATCHES, 16 * width) * batch // images + 1
+            if x.ndim == 3 and isinstance(module, nn.Conv2d):
+                x = x[None]
             if name not in moments:
                 side = width if width <= WIDEST else 1
                 moments[name] = Moments(x.new_zeros(groups, side, width), x.new_zeros(groups, width))
-            moments[name].add(patches_of(layer, x if x.ndim != 3 or batch != 1 else x[None], generator, share))
+            for piece in _pieces(layer, x):
+                share = max(PATCHES, 16 * width) * len(piece) // images + 1
+                moments[name].add(patches_of(layer, piece, generator, share))
 
         return layer.register_forward_pre_hook(hook)
 

@@ -140,11 +140,30 @@ class Path:
     def refit_dictionary(self) -> None:
         assert self.dictionary is not None
         right = torch.einsum("gnma,gnka->gkm", self.target, self.coefficients)
+        self.dictionary = solve(self.curved(), right, self.dictionary, self.row_curvature(), self.steps, (1, 2))
 
-        def apply(x: Tensor) -> Tensor:
+    def curved(self) -> Callable[[Tensor], Tensor]:
+        """Second derivative of the error by D, halved, as a map from (groups, k, m) to the same.
+
+        Whichever is cheaper: through W' = P D, or through the products P P^T of all pairs of kernel positions.
+        """
+        groups, n, m, area = self.problem.weight.shape
+        k = self.coefficients.shape[2]
+
+        def through_filters(x: Tensor) -> Tensor:
             return torch.einsum("gnma,gnka->gkm", self.problem.seen(compose(x, self.coefficients)), self.coefficients)
 
-        self.dictionary = solve(apply, right, self.dictionary, self.row_curvature(), self.steps, (1, 2))
+        if n * m < 2 * k * (m + k):
+            return through_filters
+        flat = self.coefficients.flatten(2)
+        pairs = (flat.transpose(1, 2) @ flat).reshape(groups, k, area, k * area).transpose(1, 2).contiguous()
+        inputs = self.problem.covariance.reshape(groups, m, area, m * area).transpose(1, 2).contiguous()
+
+        def through_pairs(x: Tensor) -> Tensor:
+            seen = (x[:, None] @ inputs).reshape(groups, area, k, m, area)  # a', k', m, a
+            return (pairs @ seen.permute(0, 4, 2, 1, 3).reshape(groups, area, k * area, m)).sum(1)
+
+        return through_pairs
 
     def row_curvature(self) -> Tensor:
         """Second derivative, halved, of the error by each entry of D: (groups, k, m)."""

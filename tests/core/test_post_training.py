@@ -70,6 +70,36 @@ def test_moments_of_pieces_are_those_of_the_whole() -> None:
         np.testing.assert_allclose(np.diag(found), np.diag(expected) + 1e-4 * np.diag(expected).mean(), rtol=1e-9)
 
 
+@pytest.mark.parametrize("limit", [1, 300, 10**9])
+def test_patches_are_taken_from_a_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    monkeypatch.setattr(calibration, "UNFOLDED", limit)
+    sizes: list[int] = []
+    taken = calibration.patches_of
+    monkeypatch.setattr(calibration, "patches_of", lambda *args: sizes.append(len(args[1])) or taken(*args))
+    torch.manual_seed(0)
+    model, images = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1)), torch.randn(5, 2, 4, 4)
+    moments = input_moments(model, {"0": model[0]}, images)["0"]
+    every = patches_of(model[0], images, torch.Generator(), 10**6)[0]
+    assert sizes == {1: [1] * 5, 300: [1] * 5, 10**9: [5]}[limit]
+    assert moments.count == 5 * 16
+    torch.testing.assert_close(moments.products[0], every.T @ every)
+
+
+def test_of_many_patches_some_of_every_image_are_taken_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups see the same ones, and each image shows others."""
+    monkeypatch.setattr(calibration, "PATCHES", 64)
+    monkeypatch.setattr(calibration, "UNFOLDED", 1)
+    model = nn.Sequential(nn.Conv2d(2, 2, 1, groups=2))
+    numbers = torch.arange(100.0).reshape(1, 1, 10, 10).expand(4, 2, 10, 10)  # every position shows its number
+    moments = input_moments(model, {"0": model[0]}, numbers)["0"]
+    assert moments.count == 4 * 17
+    assert torch.equal(moments.sums[0], moments.sums[1])
+    generator = torch.Generator()
+    draws = [set(patches_of(model[0], numbers[:1], generator, 17)[0, :, 0].tolist()) for _ in range(4)]
+    assert all(len(draw) == 17 for draw in draws)
+    assert len(set.union(*draws)) > 40
+
+
 def test_of_a_patch_too_wide_only_the_variances_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "WIDEST", 5)
     model = nn.Sequential(nn.Linear(6, 3))
@@ -142,6 +172,22 @@ def test_a_refitted_dictionary_is_stationary_and_each_step_lowers_the_error(grou
     (problem.seen(difference) * difference).sum().backward()
     assert leaf.grad is not None
     assert float((leaf.grad * (leaf != 0)).abs().max()) < 1e-2 * float(path.row_curvature().max())
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(("size", "way"), [(2, "through_pairs"), (3, "through_filters")])
+def test_both_ways_through_the_curvature_of_a_dictionary_agree_with_the_error(groups: int, size: int, way: str) -> None:
+    problem = small_problem(groups)
+    filters = torch.randn(groups, 24 // groups if size == 2 else 4, 6 // groups, 9).double()
+    path = fitting.start(dataclasses.replace(problem, covariance=problem.covariance.double(), weight=filters), size)
+    assert path.dictionary is not None
+    curved = path.curved()
+    assert curved.__name__ == way
+    a, b = torch.randn(2, *path.dictionary.shape, dtype=torch.double)
+    moved = [fitting.compose(step, path.coefficients) for step in (a, b, a + b)]
+    one, other, both = map(path.problem.squared, moved)
+    assert float((curved(a) * a).sum()) == pytest.approx(one, rel=1e-9)
+    assert float((curved(a) * b).sum()) == pytest.approx((both - one - other) / 2, rel=1e-6)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
