@@ -141,7 +141,7 @@ class Search:
         except (ImportError, ValueError, ArgumentError) as error:  # which knows no such database, too
             raise ConfigError(f"storage is {self._shown()!r}, which Optuna cannot use: {_line(error)}") from error
         directions = list(OBJECTIVES.values())
-        sampler = self.optuna.samplers.TPESampler()
+        sampler = self.optuna.samplers.TPESampler(constant_liar=True)  # workers keep off what others are at
         return self.optuna.create_study(
             storage=storage, study_name=name, directions=directions, load_if_exists=True, sampler=sampler
         )

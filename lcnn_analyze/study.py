@@ -3,7 +3,8 @@
 The journal holds one JSON object a line: what the study is, which worker claimed which trial when, signs of life, and
 how trials ended. Its state is what its lines say, read in order; lines are added under an exclusive lock. A worker that
 falls silent for longer than the lease loses its trial to the next one that asks; what it still says about it is not
-written. So every trial ends once, and none is lost.
+written. So every trial ends once, and none is lost. Times are the machines' own: of those that share a study, the
+clocks must agree to within the lease.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any, BinaryIO, Protocol
 from lcnn_core import ConfigError, DataError, LcnnError
 
 LEASE = 60.0
-"""Seconds of silence after which a worker's trial is given to another."""
+"""Seconds of silence after which a worker's trial is given to another; more than clocks of machines differ by."""
 
 
 def worker_name() -> str:

@@ -140,20 +140,29 @@ def dense_facts(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 def command(trial: Trial, settings: Mapping[str, Any]) -> str:
     """What makes this trial's network again, to the same bits, in a folder of its own, whose ``last.pt`` it is.
 
-    A plain ``lcnn train``; a study of one trial where the recipe has settings that are none of its options.
+    A plain ``lcnn train``; ``lcnn convert``, which makes a file, for what trains nothing; a study of one trial where
+    the recipe has settings that are no option of these.
     """
     from lcnn_analyze.cli.train_options import OPTIONS
+    from lcnn_core import METHODS
 
     recipe, speedup, seed = (trial.settings[key] for key in ("method", "speedup", "seed"))
     method, *own = recipe.split(":")
     changes = dict(change.split("=", 1) for change in own)
     start = ["lcnn", "train", "--from", settings["dense"], "--method", method, "--speedup", f"{speedup:.12g}"]
-    if not all(key in OPTIONS and value != "None" for key, value in changes.items()):
+    if not METHODS[method].trained and set(changes) <= {"images"}:
+        options = {"data": settings["data"], "speedup": f"{speedup:.12g}", **changes, "output": f"{trial.name}.pt"}
+        return _line("lcnn", "convert", settings["dense"], **options)
+    if not METHODS[method].trained or not all(key in OPTIONS and value != "None" for key, value in changes.items()):
         start = ["lcnn", "spectrum", settings["dense"], "--methods", recipe, "--speedups", f"{speedup:.12g}"]
         changes = {}
     given = {key: f"{settings[key]:.12g}" for key in GIVEN if settings[key] is not None}
     seeds = {"seed" if start[1] == "train" else "seeds": str(seed)}
     options = {"data": settings["data"], **seeds, **given, **changes, "output": trial.name}
+    return _line(*start, **options)
+
+
+def _line(*start: str, **options: str) -> str:
     flags = [part for key, value in options.items() for part in (f"--{key.replace('_', '-')}", value)]
     return f"OMP_NUM_THREADS=1 {shlex.join([*start, *flags])}"
 

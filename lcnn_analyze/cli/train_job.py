@@ -265,8 +265,10 @@ def _method_config(name: str, settings: Settings) -> Any:
     """The method's configuration with the options that were given. Raises ConfigError for those that it has not."""
     from lcnn_core import METHODS
 
-    if name not in METHODS:
-        raise ConfigError(f"method is {name!r}; expected one of {', '.join(METHODS)}")
+    if name not in METHODS or not METHODS[name].trained:
+        known = [known for known in METHODS if METHODS[known].trained]
+        hint = "; lcnn convert makes a network without training" if name in METHODS else ""
+        raise ConfigError(f"method is {name!r}; expected one of {', '.join(known)}{hint}")
     method = METHODS[name]
     own = {field.name for field in dataclasses.fields(method.config(speedup=settings["speedup"]))}
     given = {key: settings[key] for key in BUDGETED if key != "method" and settings.get(key) is not None}

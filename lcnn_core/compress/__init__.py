@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from lcnn_core.compress.calibration import calibration_images
-from lcnn_core.compress.converted import ConvertedConfig, convert_and_train
+from lcnn_core.compress.converted import ConvertedConfig, convert_and_train, convert_only
 from lcnn_core.compress.from_dense import FromDenseConfig, compress_from_dense
 from lcnn_core.compress.low_rank import LowRankConfig, train_low_rank
 from lcnn_core.compress.narrow import NarrowConfig, narrowed_architecture, train_narrow
@@ -44,6 +44,8 @@ class Method:
     """Options of the configuration that make the method what it is."""
     saved_as: Callable[[str, Mapping[str, Any], nn.Module, nn.Module], Saved] = _unchanged
     """(architecture, arguments, dense model, compressed network) -> what a checkpoint of the network is saved as."""
+    trained: bool = True
+    """Whether it trains; one that does not makes the same network for every seed."""
 
 
 METHODS: dict[str, Method] = {
@@ -62,6 +64,12 @@ METHODS: dict[str, Method] = {
         "each layer's cheapest form fitted to a calibration set, then trained at the budget under distillation",
         ConvertedConfig,
         convert_and_train,
+    ),
+    "post-training": Method(
+        "each layer's cheapest form fitted to a calibration set: no labels, no training",
+        PostTrainingConfig,
+        convert_only,
+        trained=False,
     ),
     "pruning": Method(
         "gradual magnitude pruning, unstructured: from-dense without dictionaries",
@@ -109,6 +117,7 @@ __all__ = [
     "calibration_images",
     "compress_from_dense",
     "convert_and_train",
+    "convert_only",
     "convert_to_budget",
     "train_low_rank",
     "train_narrow",

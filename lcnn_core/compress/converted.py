@@ -1,7 +1,8 @@
-"""Post-training conversion as a start: fitted to a calibration set, then trained at the budget it landed on."""
+"""Post-training conversion as a method: fitted to a calibration set, and as it is or trained at the budget it met."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -47,3 +48,19 @@ def convert_and_train(
     model, _ = convert_to_budget(dense, images, replace(config.conversion, speedup=config.speedup))
     objective = taught_by(dense, config.temperature, config.distillation)
     return model, train(model, dataset, config.train, on_event, objective, resume=resume)
+
+
+def convert_only(
+    dense: nn.Module,
+    dataset: Dataset,
+    config: PostTrainingConfig | None = None,
+    on_event: Listener = ignore,
+    resume: Mapping[str, Any] | None = None,
+) -> tuple[nn.Module, TrainResult]:
+    """Convert ``dense`` on training images without their labels, and train nothing: what the run did is empty.
+
+    There are no events and nothing to resume. Raises what ``convert_to_budget`` raises.
+    """
+    config, started = config or PostTrainingConfig(), time.perf_counter()
+    model, _ = convert_to_budget(dense, calibration_images(dataset, config.images), config)
+    return model, TrainResult((), 0, time.perf_counter() - started)

@@ -142,7 +142,7 @@ def test_the_workers_of_a_killed_command_end_too(dense: Path, tmp_path: Path) ->
 def studied(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study with every kind of network on its page, all kept: lookups, sparse, converted and narrow."""
     folder = tmp_path_factory.mktemp("studied")
-    methods = ("--methods", "lookup-only,pruning,narrow", "--ablate", "floor=1", "--speedups", "4")
+    methods = ("--methods", "lookup-only,pruning,narrow,post-training", "--ablate", "floor=1", "--speedups", "4")
     assert lcnn("spectrum", dense, *methods, *QUICK, "--measure", "--workers", 2, "--keep", "all", "-o", folder) == 0
     return folder
 
@@ -160,7 +160,8 @@ def test_the_counted_speedup_of_every_point_is_what_analyze_prints_for_its_netwo
     dense: Path, studied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = json.loads((studied / "spectrum.json").read_text())["trials"]
-    assert [row["method"] for row in rows] == ["lookup-only", "pruning", "narrow", "lookup-only:floor=1"]
+    methods = ["lookup-only", "pruning", "narrow", "post-training", "lookup-only:floor=1"]
+    assert [row["method"] for row in rows] == methods
     for row in rows:
         assert analyzed(studied / row["checkpoint"], dense, capsys) == row["speedup"]
         assert 4 <= row["speedup"] < 4.6
@@ -177,6 +178,27 @@ def test_the_command_beside_a_point_makes_the_same_network_again(place: int, stu
     assert same.lookups == again.lookups
     assert same.state_dict.keys() == again.state_dict.keys()
     assert all(torch.equal(tensor, again.state_dict[name]) for name, tensor in same.state_dict.items())
+
+
+def test_what_trains_nothing_is_made_again_by_convert(
+    studied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = json.loads((studied / "spectrum.json").read_text())["trials"]
+    (row,) = [row for row in rows if row["method"] == "post-training"]
+    threads, program, *arguments = shlex.split(row["command"])
+    assert (threads, program, arguments[0]) == ("OMP_NUM_THREADS=1", "lcnn", "convert")
+    assert (row["speedup"], row["target"]) == (pytest.approx(4, rel=0.02), 4)
+    monkeypatch.chdir(tmp_path)
+    assert lcnn(*arguments) == 0
+    same, again = (checkpoint.load(path) for path in (studied / row["checkpoint"], tmp_path / f"{row['trial']}.pt"))
+    assert same.lookups == again.lookups
+    assert all(torch.equal(tensor, again.state_dict[name]) for name, tensor in same.state_dict.items())
+    trial = Trial("t", {"method": "post-training:ratios=(0.5,)", "speedup": 3.0, "seed": 0})
+    found = command(trial, {"dense": "d.pt", "data": "digits", "epochs": 2, "batch_size": None, "lr": None})
+    assert "lcnn spectrum d.pt --methods 'post-training:ratios=(0.5,)' --speedups 3" in found
+    assert lcnn("train", "--from", row["command"].split()[3], "--method", "post-training", "--speedup", 4) == 2
+    assert "expected one of from-dense" in (said := capsys.readouterr().err)
+    assert "lcnn convert makes a network without training" in said
 
 
 def test_a_recipe_beyond_the_options_of_training_is_made_again_by_a_study_of_one() -> None:

@@ -266,7 +266,8 @@ def test_every_method_lands_on_the_asked_speedup(name: str, speedup: float) -> N
     before = copy.deepcopy(dense.state_dict())
     for key, method in METHODS.items():
         # These have tests of their own; the rest is from-dense with other choices: once is enough.
-        if key in ("narrow", "converted", "low-rank") or (key != "from-dense" and (name, speedup) != ("grouped", 7.5)):
+        others = key in ("narrow", "converted", "post-training", "low-rank")
+        if others or (key != "from-dense" and (name, speedup) != ("grouped", 7.5)):
             continue
         config = method.config(speedup=speedup, train=TrainConfig(1, 8, lr=0.01, clip_norm=1.0))
         model, result = method.compress(dense, data, config)
