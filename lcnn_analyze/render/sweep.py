@@ -113,9 +113,10 @@ def _front_finding(points: Sequence[Mean]) -> list[str]:
 
 
 def _use(points: Sequence[Mean]) -> str:
-    """Which method is best at which target, methods that tie together."""
+    """Which method is best at which target, methods that tie together; where one alone was tried, nothing is said."""
     chosen: dict[tuple[str, ...], list[float]] = {}
-    for target in _targets(points):
+    targets = _targets(points)
+    for target in [target for target in targets if len(_at(points, target)) > 1] or targets:
         names = tuple(mean.method for mean in best(_at(points, target)))
         chosen.setdefault(names, []).append(target)
     parts = [
@@ -281,15 +282,15 @@ def _results(document: Document, points: Sequence[Mean]) -> Table:
         here = sorted(_at(points, target), key=lambda point: order.index(point.base if searched else point.method))
         top = best(here)
         for point in here:
-            rows.append(_result(document, point, top, searched))
+            rows.append(_result(document, point, top, searched, len(here) == 1))
             if point.method == DEFAULT and not searched and all(other.method != PLAIN for other in here):
                 rows.append((PLAIN, f"{target:g}x", *["not trained", *[ABSENT] * 6]))
     headers = ("method", "target", "counted speedup", "top-1, %", "of dense", "of the best", "validation, %", "seeds")
     return Table(f"{_title(document)}: every point", (*headers, "front"), tuple(rows))
 
 
-def _result(document: Document, point: Mean, top: Sequence[Mean], searched: bool) -> tuple[str, ...]:
-    place = "best" if point is top[0] else "tie" if point in top else _points(point, top[0])
+def _result(document: Document, point: Mean, top: Sequence[Mean], searched: bool, alone: bool) -> tuple[str, ...]:
+    place = "alone" if alone else "best" if point is top[0] else "tie" if point in top else _points(point, top[0])
     return (
         point.method,
         ABSENT if searched else f"{point.target:g}x",

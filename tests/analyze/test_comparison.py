@@ -186,6 +186,12 @@ def test_the_page_says_which_to_use_when_and_where_lcnn_loses() -> None:
     assert [curve.label for curve in study.charts[0].curves] == ["from-dense", "lookup-only", "pruning", "narrow"]
 
 
+def test_a_method_that_stands_alone_at_a_target_is_not_called_the_best_there() -> None:
+    study = sweep_study([document(many({**GRID, ("narrow", 2.0): [0.915]}))])
+    assert study.findings[0] == "Which to use for accuracy: pruning at 3x; from-dense or pruning (a tie) at 10x."
+    assert [row[5] for row in study.tables[0].rows if row[1] == "2x"] == ["alone"]
+
+
 def test_counted_and_measured_share_neither_panel_nor_column() -> None:
     rows = [
         row("pruning", 3.0, seed, 0.9, latency={"network": 0.001, "dense": 0.002 + seed * 0.006, "spread": 0.1})
