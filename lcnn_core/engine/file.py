@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lcnn_core.engine.compiled import CompiledModel, PlainModel, check_inputs
+from lcnn_core.engine.compiled import CompiledModel, PlainModel, check_inputs, run_native
 from lcnn_core.engine.library import NativePlan, library_folder
 from lcnn_core.errors import CheckpointError, ConfigError
 from lcnn_core.files import atomic_write
@@ -25,14 +25,11 @@ class LoadedModel(nn.Module):
         self.input_shapes, self.output_shapes = self._native.shapes()
         """Of one image, without the batch."""
 
-    @torch.no_grad()
     def forward(self, *inputs: Tensor) -> Any:
         """The outputs for any batch size: a tensor, or a tuple of them. Raises as ``CompiledModel`` does."""
         batch = check_inputs(inputs, self.input_shapes)
-        sources = [x.contiguous() for x in inputs]
-        results = [torch.empty((batch, *shape)) for shape in self.output_shapes]
         threads = self._threads or torch.get_num_threads()
-        self._native.run([t.data_ptr() for t in sources], [t.data_ptr() for t in results], batch, threads)
+        results = run_native(self._native, inputs, self.output_shapes, batch, threads)
         return results[0] if len(results) == 1 else tuple(results)
 
 

@@ -134,8 +134,11 @@ class NativePlan:
         )
 
 
+_ONE = ctypes.c_void_p * 1
+
+
 def _addresses(values: list[int]) -> Any:
-    return (ctypes.c_void_p * max(1, len(values)))(*values)
+    return _ONE(*values) if len(values) < 2 else (ctypes.c_void_p * len(values))(*values)
 
 
 PROBES = ("matrix_gmacs", "lookup_l1_gmacs", "lookup_l1_aligned_gmacs", "lookup_l2_gmacs")

@@ -49,6 +49,9 @@ def layers(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, int, int]]:
         conv = LookupConv2d(
             width, filters, kernel, stride, padding, dilation, groups, bias, dictionary_size=rows, threshold=0.0
         )
+        if rows and draw(st.booleans()):  # D is pruned too
+            with torch.no_grad():
+                conv.dictionary.mul_(torch.rand(conv.dictionary.shape) < 0.3)
     density = draw(st.sampled_from([0.0, 0.05, 0.3, 1.0]))
     tail = draw(st.sampled_from([nn.Identity, nn.ReLU, nn.Hardswish, nn.LeakyReLU]))
     return sparsify(nn.Sequential(conv, nn.BatchNorm2d(filters), tail()), density, 1), (width, *size)

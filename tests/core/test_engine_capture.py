@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lcnn_core.engine import CompiledModel, compile, libraries
+from lcnn_core.engine.library import NativePlan
 from lcnn_core.errors import ShapeError
+from lcnn_core.layers import LookupConv2d
 
 pytestmark = pytest.mark.skipif(not libraries(), reason="no native library was built")
 
@@ -277,3 +279,67 @@ def test_copies_and_compiled_parts() -> None:
     assert torch.equal(copy.deepcopy(compiled)(x), compiled(x))
     outer = nn.Sequential(compiled, nn.Conv2d(8, 4, 3)).eval()
     assert torch.allclose(compile(outer, x)(x), outer(x), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (lambda s, x: s.more(s.conv(x)), Tensor),
+        (lambda s, x: (s.more(y := s.conv(x)), y), tuple),
+        (lambda s, x: [s.conv(x)], list),
+        (lambda s, x: [y := s.conv(x), s.fc(s.relu(s.more(y)).flatten(1))], list),
+        (lambda s, x: (y := s.conv(x), y), tuple),
+        (lambda s, x: {"a": s.conv(x)}, dict),
+    ],
+)
+def test_what_is_returned_is_of_the_same_kind_and_has_no_gradient(
+    body: Callable[[Any, Tensor], Any], kind: type
+) -> None:
+    """Called directly where the model is one plan, part by part where it is not: another batch, strides, gradients."""
+    model = Net(body).eval()
+    compiled = compile(model, torch.randn(1, 3, 9, 9))
+    for x in (
+        torch.randn(2, 3, 9, 9),
+        torch.randn(1, 3, 9, 9, requires_grad=True),
+        torch.randn(3, 9, 9, 3).permute(0, 3, 1, 2),
+    ):
+        found, expected = compiled(x), model(x)
+        assert type(found) is type(expected)
+        assert isinstance(found, kind)
+        pairs = zip(*(list(v.values()) if isinstance(v, dict) else [v] if isinstance(v, Tensor) else v
+                      for v in (found, expected)), strict=True)  # fmt: skip
+        for ours, theirs in pairs:
+            assert not ours.requires_grad
+            torch.testing.assert_close(ours, theirs.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_threads_follow_torchs_as_far_as_there_is_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    run = NativePlan.run
+    monkeypatch.setattr(NativePlan, "run", lambda s, x, y, n, threads: asked.append(threads) or run(s, x, y, n, 1))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    model = nn.Conv2d(8, 16, 3, padding=1, bias=False).eval()
+    compiled = compile(model, torch.randn(1, 8, 16, 16))
+    assert 0.29e6 < compiled.plan.macs < 0.34e6  # a little for what pads rows
+    asked.clear()
+    for batch in (1, 4, 10, 100):
+        compiled(torch.randn(batch, 8, 16, 16))
+    assert asked == [1, 2, 4, 8]
+    asked.clear()
+    compile(model, torch.randn(1, 8, 16, 16), threads=3)(torch.randn(1, 8, 16, 16))
+    assert asked[-1] == 3
+
+
+@pytest.mark.parametrize(("kernel", "made"), [(1, (4, 5, 4)), (3, (4, 9, 7))])
+def test_a_pruned_dictionary_goes_where_the_stride_goes_under_a_pointwise_kernel(
+    kernel: int, made: tuple[int, int, int]
+) -> None:
+    torch.manual_seed(0)
+    layer = LookupConv2d(16, 24, kernel, 2, kernel // 2, dictionary_size=4, threshold=0.0)
+    with torch.no_grad():
+        assert layer.dictionary is not None
+        layer.dictionary.mul_(torch.rand(layer.dictionary.shape) < 0.3)
+        layer.coefficients.mul_(torch.rand(layer.coefficients.shape) < 0.3)
+    compiled = check(layer, (2, 16, 9, 7))
+    first = next(step for step in compiled.plan.steps if step.kind == "lookup")
+    assert first.output_shape == made

@@ -41,25 +41,33 @@ struct Span {
     Span(int64_t total, const Place& at) : from(share(total, at.part, at.parts)), to(share(total, at.part + 1, at.parts)) {}
 };
 
+/// ``vectors`` vectors of every SX-th float of each of ``rows`` rows.
+template <int SX>
+void copy_rows(const float* from, int64_t from_stride, float* to, int64_t to_stride, int64_t rows, int64_t vectors) {
+    for (; rows > 0; --rows, from += from_stride, to += to_stride)
+        for (int64_t v = 0; v < vectors * VL; v += VL)
+            store(to + v, SX == 1 ? load(from + v) : SX == 2 ? every_second(from + 2 * v) : every_fourth(from + 4 * v));
+}
+
 /// Every sx-th pixel of every sy-th row. Vectors may write past the end of a row (rows are written in ascending order,
-/// and the output is sealed afterwards) and read past it, but not past ``end``.
+/// and the output is sealed afterwards) and read past it, but not past ``end``: such last rows go pixel by pixel.
 void copy_phase(const float* from, int64_t from_stride, int64_t h, int64_t w, int64_t sy, int64_t sx, int64_t py,
                 int64_t px, const Tensor& t, float* to, const float* end) {
-    for (int64_t y = 0; y < t.height; ++y) {
-        int64_t row = y * sy + py;
-        float* out = to + y * t.stride;
-        int64_t count = row < h && px < w ? std::min(t.width, (w - px + sx - 1) / sx) : 0, x = 0;
-        const float* in = from + row * from_stride + px;
-        if (sx == 1 && count) memcpy(out, in, count * sizeof(float)), x = count;
-        if (sx == 2)
-            for (; x < count && in + 2 * (x + VL) <= end; x += VL)
-                store(out + x, every_second(in + 2 * x));
-        if (sx == 4)
-            for (; x < count && in + 4 * (x + VL) <= end; x += VL)
-                store(out + x, every_fourth(in + 4 * x));
-        for (; x < count; ++x) out[x] = in[x * sx];
-        for (x = count; x < t.width; ++x) out[x] = 0;
+    int64_t rows = py < h ? std::min(t.height, (h - py + sy - 1) / sy) : 0;
+    int64_t count = px < w ? std::min(t.width, (w - px + sx - 1) / sx) : 0;
+    int64_t step = sy * from_stride, vectors = (count + VL - 1) / VL, fast = 0;
+    from += py * from_stride + px;
+    if (sx == 1 || sx == 2 || sx == 4) {
+        fast = rows;
+        while (fast > 0 && from + (fast - 1) * step + sx * vectors * VL > end) --fast;
     }
+    if (sx == 1) copy_rows<1>(from, step, to, t.stride, fast, vectors);
+    if (sx == 2) copy_rows<2>(from, step, to, t.stride, fast, vectors);
+    if (sx == 4) copy_rows<4>(from, step, to, t.stride, fast, vectors);
+    for (int64_t y = fast; y < rows; ++y)
+        for (int64_t x = 0; x < count; ++x) to[y * t.stride + x] = from[y * step + x * sx];
+    for (int64_t y = 0; y < t.height; ++y)
+        for (int64_t x = y < rows ? count : 0; x < t.width; ++x) to[y * t.stride + x] = 0;
 }
 
 /// Planes of ``width`` channels to the output's grid, one output plane per phase and channel; or to a dense vector.
