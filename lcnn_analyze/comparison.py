@@ -21,6 +21,8 @@ DEFAULT, PLAIN = "from-dense", "lookup-only"
 """Our recipe, and the one beside which it always stands: a dictionary in every layer."""
 ALTERNATIVES = ("pruning", "narrow", "low-rank")
 """Methods without dictionaries."""
+UNTRAINED = ("post-training",)
+"""Methods that make the same network for every seed."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Mean:
     accuracy: float
     """Top-1 on test images, mean."""
     error: float | None
-    """Its standard error over seeds; None with one seed."""
+    """Its standard error over seeds; None with one seed, 0 where seeds make no difference."""
     pooled: float | None
     """The standard deviation over seeds of one training, of the methods compared at this target; None where none has
     several."""
@@ -99,7 +101,9 @@ def _pooled(groups: Mapping[tuple[str, float], Sequence[Row]], target: float) ->
     own = [
         [100 * row["top1"] for row in members]
         for (method, at), members in groups.items()
-        if at == target and (":" not in method or (method.partition(":")[0], at) not in plain)
+        if at == target
+        and method.partition(":")[0] not in UNTRAINED
+        and (":" not in method or (method.partition(":")[0], at) not in plain)
     ]
     freedom = sum(len(values) - 1 for values in own)
     return math.sqrt(sum(map(_squares, own)) / freedom) if freedom else None
@@ -108,13 +112,14 @@ def _pooled(groups: Mapping[tuple[str, float], Sequence[Row]], target: float) ->
 def _mean(method: str, target: float, members: Sequence[Row], pooled: float | None = None) -> Mean:
     accuracies = [100 * row["top1"] for row in members]
     count, mean = len(members), sum(accuracies) / len(members)
+    error = (_squares(accuracies) / (count - 1) / count) ** 0.5 if count > 1 else None
     timed = [row["latency"]["dense"] / row["latency"]["network"] for row in members if row.get("latency")]
     return Mean(
         method,
         target,
         speedup=sum(row["speedup"] for row in members) / count,
         accuracy=mean,
-        error=(_squares(accuracies) / (count - 1) / count) ** 0.5 if count > 1 else None,
+        error=0.0 if method.partition(":")[0] in UNTRAINED else error,
         pooled=pooled,
         sampling=sampling_error(mean, members[0]["count"]),
         validation=100 * sum(row["validation"] for row in members) / count,

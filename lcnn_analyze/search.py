@@ -12,6 +12,7 @@ import json
 import math
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -141,7 +142,9 @@ class Search:
         except (ImportError, ValueError, ArgumentError) as error:  # which knows no such database, too
             raise ConfigError(f"storage is {self._shown()!r}, which Optuna cannot use: {_line(error)}") from error
         directions = list(OBJECTIVES.values())
-        sampler = self.optuna.samplers.TPESampler(constant_liar=True)  # workers keep off what others are at
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", self.optuna.exceptions.ExperimentalWarning)  # which it is up to 4.5
+            sampler = self.optuna.samplers.TPESampler(constant_liar=True)  # workers keep off what others are at
         return self.optuna.create_study(
             storage=storage, study_name=name, directions=directions, load_if_exists=True, sampler=sampler
         )

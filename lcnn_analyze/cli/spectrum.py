@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 import threading
 import time
@@ -134,7 +135,8 @@ def _check_search(trials: int | None, vary: str, storage: str | None, from_repor
 
 
 def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
+    """What stands between commas, but for those within brackets."""
+    return [word.strip() for word in re.split(r",(?![^(]*\))", text) if word.strip()]
 
 
 def _numbers(name: str, text: str, kind: type) -> list[Any]:

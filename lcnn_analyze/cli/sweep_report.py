@@ -138,11 +138,12 @@ def dense_facts(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def command(trial: Trial, settings: Mapping[str, Any]) -> str:
-    """What makes this trial's network again, to the same bits, in a folder of its own, whose ``last.pt`` it is.
+    """What makes this trial's network again, to the same bits: ``last.pt`` in a folder of its own.
 
-    A plain ``lcnn train``; ``lcnn convert``, which makes a file, for what trains nothing; a study of one trial where
-    the recipe has settings that are no option of these.
+    A plain ``lcnn train``; for what trains nothing ``lcnn convert``, which makes a file; a study of one trial where the
+    recipe has settings that are no option of these.
     """
+    from lcnn_analyze.cli.recipes import config_of
     from lcnn_analyze.cli.train_options import OPTIONS
     from lcnn_core import METHODS
 
@@ -150,7 +151,9 @@ def command(trial: Trial, settings: Mapping[str, Any]) -> str:
     method, *own = recipe.split(":")
     changes = dict(change.split("=", 1) for change in own)
     start = ["lcnn", "train", "--from", settings["dense"], "--method", method, "--speedup", f"{speedup:.12g}"]
-    if not METHODS[method].trained and set(changes) <= {"images"}:
+    if not METHODS[method].trained and set(changes) <= {"images", "forms"}:
+        if "forms" in changes:
+            changes["forms"] = ",".join(config_of(recipe, speedup, seed, {}).forms)
         options = {"data": settings["data"], "speedup": f"{speedup:.12g}", **changes, "output": f"{trial.name}.pt"}
         return _line("lcnn", "convert", settings["dense"], **options)
     if not METHODS[method].trained or not all(key in OPTIONS and value != "None" for key, value in changes.items()):

@@ -90,9 +90,10 @@ class Plan:
 
     @property
     def trials(self) -> list[Trial]:
-        """The grid, seeds outermost; empty where Optuna chooses."""
+        """The grid, seeds outermost, one of them for what trains nothing; empty where Optuna chooses."""
         axes = {"seed": self.seeds, "speedup": self.speedups, "method": self.recipes}
-        return [] if self.points else grid(axes)
+        asked = [] if self.points else grid(axes)
+        return [trial for trial in asked if trial.settings["seed"] == self.seeds[0] or _trained(trial)]
 
     @property
     def total(self) -> int | None:
@@ -153,6 +154,10 @@ def work(plan: Plan, source: Source, quiet: bool = True, on_end: Callable[[], ob
 
 class _Lost(Exception):
     """The trial went to another worker; what this one has of it is dropped."""
+
+
+def _trained(trial: Trial) -> bool:
+    return METHODS[trial.settings["method"].partition(":")[0]].trained
 
 
 def load_subject(settings: Mapping[str, Any]) -> tuple[nn.Module, Dataset]:

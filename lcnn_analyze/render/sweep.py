@@ -38,8 +38,8 @@ NOTES = (
     "images, by which fronts are chosen. Marks that would cover each other stand side by side.",
 )
 METHOD = (
-    "Every trial starts from the same dense network, is trained on the training images without the validation split, "
-    "and looks at the test images once, when it is finished.",
+    "Every trial starts from the same dense network, sees the training images without the validation split, and looks "
+    "at the test images once, when it is finished.",
     "Counts are those of the published convention (`lcnn analyze NETWORK --baseline DENSE` prints the same speedup): "
     "D at every position of the padded input, one multiplication for each entry of P that is not zero.",
     "The command beside a trial is for the folder in which `lcnn spectrum` was run; on a machine of the same kind it "
@@ -113,10 +113,9 @@ def _front_finding(points: Sequence[Mean]) -> list[str]:
 
 
 def _use(points: Sequence[Mean]) -> str:
-    """Which method is best at which target, methods that tie together; where one alone was tried, nothing is said."""
+    """Which method is best at which target, methods that tie together."""
     chosen: dict[tuple[str, ...], list[float]] = {}
-    targets = _targets(points)
-    for target in [target for target in targets if len(_at(points, target)) > 1] or targets:
+    for target in _compared(points):
         names = tuple(mean.method for mean in best(_at(points, target)))
         chosen.setdefault(names, []).append(target)
     parts = [
@@ -124,6 +123,12 @@ def _use(points: Sequence[Mean]) -> str:
         for names, targets in chosen.items()
     ]
     return f"Which to use for accuracy: {'; '.join(parts)}."
+
+
+def _compared(points: Sequence[Mean]) -> list[float]:
+    """Targets at which there is something to compare; all, where there are none."""
+    targets = _targets(points)
+    return [target for target in targets if len(_at(points, target)) > 1] or targets
 
 
 def _losses(points: Sequence[Mean]) -> list[str]:
@@ -165,7 +170,7 @@ def _cost(document: Document, points: Sequence[Mean]) -> list[str]:
     """What the best costs against the dense network."""
     dense = document["dense"]
     costs = []
-    for target in _targets(points):
+    for target in _compared(points):
         top = best(_at(points, target))[0]
         lost, error = difference(dense_mean(dense), top)
         side = "below" if lost >= 0 else "above"
@@ -355,7 +360,7 @@ def _commands(document: Document) -> Table:
         for row in document["trials"]
         if row["status"] == "done"
     ]
-    headers = ("trial", "counted speedup", "top-1, %", "in trials/TRIAL", "the command that trains it again")
+    headers = ("trial", "counted speedup", "top-1, %", "in trials/TRIAL", "the command that makes it again")
     return Table(f"{_title(document)}: each trial again", headers, tuple(rows), commands=True)
 
 

@@ -106,6 +106,8 @@ def watching(layers: Mapping[str, nn.Module], images: int) -> Iterator[dict[str,
 
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             x = args[0].detach().float()
+            if not x.numel():
+                return
             if x.ndim == 3 and isinstance(module, nn.Conv2d):
                 x = x[None]
             if name not in moments:

@@ -42,6 +42,8 @@ class PostTrainingConfig:
     images: int = 512
 
     def __post_init__(self) -> None:
+        if isinstance(self.forms, str):  # one alone, as a recipe of `lcnn spectrum` gives it
+            object.__setattr__(self, "forms", (self.forms,))
         if not 1 < self.speedup < math.inf:
             raise ConfigError(f"speedup is {self.speedup}; expected a finite number above 1")
         if not all(0 < ratio < 1 for ratio in self.ratios):

@@ -21,8 +21,8 @@ from lcnn_core.engine.pack import pack
 from lcnn_core.engine.plan import Plan, PlanStep, plan_step
 from lcnn_core.errors import ConfigError, ShapeError
 
-THREAD_MACS = 1_000_000
-"""Work that pays for another thread: waking it takes as long as half of this."""
+THREAD_WORK = 1_000_000
+"""MACs that pay for another thread, or eight times as many bytes moved: waking it takes as long as half of this."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def run_native(
 ) -> list[Tensor]:
     """What a plan makes of ``batch`` images; ``shapes`` are those of one image of each output."""
     dense = [x.contiguous() for x in sources]
-    results = [torch.empty((batch, *shape)) for shape in shapes]
+    results = [torch.empty((batch, *shape), dtype=torch.float32, device="cpu") for shape in shapes]
     native.run([x.data_ptr() for x in dense], [y.data_ptr() for y in results], batch, threads)
     return results
 
@@ -125,16 +125,17 @@ def _drop_native(module: fx.GraphModule, kept: list[fx.Node]) -> None:
             module.delete_submodule(str(node.target))
 
 
-def _plain(value: Any) -> Any:
-    """The graph's unchangeable lists and dictionaries as those that the model returns."""
+def _returned(value: Any, found: dict[fx.Node, Any]) -> Any:
+    """What the graph returns, its nodes as found; the graph's unchangeable lists and dictionaries as plain ones."""
+    if isinstance(value, fx.Node):
+        return found[value]
     if isinstance(value, dict):
-        return {key: _plain(held) for key, held in value.items()}
+        return {key: _returned(held, found) for key, held in value.items()}
     if isinstance(value, list):
-        return [_plain(held) for held in value]
-    if isinstance(value, tuple):
-        held = [_plain(held) for held in value]
-        return type(value)(*held) if hasattr(value, "_fields") else tuple(held)
-    return value
+        return [_returned(held, found) for held in value]
+    if type(value) is tuple:
+        return tuple(_returned(held, found) for held in value)
+    return fx.node.map_arg(value, found.__getitem__)
 
 
 class CompiledModel(nn.Module):
@@ -173,13 +174,13 @@ class CompiledModel(nn.Module):
                 name = str(part.target) if part.op == "call_module" else part.name
                 steps.append(PlanStep("torch", name, (), shape, 0, 0, number, native=False))
         self.plan = Plan(tuple(steps), chosen, memory, liveness)
-        self._macs = self.plan.macs
+        self._work = sum(step.macs + step.bytes // 8 for step in steps)
         self._whole = self._one_segment()
         _drop_native(module, [part for part in self._parts if isinstance(part, fx.Node)])
 
     def forward(self, *inputs: Tensor) -> Any:
         batch = check_inputs(inputs, self._shapes, self.batch)
-        threads = self._threads or min(torch.get_num_threads(), 1 + self._macs * batch // THREAD_MACS)
+        threads = self._threads or min(torch.get_num_threads(), 1 + self._work * batch // THREAD_WORK)
         if self._whole is not None:
             segment, kind = self._whole
             results = segment.run(inputs, batch, threads)
@@ -200,7 +201,7 @@ class CompiledModel(nn.Module):
             values = self._reads[part]
             found = {node: env[values[node]] if node in values else results[node] for node in part.all_input_nodes}
             if part.op == "output":
-                return _plain(fx.node.map_arg(part.args[0], found.__getitem__))
+                return _returned(part.args[0], found)
             value = next(given) if part.op == "placeholder" else self._torch(part, found)
             if part in self._made:
                 env[self._made[part]] = value
@@ -258,7 +259,7 @@ class CompiledModel(nn.Module):
         assert segment.native is not None
         check_inputs((x,), self._shapes, self.batch)
         x = x.contiguous()
-        out = [torch.empty((len(x), *value.shape)) for value in segment.outputs]
+        out = [torch.empty((len(x), *shape), dtype=torch.float32, device="cpu") for shape in segment.shapes]
         runs = [
             segment.native.profile([x.data_ptr()], [t.data_ptr() for t in out], len(x)) for _ in range(max(1, repeats))
         ]

@@ -32,8 +32,8 @@ def compile(
     """Compile ``model`` for inference on the CPU: same outputs, lookups executed as lookups.
 
     example_input: one input, or a tuple of them, float32, batch first; any batch size may follow that the model itself
-    takes, other sizes not. threads: None follows ``torch.get_num_threads()``, as far as a call has a million MACs for
-    each of them. isa: an instruction set, for tests; None picks the best.
+    takes, other sizes not. threads: None follows ``torch.get_num_threads()``, as far as a call has a million MACs,
+    or 8 MB to move, for each of them. isa: an instruction set, for tests; None picks the best.
     storage: of the weights and dictionaries of fully connected layers, which are bound by memory at batch 1: "float32",
     or "bfloat16" or "int8" (a scale for each row) for a half or a quarter of the bytes; arithmetic stays float32, and
     the plan tells the error on the example.

@@ -49,8 +49,8 @@ def save(compiled: nn.Module, path: str | os.PathLike[str]) -> None:
 def load(path: str | os.PathLike[str], *, threads: int | None = None, isa: str | None = None) -> LoadedModel:
     """Read a plan that :func:`save` or ``lcnn export`` wrote. Every number in it is checked.
 
-    threads and isa: as in ``compile``. Raises CheckpointError for a file that cannot be read or is damaged, ConfigError
-    without a native library.
+    threads: None is ``torch.get_num_threads()``. isa: as in ``compile``. Raises CheckpointError for a file that cannot
+    be read or is damaged, ConfigError without a native library.
     """
     try:
         return LoadedModel(Path(path).read_bytes(), threads, isa)

@@ -73,7 +73,8 @@ def _lookup_conv(low: Lowering, node: fx.Node, module: LookupConv2d, x: Value, s
     if dictionary is not None:
         dense = n * dictionary.shape[1] * int(np.prod(window.kernel)) * int(np.prod(shape[1:]))
         nonzeros = np.count_nonzero(coefficients) * int(np.prod(shape[1:]))
-        if np.count_nonzero(dictionary) * int(np.prod(x.shape[1:])) + 1.7 * nonzeros > dense:
+        positions = int(np.prod((shape if window.pointwise else x.shape)[1:]))
+        if np.count_nonzero(dictionary) * positions + 1.7 * nonzeros > dense:
             weight = as_array(module.dense_weight())
             return _dense_conv(low, node, x, shape, window, groups, weight, bias)
         if groups == 1:

@@ -75,6 +75,7 @@ class TrainResult:
 
     @property
     def last(self) -> EpochFinished:
+        """Of the last epoch; there is none where nothing was trained."""
         return self.history[-1]
 
 

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcnn_analyze.cli.sweep_report import _plain
-from lcnn_analyze.comparison import best, difference, means, packed, paired, split, tie
+from lcnn_analyze.comparison import UNTRAINED, best, difference, means, packed, paired, split, tie
 from lcnn_analyze.render import study as rendered
 from lcnn_analyze.render.sweep import progress_text, sweep_study
+from lcnn_core import METHODS
 
 
 def row(method: str, target: float, seed: int, top1: float, **values: object) -> dict:
@@ -126,6 +127,14 @@ def test_networks_of_different_images_are_not_paired() -> None:
     assert difference(one, two)[1] == pytest.approx((one.sampling**2 + two.sampling**2) ** 0.5)
 
 
+def test_what_is_not_trained_has_no_error_over_seeds_and_lends_none() -> None:
+    assert set(UNTRAINED) == {name for name, method in METHODS.items() if not method.trained}
+    values = {("a", 3.0): [0.90, 0.92], ("b", 3.0): [0.91], ("post-training", 3.0): [0.8, 0.8, 0.8]}
+    a, b, fixed = means(many(values))
+    assert (fixed.error, fixed.over_seeds) == (0.0, 0.0)
+    assert b.pooled == a.pooled == pytest.approx(2**0.5)
+
+
 def test_ablations_are_compared_seed_by_seed() -> None:
     values = {("a", 3.0): [0.90, 0.92, 0.97], ("a:lr=1", 3.0): [0.89, 0.90], ("a:lr=2", 3.0): [0.93]}
     base, two, one = means(many(values))
@@ -190,6 +199,7 @@ def test_a_method_that_stands_alone_at_a_target_is_not_called_the_best_there() -
     study = sweep_study([document(many({**GRID, ("narrow", 2.0): [0.915]}))])
     assert study.findings[0] == "Which to use for accuracy: pruning at 3x; from-dense or pruning (a tie) at 10x."
     assert [row[5] for row in study.tables[0].rows if row[1] == "2x"] == ["alone"]
+    assert "2x" not in study.findings[-1]
 
 
 def test_counted_and_measured_share_neither_panel_nor_column() -> None:

@@ -20,6 +20,7 @@ import typer
 
 from lcnn_analyze.cli.app import app
 from lcnn_analyze.cli.errors import run
+from lcnn_analyze.cli.spectrum import _words
 from lcnn_analyze.cli.sweep_report import command
 from lcnn_analyze.search import Search
 from lcnn_analyze.study import Trial
@@ -196,6 +197,11 @@ def test_what_trains_nothing_is_made_again_by_convert(
     trial = Trial("t", {"method": "post-training:ratios=(0.5,)", "speedup": 3.0, "seed": 0})
     found = command(trial, {"dense": "d.pt", "data": "digits", "epochs": 2, "batch_size": None, "lr": None})
     assert "lcnn spectrum d.pt --methods 'post-training:ratios=(0.5,)' --speedups 3" in found
+    assert _words("post-training:ratios=(0.5,0.2), pruning") == ["post-training:ratios=(0.5,0.2)", "pruning"]
+    for forms, flag in (("lookup", "lookup"), ("('dense','lookup')", "dense,lookup")):
+        trial = Trial("t", {"method": f"post-training:forms={forms}:images=32", "speedup": 3.0, "seed": 0})
+        found = command(trial, {"dense": "d.pt", "data": "digits", "epochs": 2, "batch_size": None, "lr": None})
+        assert found.endswith(f"lcnn convert d.pt --data digits --speedup 3 --forms {flag} --images 32 --output t.pt")
     assert lcnn("train", "--from", row["command"].split()[3], "--method", "post-training", "--speedup", 4) == 2
     assert "expected one of from-dense" in (said := capsys.readouterr().err)
     assert "lcnn convert makes a network without training" in said
@@ -208,6 +214,15 @@ def test_a_recipe_beyond_the_options_of_training_is_made_again_by_a_study_of_one
         "OMP_NUM_THREADS=1 lcnn spectrum d.pt --methods converted:images=64 --speedups 7.5 --data digits --seeds 3 "
         "--epochs 2 --lr 0.05 --output t"
     )
+
+
+def test_a_seed_is_enough_for_what_trains_nothing(dense: Path, tmp_path: Path) -> None:
+    methods = ("--methods", "post-training:images=32:forms=lookup,narrow", "--speedups", "4", "--seeds", "1,2")
+    assert lcnn("spectrum", dense, *methods, *QUICK, "-o", tmp_path) == 0
+    rows = json.loads((tmp_path / "spectrum.json").read_text())["trials"]
+    assert [(row["seed"], row["method"].partition(":")[0]) for row in rows] == [
+        (1, "post-training"), (1, "narrow"), (2, "narrow"),
+    ]  # fmt: skip
 
 
 def test_a_network_that_no_option_describes_is_kept_as_a_program(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lcnn_core.compress import PostTrainingConfig, calibration, convert_to_budget, fitting
+from lcnn_core.compress import PostTrainingConfig, calibration, convert_only, convert_to_budget, fitting
 from lcnn_core.compress.allocation import Option, allocate, pareto
 from lcnn_core.compress.calibration import Moments, input_moments, patches_of, reestimate_batch_norm_
 from lcnn_core.compress.fitting import Path, Problem, fit_to
@@ -98,6 +98,26 @@ def test_of_many_patches_some_of_every_image_are_taken_at_random(monkeypatch: py
     draws = [set(patches_of(model[0], numbers[:1], generator, 17)[0, :, 0].tolist()) for _ in range(4)]
     assert all(len(draw) == 17 for draw in draws)
     assert len(set.union(*draws)) > 40
+
+
+def test_an_image_without_a_batch_is_one_image_and_none_are_none() -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(2, 3, 3, padding=1)
+
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.layer(x[:0])
+            return torch.stack([self.layer(image) for image in x])
+
+    images = torch.randn(3, 2, 5, 4)
+    moments = input_moments(Odd(), {"layer": layer}, images)["layer"]
+    every = patches_of(layer, images, torch.Generator(), 10**6)[0]
+    assert moments.count == 3 * 20
+    torch.testing.assert_close(moments.products[0], every.T @ every)
 
 
 def test_of_a_patch_too_wide_only_the_variances_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,3 +401,17 @@ def test_mistakes_are_named(digits: nn.Module, change: Callable, error: type[Exc
 
     with pytest.raises(error, match=message):
         attempt()
+
+
+def test_conversion_as_a_method_takes_its_choices_and_trains_nothing() -> None:
+    torch.manual_seed(0)
+    dense, data = build("digits-resnet").eval(), load_dataset("digits")
+    for forms, stored in ((("sparse",), {False}), (("lookup",), {True, False})):  # a stem of one channel shares nothing
+        config = PostTrainingConfig(3.0, (0.5,), forms, images=32)
+        model, result = convert_only(dense, data, config)
+        layers = [module for module in model.modules() if isinstance(module, LookupLayer)]
+        assert {layer.dictionary is not None for layer in layers} == stored
+        assert all(
+            layer.dictionary_size == layer.dense_shape[1] // 2 for layer in layers if layer.dictionary is not None
+        )
+        assert (result.history, result.best_epoch) == ((), 0)

@@ -69,6 +69,7 @@ void copy_phase(const float* from, int64_t from_stride, int64_t h, int64_t w, in
     if (sx == 4) copy_rows<4>(from, step, to, t.stride, fast, vectors);
     for (int64_t y = fast; y < rows; ++y)
         for (int64_t x = 0; x < count; ++x) to[y * t.stride + x] = from[y * step + x * sx];
+    if (rows == t.height && count == t.width) return;
     for (int64_t y = 0; y < t.height; ++y)
         for (int64_t x = y < rows ? count : 0; x < t.width; ++x) to[y * t.stride + x] = 0;
 }
