@@ -33,8 +33,8 @@ NOTES = (
     "± is one standard error over seeds, 0 where nothing is trained; with a star, where there is one seed, the "
     "standard deviation over the seeds of the other methods at the same target, or, as of the dense network, the error "
     "over the test images. That of a difference is over seeds and over the test images, image by image, which all "
-    "networks answer alike mostly. Two methods tie where their difference is within its standard error; ablations are compared "
-    "seed by seed.",
+    "networks answer alike mostly. Two methods tie where their difference is within its standard error; ablations are "
+    "compared seed by seed.",
     "A filled mark is on the Pareto front: no other has both more speedup and a better accuracy on the validation "
     "images, by which fronts are chosen. Marks that would cover each other stand side by side.",
 )
