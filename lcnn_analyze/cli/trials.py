@@ -93,7 +93,7 @@ class Plan:
         """The grid, seeds outermost, one of them for what trains nothing; empty where Optuna chooses."""
         axes = {"seed": self.seeds, "speedup": self.speedups, "method": self.recipes}
         asked = [] if self.points else grid(axes)
-        return [trial for trial in asked if trial.settings["seed"] == self.seeds[0] or _trained(trial)]
+        return [trial for trial in asked if trial.settings["seed"] == self.seeds[0] or _method(trial).trained]
 
     @property
     def total(self) -> int | None:
@@ -156,8 +156,9 @@ class _Lost(Exception):
     """The trial went to another worker; what this one has of it is dropped."""
 
 
-def _trained(trial: Trial) -> bool:
-    return METHODS[trial.settings["method"].partition(":")[0]].trained
+def _method(trial: Trial) -> Any:
+    """The trial's entry in ``METHODS``."""
+    return METHODS[trial.settings["method"].partition(":")[0]]
 
 
 def load_subject(settings: Mapping[str, Any]) -> tuple[nn.Module, Dataset]:
@@ -225,7 +226,7 @@ def _result(
 
         recipe, speedup, seed = (trial.settings[key] for key in ("method", "speedup", "seed"))
         config = config_of(recipe, float(speedup), seed, plan.given)
-        model, _ = METHODS[recipe.partition(":")[0]].compress(dense, dataset, config, listen, state)
+        model, _ = _method(trial).compress(dense, dataset, config, listen, state)
     seconds = before + time.perf_counter() - started
     timed = _latency(model, dense, dataset) if plan.settings["measure"] else None
     speedup = macs_of(dense, dataset) / macs_of(model, dataset)
@@ -304,8 +305,7 @@ def _save(
     from lcnn_core import Checkpoint, checkpoint, save
 
     origin = checkpoint.load(settings["dense"])
-    method = METHODS[trial.settings["method"].partition(":")[0]]
-    architecture, arguments = method.saved_as(origin.architecture, origin.arguments, dense, model)
+    architecture, arguments = _method(trial).saved_as(origin.architecture, origin.arguments, dense, model)
     if architecture == "custom":
         program = torch.export.export(model.eval(), (torch.zeros(2, *dataset.input_shape),))
         with atomic_write(folder / "network.pt2") as file:

@@ -55,12 +55,17 @@ class Segment:
         return run_native(self.native, sources, self.shapes, batch, threads)
 
 
+def _room(shapes: Iterable[tuple[int, ...]], batch: int) -> list[Tensor]:
+    """Where the engine writes outputs of these shapes: as it writes them, whatever torch makes by default."""
+    return [torch.empty((batch, *shape), dtype=torch.float32, device="cpu") for shape in shapes]
+
+
 def run_native(
     native: NativePlan, sources: Iterable[Tensor], shapes: Iterable[tuple[int, ...]], batch: int, threads: int
 ) -> list[Tensor]:
     """What a plan makes of ``batch`` images; ``shapes`` are those of one image of each output."""
     dense = [x.contiguous() for x in sources]
-    results = [torch.empty((batch, *shape), dtype=torch.float32, device="cpu") for shape in shapes]
+    results = _room(shapes, batch)
     native.run([x.data_ptr() for x in dense], [y.data_ptr() for y in results], batch, threads)
     return results
 
@@ -219,8 +224,7 @@ class CompiledModel(nn.Module):
         except ConfigError:
             return None
         output = next(node for node in self._module[0].graph.nodes if node.op == "output")
-        several = isinstance(output.args[0], tuple | list)
-        return self._only_segment(), (list if isinstance(output.args[0], list) else tuple) if several else None
+        return self._only_segment(), next((kind for kind in (list, tuple) if isinstance(output.args[0], kind)), None)
 
     def _only_segment(self) -> Segment:
         segments = [part for part in self._parts if isinstance(part, Segment)]
@@ -259,7 +263,7 @@ class CompiledModel(nn.Module):
         assert segment.native is not None
         check_inputs((x,), self._shapes, self.batch)
         x = x.contiguous()
-        out = [torch.empty((len(x), *shape), dtype=torch.float32, device="cpu") for shape in segment.shapes]
+        out = _room(segment.shapes, len(x))
         runs = [
             segment.native.profile([x.data_ptr()], [t.data_ptr() for t in out], len(x)) for _ in range(max(1, repeats))
         ]

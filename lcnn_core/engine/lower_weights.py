@@ -81,10 +81,10 @@ def _lookup_conv(low: Lowering, node: fx.Node, module: LookupConv2d, x: Value, s
             dictionary, coefficients = _read_rows(dictionary, coefficients)
     if dictionary is not None and not x.vector and np.count_nonzero(dictionary) < DENSE_DENSITY * dictionary.size:
         rows = dictionary[:, :, None, None]
-        made, first = ((len(rows), *x.shape[1:]), Window())
+        image, first = x.shape[1:], Window()
         if window.pointwise:  # S is read only where the stride goes: let D go there
-            made, first, window = ((len(rows), *shape[1:]), window, Window())
-        x = low.add("lookup_conv", node, [x], made, window=first, groups=groups, coefficients=rows)
+            image, first, window = shape[1:], window, Window()
+        x = low.add("lookup_conv", node, [x], (len(rows), *image), window=first, groups=groups, coefficients=rows)
         dictionary = None
     elif (
         dictionary is not None
