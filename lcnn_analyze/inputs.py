@@ -148,8 +148,8 @@ def _is_ours(name: str) -> bool:
 
 
 def is_file(name: str) -> bool:
-    """Whether a baseline is a file rather than the name of an architecture."""
-    return Path(name).suffix in lcnn_core.INPUTS or Path(name).exists()
+    """Whether a baseline is a file rather than the name of an architecture, which a folder may have too."""
+    return Path(name).suffix in lcnn_core.INPUTS or Path(name).is_file()
 
 
 def reference_spec(name: str, subject: Subject) -> ModelSpec:

@@ -21,7 +21,7 @@ from lcnn_core.checkpoint.document import FORMAT, from_document
 from lcnn_core.checkpoint.pickles import load_plain
 from lcnn_core.checkpoint.record import CUSTOM, Checkpoint, load_into
 from lcnn_core.checkpoint.state_dicts import find_weights, restore
-from lcnn_core.checkpoint.zoo import build_named
+from lcnn_core.checkpoint.zoo import build_named, is_architecture
 from lcnn_core.describe import describe
 from lcnn_core.errors import CheckpointError
 from lcnn_core.spec import ModelSpec
@@ -72,13 +72,13 @@ def open_model(
     """
     shape = None if input_shape is None else tuple(input_shape)
     path = Path(target)
-    if path.is_dir():
+    if path.is_dir() and not is_architecture(str(target)):  # a run's folder may be called like the network in it
         raise CheckpointError(f"{path} is a folder; expected a file of {_suffixes()}, or the name of an architecture")
     if path.suffix in INPUTS:
         if not path.exists():
             raise CheckpointError(f"{path} does not exist; check the path")
         return INPUTS[path.suffix](Request(path, architecture, shape, arguments))
-    if path.exists():
+    if path.exists() and not path.is_dir():
         raise CheckpointError(f"{path} has the suffix {path.suffix!r}; expected one of {_suffixes()}")
     named = build_named(str(target), **arguments)
     return Opened(named.model, named.architecture, shape or named.input_shape)

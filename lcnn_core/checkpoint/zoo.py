@@ -91,6 +91,15 @@ def find(architecture: str) -> tuple[str, str]:
     raise ConfigError("; ".join([f"unknown architecture {architecture!r}", *hint, *missing]))
 
 
+def is_architecture(name: str) -> bool:
+    """Whether some source has an architecture of that name."""
+    try:
+        find(name)
+    except ConfigError:
+        return False
+    return True
+
+
 def channels_option(architecture: str) -> str | None:
     """What the option for the image's channels is called, None where there is none."""
     return SOURCES[find(architecture)[0]].channels

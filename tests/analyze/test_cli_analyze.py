@@ -99,6 +99,18 @@ def test_architectures_need_no_file(analyze):
     assert made.model.reference.name == "resnet18"
 
 
+def test_a_folder_that_is_called_like_an_architecture_is_in_no_ones_way(analyze, folder):
+    """A run's folder often is: the checkpoint's own reference, a named one and the architecture itself are meant."""
+    (folder / "digits-resnet").mkdir()
+    try:
+        for arguments in (["lookup.safetensors"], ["lookup.safetensors", "--baseline", "digits-resnet"], ["digits-resnet"]):
+            code, out, err = analyze(*arguments)
+            assert (code, err) == (0, "")
+            assert "vs digits-resnet" in out
+    finally:
+        (folder / "digits-resnet").rmdir()
+
+
 def test_plot_beside_the_table(analyze, tmp_path):
     code, out, err = analyze("dense.pt", "lookup.safetensors", "--plot", str(tmp_path / "s.png"))
     assert (code, err) == (0, f"wrote {tmp_path / 's.png'}\n")
