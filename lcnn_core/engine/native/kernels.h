@@ -60,10 +60,9 @@ struct StoredMatrix {
     std::vector<float> scales;
 };
 
-/// A x of one image, and as gemm above, without residual there.
-void gemv(const StoredMatrix& a, const float* x, float* out, const Epilogue& epilogue, int64_t row0, int64_t row1);
-void gemm(const StoredMatrix& a, const float* input, const int32_t* offsets, float* out, int64_t out_stride,
-          int64_t pixels, const Epilogue& epilogue, float* panel, int64_t row0, int64_t row1);
+/// sums[b * stride + r - row0] = sum_k A[r][k] * x[b][k], x dense, for rows [row0, row1).
+void products(const StoredMatrix& a, const float* x, int64_t images, float* sums, int64_t stride, int64_t row0,
+              int64_t row1);
 
 /// One nonzero of P: which float of the response to read, relative to the output pixel, and its coefficient.
 struct Lookup {

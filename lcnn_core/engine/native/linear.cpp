@@ -45,18 +45,24 @@ void finish_sums(const float* sums, float* out, const Epilogue& e, const Rows& r
     }
 }
 
-/// This thread's rows of weights that do not lie by columns, times ``pixels`` vectors side by side.
+/// Weights of layers whose input is one pixel: by columns, or in fewer bytes than float32.
+bool one_pixel(const Prepared& p) { return p.columns.rows || p.stored.rows; }
+
+/// This thread's rows of them times the input of each image: sums[b][r].
+void sums_of(const Prepared& p, const float* x, int64_t images, float* sums, int64_t stride, const Rows& rows) {
+    if (p.stored.rows) return products(p.stored, x, images, sums, stride, rows.from, rows.to);
+    if (images == 1) return columns(p.columns, x, sums, rows.from, rows.to);
+    columns(p.columns, x, images, sums, stride, rows.from, rows.to);
+}
+
+/// This thread's rows of other weights times ``pixels`` vectors side by side.
 void product(const Prepared& p, const Place& at, const float* x, int64_t pixels, float* out, const Epilogue& e,
              const Rows& rows) {
-    if (pixels == 1) return gemv(p.stored, x, out, e, rows.from, rows.to);
     std::vector<int32_t> offsets(p.s.width);
     for (int64_t c = 0; c < p.s.width; ++c) offsets[c] = int32_t(c * pixels);
     Epilogue exact = e;
     exact.exact = true;  // what follows a row of S is the next one
-    if (p.stored.rows)
-        gemm(p.stored, x, offsets.data(), out, pixels, pixels, exact, at.scratch, rows.from, rows.to);
-    else
-        gemm(p.matrices[0], x, offsets.data(), out, pixels, pixels, exact, at.scratch, rows.from, rows.to);
+    gemm(p.matrices[0], x, offsets.data(), out, pixels, pixels, exact, at.scratch, rows.from, rows.to);
 }
 
 void one_image(const Plan& plan, const Prepared& p, const Place& at, int stage) {
@@ -74,8 +80,8 @@ void one_image(const Plan& plan, const Prepared& p, const Place& at, int stage) 
     if (stage == 0 && rows.from < rows.to) {
         float* out = lookups ? at.shared : y;
         Epilogue own = lookups ? Epilogue{} : e;
-        if (!p.columns.rows) return product(p, at, x, s.positions, out, own, rows);
-        columns(p.columns, x, at.scratch, rows.from, rows.to);
+        if (!one_pixel(p)) return product(p, at, x, s.positions, out, own, rows);
+        sums_of(p, x, 1, at.scratch, 0, rows);
         finish_sums(at.scratch, out, own, rows);
     }
     int64_t chunks = p.sliced.chunks();
@@ -84,7 +90,7 @@ void one_image(const Plan& plan, const Prepared& p, const Place& at, int stage) 
                       share(chunks, at.part + 1, at.parts));
 }
 
-/// Where a batch-wide step works: its input side by side or, by columns, the sums of each image; S; the output.
+/// Where a batch-wide step works: its input side by side or, with one pixel, the sums of each image; S; the output.
 struct Batch {
     const Prepared& p;
     const Place& at;
@@ -102,12 +108,12 @@ struct Batch {
     int64_t from(int64_t n) const { return share(n, at.part, at.parts); }
     int64_t to(int64_t n) const { return share(n, at.part + 1, at.parts); }
 
-    /// Weights by columns: no transposition is needed before them, and none of the output where there are no lookups.
-    void by_columns(const float* x, float* y, int stage) const {
+    /// With one pixel no transposition is needed before the weights, and none of the output where there are no lookups.
+    void by_image(const float* x, float* y, int stage) const {
         int64_t sums = ColumnMatrix::padded(rows);
         Rows own(rows, at);
         if (stage == 0 && own.from < own.to) {
-            columns(p.columns, x, at.images, first + own.from, sums, own.from, own.to);
+            sums_of(p, x, at.images, first + own.from, sums, own);
             for (int64_t b = 0; b < at.images && !lookups; ++b)
                 finish_sums(first + b * sums + own.from, y + b * rows, p.epilogue, own);
         }
@@ -128,11 +134,11 @@ void whole_batch(const Plan& plan, const Prepared& p, const Place& at, int stage
     const float* x = plan.at(image, p.s.input);
     float* y = plan.at(image, p.s.output);
     Batch batch(p, at);
-    if (p.columns.rows)
-        batch.by_columns(x, y, stage);
+    if (one_pixel(p))
+        batch.by_image(x, y, stage);
     else
         batch.side_by_side(x, stage);
-    if (p.columns.rows && !batch.lookups) return;
+    if (one_pixel(p) && !batch.lookups) return;
     if (stage == 2 && batch.lookups) {
         int64_t chunks = p.sliced.chunks(), vectors = batch.stride / VL;
         bool by_chunks = chunks >= at.parts || chunks > vectors;  // else threads divide the images
