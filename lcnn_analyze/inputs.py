@@ -148,8 +148,11 @@ def _is_ours(name: str) -> bool:
 
 
 def is_file(name: str) -> bool:
-    """Whether a baseline is a file rather than the name of an architecture, which a folder may have too."""
-    return Path(name).suffix in lcnn_core.INPUTS or Path(name).is_file()
+    """Whether a baseline is a path rather than the name of an architecture, which a folder may have too."""
+    path = Path(name)
+    return path.suffix in lcnn_core.INPUTS or (
+        path.exists() and not (path.is_dir() and lcnn_core.is_architecture(name))
+    )
 
 
 def reference_spec(name: str, subject: Subject) -> ModelSpec:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 _ROOMS = {
     "checkpoint": "FORMATS Checkpoint Normalization load save",
     "checkpoint.opening": "INPUTS Opened open_model",
-    "checkpoint.zoo": "build_named channels_option",
+    "checkpoint.zoo": "build_named channels_option is_architecture",
     "compress": """FINE_TUNING METHODS ConvertedConfig FromDenseConfig LayerChoice LowRankConfig NarrowConfig
         PostTrainingConfig PostTrainingReport calibration_images compress_from_dense convert_and_train convert_to_budget
         train_low_rank train_narrow""",
@@ -96,6 +96,7 @@ if TYPE_CHECKING:
     from lcnn_core.checkpoint.opening import open_model as open_model
     from lcnn_core.checkpoint.zoo import build_named as build_named
     from lcnn_core.checkpoint.zoo import channels_option as channels_option
+    from lcnn_core.checkpoint.zoo import is_architecture as is_architecture
     from lcnn_core.compress import FINE_TUNING as FINE_TUNING
     from lcnn_core.compress import METHODS as METHODS
     from lcnn_core.compress import ConvertedConfig as ConvertedConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import subprocess
@@ -30,6 +31,19 @@ os.environ["COLUMNS"] = "140"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fail-on-skip", action="store_true", help="fail the run when a test was skipped (used by CI)")
+
+
+LONGEST = ("test_readme", "test_sweep", "test_engine_models", "test_cli_train_methods", "test_compress")
+"""Files that take a worker longest, in this order; they go first, so that none is left to one worker at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is imported by now need not be searched by every gc.collect() of a test
 
 
 @pytest.hookimpl(trylast=True)

@@ -72,7 +72,8 @@ def open_model(
     """
     shape = None if input_shape is None else tuple(input_shape)
     path = Path(target)
-    if path.is_dir() and not is_architecture(str(target)):  # a run's folder may be called like the network in it
+    named_too = isinstance(target, str) and path.is_dir() and is_architecture(target)  # a run's folder, often
+    if path.is_dir() and not named_too:
         raise CheckpointError(f"{path} is a folder; expected a file of {_suffixes()}, or the name of an architecture")
     if path.suffix in INPUTS:
         if not path.exists():

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -92,7 +93,9 @@ def find(architecture: str) -> tuple[str, str]:
 
 
 def is_architecture(name: str) -> bool:
-    """Whether some source has an architecture of that name."""
+    """Whether some source has an architecture of that name. Paths are none, and nothing is searched for them."""
+    if not name.strip(".") or "/" in name or os.sep in name:
+        return False
     try:
         find(name)
     except ConfigError:

@@ -103,7 +103,11 @@ def test_a_folder_that_is_called_like_an_architecture_is_in_no_ones_way(analyze,
     """A run's folder often is: the checkpoint's own reference, a named one and the architecture itself are meant."""
     (folder / "digits-resnet").mkdir()
     try:
-        for arguments in (["lookup.safetensors"], ["lookup.safetensors", "--baseline", "digits-resnet"], ["digits-resnet"]):
+        for arguments in (
+            ["lookup.safetensors"],
+            ["lookup.safetensors", "--baseline", "digits-resnet"],
+            ["digits-resnet"],
+        ):
             code, out, err = analyze(*arguments)
             assert (code, err) == (0, "")
             assert "vs digits-resnet" in out
@@ -149,6 +153,7 @@ def test_a_failed_check_is_exit_1_and_names_the_layer(analyze, monkeypatch):
 ERRORS = [
     (["nosuch.pt"], 3, "nosuch.pt does not exist"),
     (["."], 3, ". is a folder"),
+    (["dense.pt", "--baseline", "."], 3, ". is a folder"),
     (["empty.pt"], 3, "empty.pt"),
     (["text.pt"], 3, "text.pt"),
     (["cut.pt"], 3, "cut.pt"),

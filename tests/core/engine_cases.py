@@ -55,3 +55,14 @@ def layers(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, int, int]]:
     density = draw(st.sampled_from([0.0, 0.05, 0.3, 1.0]))
     tail = draw(st.sampled_from([nn.Identity, nn.ReLU, nn.Hardswish, nn.LeakyReLU]))
     return sparsify(nn.Sequential(conv, nn.BatchNorm2d(filters), tail()), density, 1), (width, *size)
+
+
+def halves(weights: Tensor) -> Tensor:
+    """As bfloat16 storage rounds them."""
+    return weights.to(torch.bfloat16).float()
+
+
+def bytes_of_rows(weights: Tensor) -> Tensor:
+    """As int8 storage rounds them; no row may be zero."""
+    scale = weights.double().abs().amax(1, keepdim=True) / 127
+    return (torch.round(weights / scale) * scale).float()

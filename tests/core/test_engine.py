@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from engine_cases import error, layers, sparsify
+from engine_cases import bytes_of_rows, error, halves, layers, sparsify
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -214,15 +214,6 @@ def test_the_liveness_bound_by_hand() -> None:
     plan = compile(model.eval(), torch.randn(1, 3, 40, 40)).plan
     assert plan.liveness_bytes == 4 * (8 + 2 + 4) * 40 * 40  # the second layer's input, its S, its output
     assert "liveness bound 0.090 MB" in str(plan)
-
-
-def halves(weights: Tensor) -> Tensor:
-    return weights.to(torch.bfloat16).float()
-
-
-def bytes_of_rows(weights: Tensor) -> Tensor:
-    scale = weights.double().abs().amax(1, keepdim=True) / 127
-    return (torch.round(weights / scale) * scale).float()
 
 
 @pytest.mark.parametrize("isa", ISAS)

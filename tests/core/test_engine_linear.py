@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from engine_cases import error, sparsify
-from hypothesis import given, settings
+from engine_cases import bytes_of_rows, error, halves, sparsify
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -33,6 +33,34 @@ def test_inputs_of_which_many_are_zero(
     compiled = compile(model, x[:1], threads=threads, isa=isa)
     assert error(model, compiled, x) <= 1e-5
     assert torch.equal(compiled(x), compile(model, x[:1], threads=1, isa=isa)(x))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 300), st.sampled_from([17, 100, 101, 256, 513]), st.sampled_from([1, 2, 3, 4, 5, 7, 8, 13]),
+    st.sampled_from([1, 2, 3]), st.booleans(), st.sampled_from(["bfloat16", "int8"]), st.sampled_from(ISAS or ["none"]),
+)  # fmt: skip
+def test_stored_weights_of_any_shape(
+    m: int, n: int, batch: int, threads: int, lookups: bool, storage: str, isa: str
+) -> None:
+    """Against float64 with weights rounded alike; an image in the same bits at any place and with any threads."""
+    torch.manual_seed(m * 1000 + n)
+    layer = LookupLinear(m, n, dictionary_size=min(m, 9), threshold=0.0) if lookups else nn.Linear(m, n)
+    model = sparsify(nn.Sequential(layer), 0.05, 1)
+    with torch.no_grad():
+        weights = layer.dictionary if lookups else layer.weight
+        weights.copy_({"bfloat16": halves, "int8": bytes_of_rows}[storage](weights))
+    x = torch.randn(batch, m)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lcnn_core.engine.storage.LEAST", 1)
+        compiled, alone = (compile(model, x[:1], threads=t, isa=isa, storage=storage) for t in (threads, 1))
+    kinds = [step.kind for step in compiled.plan.steps if step.macs]
+    assert [step.storage for step in compiled.plan.steps if step.macs] == [storage]
+    assume(kinds == ["lookup_linear" if lookups else "linear"])  # a D that does not pay is multiplied out
+    assert error(model, compiled, x) <= 1e-5
+    assert torch.equal(compiled(x), alone(x))
+    same = compiled(x[:1].repeat(batch, 1))
+    assert torch.equal(same, same[:1].expand_as(same))
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -251,7 +252,7 @@ def test_a_custom_checkpoint_needs_its_architecture(tmp_path):
     assert torch.equal(open_model(path, "small-alexnet").model(x), model(x))
 
 
-def test_names_of_architectures_and_paths_that_are_neither(tmp_path):
+def test_names_of_architectures_and_paths_that_are_neither(tmp_path, monkeypatch):
     opened = open_model("digits-resnet")
     assert all(parameter.is_meta for parameter in opened.model.parameters())
     assert (opened.path, opened.input_shape) == (None, (1, 8, 8))
@@ -260,6 +261,12 @@ def test_names_of_architectures_and_paths_that_are_neither(tmp_path):
         open_model(tmp_path / "none.pt")
     with pytest.raises(CheckpointError, match="is a folder"):
         open_model(tmp_path)
+    (tmp_path / "digits-resnet").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert open_model("digits-resnet").path is None
+    for folder in (Path("digits-resnet"), "./digits-resnet", "digits-resnet/"):
+        with pytest.raises(CheckpointError, match="digits-resnet is a folder"):
+            open_model(folder)
     (tmp_path / "model.h5").touch()
     with pytest.raises(CheckpointError, match=r"has the suffix '.h5'; expected one of .pt, .pth"):
         open_model(tmp_path / "model.h5")

@@ -1,4 +1,4 @@
-// The kernels' interfaces. All matrices are float32. A "plane" is one channel on the wide grid (see plan.h): pixels are
+// The kernels' interfaces. Matrices are float32 but for StoredMatrix. A "plane" is one channel on the wide grid (see plan.h): pixels are
 // a flat range of it, so that neighbouring rows and their zero padding are read by the same vector.
 #pragma once
 
@@ -60,7 +60,7 @@ struct StoredMatrix {
     std::vector<float> scales;
 };
 
-/// sums[b * stride + r - row0] = sum_k A[r][k] * x[b][k], x dense, for rows [row0, row1).
+/// sums[b * stride + r - row0] = sum_k A[r][k] * x[b][k], scales applied, x dense, for rows [row0, row1).
 void products(const StoredMatrix& a, const float* x, int64_t images, float* sums, int64_t stride, int64_t row0,
               int64_t row1);
 

@@ -1,8 +1,9 @@
 // Fully connected steps, lookups over the whole of a small image among them (``positions`` pixels, D applied at each).
 //
-// One image: a streaming product (bound by memory, see columns.cpp), then sparse dot products. A batch: features by
-// images, images padded to whole vectors, so that "pixels" are images; up to four stages, each shared by all threads
-// of the team: the input transposed, the product, the lookups, the output transposed.
+// One image: a streaming product (bound by memory, see columns.cpp and stored.cpp), then sparse dot products. A batch, in
+// up to four stages, each shared by all threads of the team: with one pixel the sums of each image, else the input
+// transposed, then the product with images, padded to whole vectors, as "pixels"; lookups over images side by side; the
+// output transposed.
 #include <algorithm>
 
 #include "plan.h"
@@ -55,12 +56,11 @@ void sums_of(const Prepared& p, const float* x, int64_t images, float* sums, int
     columns(p.columns, x, images, sums, stride, rows.from, rows.to);
 }
 
-/// This thread's rows of other weights times ``pixels`` vectors side by side.
-void product(const Prepared& p, const Place& at, const float* x, int64_t pixels, float* out, const Epilogue& e,
-             const Rows& rows) {
+/// This thread's rows of other dictionaries times ``pixels`` vectors side by side.
+void product(const Prepared& p, const Place& at, const float* x, int64_t pixels, float* out, const Rows& rows) {
     std::vector<int32_t> offsets(p.s.width);
     for (int64_t c = 0; c < p.s.width; ++c) offsets[c] = int32_t(c * pixels);
-    Epilogue exact = e;
+    Epilogue exact;
     exact.exact = true;  // what follows a row of S is the next one
     gemm(p.matrices[0], x, offsets.data(), out, pixels, pixels, exact, at.scratch, rows.from, rows.to);
 }
@@ -80,7 +80,7 @@ void one_image(const Plan& plan, const Prepared& p, const Place& at, int stage) 
     if (stage == 0 && rows.from < rows.to) {
         float* out = lookups ? at.shared : y;
         Epilogue own = lookups ? Epilogue{} : e;
-        if (!one_pixel(p)) return product(p, at, x, s.positions, out, own, rows);
+        if (!one_pixel(p)) return product(p, at, x, s.positions, out, rows);
         sums_of(p, x, 1, at.scratch, 0, rows);
         finish_sums(at.scratch, out, own, rows);
     }
@@ -123,8 +123,7 @@ struct Batch {
         float* to_first = rows ? first : response;
         if (stage == 0) transpose_in(x, features, at.images, to_first, from(features), to(features));
         Rows own(rows, at);
-        if (stage == 1 && own.from < own.to)
-            product(p, at, first, p.s.positions * stride, lookups ? response : last, lookups ? Epilogue{} : p.epilogue, own);
+        if (stage == 1 && own.from < own.to) product(p, at, first, p.s.positions * stride, response, own);
     }
 };
 
@@ -139,7 +138,7 @@ void whole_batch(const Plan& plan, const Prepared& p, const Place& at, int stage
     else
         batch.side_by_side(x, stage);
     if (one_pixel(p) && !batch.lookups) return;
-    if (stage == 2 && batch.lookups) {
+    if (stage == 2) {
         int64_t chunks = p.sliced.chunks(), vectors = batch.stride / VL;
         bool by_chunks = chunks >= at.parts || chunks > vectors;  // else threads divide the images
         int64_t c0 = by_chunks ? batch.from(chunks) : 0, c1 = by_chunks ? batch.to(chunks) : chunks;

@@ -254,8 +254,8 @@ void run_concat(const Plan& plan, const Prepared& p, const Place& at) {
 
 int stages(const Prepared& p, bool batch_wide, int parts) {
     if (Op(p.s.op) == Op::lookup) return p.team && parts > 1 && !p.direct ? 2 : 1;
-    if (Op(p.s.op) != Op::linear && Op(p.s.op) != Op::lookup_linear) return 1;
-    return batch_wide ? 4 : Op(p.s.op) == Op::linear ? 1 : 2;
+    if (Op(p.s.op) != Op::lookup_linear) return 1;
+    return batch_wide ? 4 : 2;
 }
 
 void run_step(const Plan& plan, const Prepared& p, const Place& at, int stage, bool batch_wide) {

@@ -5,8 +5,6 @@
 // a weight widened once for three images. A bfloat16 is the upper half of a float32 (one shift), an int8 is converted and
 // its row's scale applied to the sum. Bound: for one image memory bandwidth, over 2 and 4 times as many weights a second
 // as float32; for several the FMA units, 12 FMAs for 11 loads and conversions.
-#include <algorithm>
-
 #include "kernels.h"
 #include "vec.h"
 
@@ -61,10 +59,11 @@ void dots(const T* a, int64_t depth, const float* x, float* sums, int64_t stride
 
 template <int R, class T>
 void all_images(const T* a, int64_t depth, const float* x, int64_t images, float* sums, int64_t stride) {
+    if (images == 1) return dots<R, 1>(a, depth, x, sums, stride);
     int64_t b = 0;
-    for (; b + IMAGES <= images; b += IMAGES) dots<R, IMAGES>(a, depth, x + b * depth, sums + b * stride, stride);
-    if (images - b == 2) dots<R, 2>(a, depth, x + b * depth, sums + b * stride, stride);
-    if (images - b == 1) dots<R, 1>(a, depth, x + b * depth, sums + b * stride, stride);
+    for (; images - b >= IMAGES && images - b != 4; b += IMAGES)  // 4 is 2 + 2: every image of a batch is summed alike
+        dots<R, IMAGES>(a, depth, x + b * depth, sums + b * stride, stride);
+    for (; b < images; b += 2) dots<R, 2>(a, depth, x + b * depth, sums + b * stride, stride);
 }
 
 template <class T>
