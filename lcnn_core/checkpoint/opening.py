@@ -72,14 +72,16 @@ def open_model(
     """
     shape = None if input_shape is None else tuple(input_shape)
     path = Path(target)
-    named_too = isinstance(target, str) and path.is_dir() and is_architecture(target)  # a run's folder, often
-    if path.is_dir() and not named_too:
-        raise CheckpointError(f"{path} is a folder; expected a file of {_suffixes()}, or the name of an architecture")
-    if path.suffix in INPUTS:
+    if path.is_dir():
+        if not (isinstance(target, str) and is_architecture(target)):  # a run's folder may be called like its network
+            raise CheckpointError(
+                f"{path} is a folder; expected a file of {_suffixes()}, or the name of an architecture"
+            )
+    elif path.suffix in INPUTS:
         if not path.exists():
             raise CheckpointError(f"{path} does not exist; check the path")
         return INPUTS[path.suffix](Request(path, architecture, shape, arguments))
-    if path.exists() and not path.is_dir():
+    elif path.exists():
         raise CheckpointError(f"{path} has the suffix {path.suffix!r}; expected one of {_suffixes()}")
     named = build_named(str(target), **arguments)
     return Opened(named.model, named.architecture, shape or named.input_shape)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from engine_cases import bytes_of_rows, error, halves, sparsify
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -16,6 +17,14 @@ from lcnn_core.layers import LookupConv2d, LookupLinear
 
 ISAS = list(libraries())
 pytestmark = pytest.mark.skipif(not ISAS, reason="no native library was built")
+
+
+def compiled_alike(model: nn.Module, x: torch.Tensor, threads: int, **options: Any) -> nn.Module:
+    """Compiled for one image and so many threads: on ``x`` close to float64, and in the bits that one thread makes."""
+    compiled, alone = (compile(model, x[:1], threads=count, **options) for count in (threads, 1))
+    assert error(model, compiled, x) <= 1e-5
+    assert torch.equal(compiled(x), alone(x))
+    return compiled
 
 
 @settings(max_examples=60, deadline=None)
@@ -30,9 +39,7 @@ def test_inputs_of_which_many_are_zero(
     layer = LookupLinear(m, n, dictionary_size=min(m, 20), threshold=0.0) if lookups else nn.Linear(m, n)
     model = sparsify(nn.Sequential(layer), 0.5, 1)
     x = torch.randn(batch, m) * (torch.rand(batch, m) >= zeros)
-    compiled = compile(model, x[:1], threads=threads, isa=isa)
-    assert error(model, compiled, x) <= 1e-5
-    assert torch.equal(compiled(x), compile(model, x[:1], threads=1, isa=isa)(x))
+    compiled_alike(model, x, threads, isa=isa)
 
 
 @settings(max_examples=60, deadline=None)
@@ -53,12 +60,9 @@ def test_stored_weights_of_any_shape(
     x = torch.randn(batch, m)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lcnn_core.engine.storage.LEAST", 1)
-        compiled, alone = (compile(model, x[:1], threads=t, isa=isa, storage=storage) for t in (threads, 1))
-    kinds = [step.kind for step in compiled.plan.steps if step.macs]
-    assert [step.storage for step in compiled.plan.steps if step.macs] == [storage]
-    assume(kinds == ["lookup_linear" if lookups else "linear"])  # a D that does not pay is multiplied out
-    assert error(model, compiled, x) <= 1e-5
-    assert torch.equal(compiled(x), alone(x))
+        compiled = compiled_alike(model, x, threads, isa=isa, storage=storage)
+    kind = "lookup_linear" if lookups else "linear"
+    assert [(step.kind, step.storage) for step in compiled.plan.steps if step.macs] == [(kind, storage)]
     same = compiled(x[:1].repeat(batch, 1))
     assert torch.equal(same, same[:1].expand_as(same))
 
@@ -101,10 +105,7 @@ def test_kernels_as_large_as_the_image(
     layer = LookupConv2d(m, n, (h, w), dictionary_size=rows, threshold=0.0)
     model = sparsify(nn.Sequential(layer, nn.BatchNorm2d(n), nn.ReLU(), nn.Conv2d(n, 5, 1), nn.Flatten()), density, 3)
     x = torch.randn(batch, m, h, w)
-    compiled = compile(model, x[:1], threads=threads, isa=isa)
-    assert not compiled.plan.fallbacks
-    assert error(model, compiled, x) <= 1e-5
-    assert torch.equal(compiled(x), compile(model, x[:1], threads=1, isa=isa)(x))
+    assert not compiled_alike(model, x, threads, isa=isa).plan.fallbacks
 
 
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])

@@ -103,7 +103,7 @@ struct Batch {
           rows(Op(p_.s.op) == Op::lookup_linear ? p_.s.rows : p_.s.filters), lookups(Op(p_.s.op) == Op::lookup_linear) {
         first = at.shared;
         response = first + std::max(features, ColumnMatrix::padded(rows)) * stride;
-        last = response + (!lookups ? 0 : rows ? ColumnMatrix::padded(rows) * p.s.positions : features) * stride;
+        last = response + (rows ? ColumnMatrix::padded(rows) * p.s.positions : features) * stride;
     }
     int64_t from(int64_t n) const { return share(n, at.part, at.parts); }
     int64_t to(int64_t n) const { return share(n, at.part + 1, at.parts); }
@@ -137,7 +137,7 @@ void whole_batch(const Plan& plan, const Prepared& p, const Place& at, int stage
         batch.by_image(x, y, stage);
     else
         batch.side_by_side(x, stage);
-    if (one_pixel(p) && !batch.lookups) return;
+    if (!batch.lookups) return;  // one pixel, always: done
     if (stage == 2) {
         int64_t chunks = p.sliced.chunks(), vectors = batch.stride / VL;
         bool by_chunks = chunks >= at.parts || chunks > vectors;  // else threads divide the images
