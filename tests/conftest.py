@@ -21,8 +21,10 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile("repeatable")
 
-# One thread: the shapes are small, sums keep their order, and `pytest -n 2` does not oversubscribe two cores.
+# One thread, here and in the commands that tests start: the shapes are small, sums keep their order, and
+# `pytest -n 2` does not oversubscribe two cores.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 # Tables as wide as in a pipe, whatever terminal the tests run in.

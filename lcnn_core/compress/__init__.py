@@ -73,7 +73,7 @@ METHODS: dict[str, Method] = {
     ),
     "pruning": Method(
         "gradual magnitude pruning, unstructured: from-dense without dictionaries",
-        partial(FromDenseConfig, forms="sparse"),
+        partial(FromDenseConfig, forms="sparse", ranking="magnitude"),
         compress_from_dense,
         fixed=("forms", "dictionary_ratio"),
     ),
@@ -86,6 +86,7 @@ METHODS: dict[str, Method] = {
             distillation=0.0,
             threshold_scale=0.001,
             l1_scale=0.3,
+            ranking="magnitude",
         ),
         compress_from_dense,
         fixed=("start", "dictionaries"),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
-from lcnn_core.compress.budget import LayerCost, Ledger, prune_to_
+from lcnn_core.compress.budget import prune_to_
+from lcnn_core.compress.ledger import LayerCost, Ledger
+from lcnn_core.compress.ranking import Fisher, Ranking, by_magnitude
 from lcnn_core.compress.regrowth import regrow_
 from lcnn_core.compress.thresholds import SoftThresholds
 from lcnn_core.errors import ConfigError
@@ -22,7 +25,7 @@ class Budget:
     exactly. Source of the schedule: Zhu and Gupta 2017.
 
     floor, shares, whole: as in :func:`prune_to_`. soft: learned soft thresholds (:class:`SoftThresholds`) before each
-    cut.
+    cut. ranking: "fisher" (:class:`Fisher`) or "magnitude" (:func:`by_magnitude`).
     regrowth: share of the cost that a cut takes beyond its due and gives back a batch later to the zeros of largest
     gradient (:func:`regrow_`), falling along a line to nothing at the last cut.
     """
@@ -38,6 +41,7 @@ class Budget:
         regrowth: float = 0.0,
         shares: Mapping[str, float] | None = None,
         whole: bool = False,
+        ranking: str = "magnitude",
     ) -> None:
         self.ledger, self.whole = ledger, whole
         self.final = self.ledger.allowance(speedup, whole)
@@ -50,7 +54,9 @@ class Budget:
             )
         self.spare = 2 * max(map(LayerCost.whole_row, self.ledger.layers))
         self.phase, self.cuts, self.floor, self.regrowth, self.shares = phase, cuts, floor, regrowth, shares
-        self.thresholds = SoftThresholds(self.ledger) if soft else None
+        self.fisher = Fisher(ledger) if ranking == "fisher" else None
+        self.ranking: Ranking = self.fisher.ranks if self.fisher else partial(by_magnitude, ledger)
+        self.thresholds = SoftThresholds(ledger, self.ranking) if soft else None
         self.done = 0
         self.growing = 0
         """MACs up to which zeros come back after this batch; 0 where none do."""
@@ -68,7 +74,7 @@ class Budget:
         budget = int(allowed * (1 - self.regrowth * left))
         if self.thresholds:
             self.thresholds.shrink_(budget)
-        prune_to_(self.ledger, budget, self.floor, self.shares, self.whole)
+        prune_to_(self.ledger, budget, self.floor, self.shares, self.whole, self.ranking())
         if budget < allowed:
             self.growing = allowed
             self._mask_gradients(False)
@@ -91,8 +97,11 @@ class Budget:
             self._mask_gradients(True)
             regrow_(self.ledger, self.growing)
             self.growing = 0
-        if self.thresholds and not self.settled():
-            self.thresholds.listen()
+        if self.settled():
+            return
+        for listener in (self.fisher, self.thresholds):
+            if listener:
+                listener.listen()
 
     def _mask_gradients(self, masked: bool) -> None:
         for cost in self.ledger.layers:
@@ -102,11 +111,14 @@ class Budget:
         return self.done == self.cuts
 
     def state_dict(self) -> dict[str, Any]:
-        return {"done": self.done, "thresholds": self.thresholds.state_dict() if self.thresholds else None}
+        parts = {"thresholds": self.thresholds, "fisher": self.fisher}
+        return {"done": self.done, **{name: part.state_dict() if part else None for name, part in parts.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.done = state["done"]
         if self.thresholds:
             self.thresholds.load_state_dict(state["thresholds"])
+        if self.fisher:
+            self.fisher.load_state_dict(state["fisher"])
         if self.settled():
             self._hold()

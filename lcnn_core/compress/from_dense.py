@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from lcnn_core.compress.allocation import Option
-from lcnn_core.compress.budget import Ledger
 from lcnn_core.compress.calibration import calibration_images
 from lcnn_core.compress.control import Budget
+from lcnn_core.compress.ledger import Ledger
+from lcnn_core.compress.ranking import RANKINGS
 from lcnn_core.compress.shares import LAYER_BUDGETS, measured_choices, measured_shares, uniform_shares
 from lcnn_core.compress.teacher import COMPRESSION, check_dense, check_target, taught_by
 from lcnn_core.convert import convert
@@ -48,6 +49,8 @@ class FromDenseConfig:
         learned for each D and P (:class:`SoftThresholds`).
     regrowth: share of the cost that each cut but the last gives back to zeros of D and P, to those of the largest
         gradient (:func:`regrow_`); it falls to 0 at the last cut.
+    ranking: what is cut first. "fisher": what the loss is expected to lose least by, from the gradients seen;
+        "magnitude": what changes a layer's filters least.
     layer_budgets: "ranking" cuts all layers by one ranking; "uniform" gives every layer the same speedup, "measured"
         the one at which the errors of the layers, measured on training images without labels, are least together.
     temperature, distillation: temperature and weight of the distillation from the dense network; weight 0 trains on
@@ -67,6 +70,7 @@ class FromDenseConfig:
     floor: float = 0.25
     thresholds: str = "hard"
     regrowth: float = 0.0
+    ranking: str = "fisher"
     layer_budgets: str = "ranking"
     temperature: float = 2.0
     distillation: float = 0.7
@@ -85,8 +89,8 @@ class FromDenseConfig:
                 f"phase is {self.phase}, cuts {self.cuts}, floor {self.floor}, regrowth {self.regrowth}; expected "
                 "0 < phase <= 1, cuts of 1 or more, 0 <= floor <= 1, 0 <= regrowth < 1"
             )
-        choices = {"forms": FORMS, "start": STARTS, "thresholds": THRESHOLDS, "layer_budgets": LAYER_BUDGETS,
-                   "dictionaries": DICTIONARIES}  # fmt: skip
+        choices = {"forms": FORMS, "start": STARTS, "thresholds": THRESHOLDS, "ranking": RANKINGS,
+                   "layer_budgets": LAYER_BUDGETS, "dictionaries": DICTIONARIES}  # fmt: skip
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
@@ -237,10 +241,17 @@ def compress_from_dense(
         shares = uniform_shares(ledger)
     elif config.layer_budgets == "measured" and choices:
         shares = measured_shares(choices)
-    soft = config.thresholds == "soft"
-    whole = config.dictionaries == "dense"
     budget = Budget(
-        ledger, config.speedup, config.phase, config.cuts, config.floor, soft, config.regrowth, shares, whole
+        ledger,
+        config.speedup,
+        config.phase,
+        config.cuts,
+        config.floor,
+        soft=config.thresholds == "soft",
+        regrowth=config.regrowth,
+        shares=shares,
+        whole=config.dictionaries == "dense",
+        ranking=config.ranking,
     )
     objective = taught_by(dense, config.temperature, config.distillation)
     return model, train(model, dataset, config.train, on_event, objective, budget, resume)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from lcnn_core.compress.budget import Ledger, fill
+from lcnn_core.compress.budget import fill
+from lcnn_core.compress.ledger import Ledger
 
 SPROUT = 1e-3
 """Magnitude at which an entry comes back, over the root mean square of the living ones of its tensor."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from lcnn_core.compress.allocation import Option, allocate
-from lcnn_core.compress.budget import Ledger
+from lcnn_core.compress.ledger import Ledger
 from lcnn_core.compress.measured import allowance, options_of, problems, weigh
 
 LAYER_BUDGETS = ("ranking", "uniform", "measured")

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
-from lcnn_core.compress.budget import Ledger, level, ranks
+from lcnn_core.compress.budget import level
+from lcnn_core.compress.ledger import Ledger
+from lcnn_core.compress.ranking import Ranking
 
 RATE = 0.5
 """How far the logarithm of a tensor's threshold moves at a cut where all its gradients agree."""
@@ -20,13 +22,13 @@ class SoftThresholds:
 
     The threshold of a tensor is a common level, such that the budget is met, times a factor of its own. The factor is
     learned by gradient descent on the loss: where the gradients would shrink the living entries anyway it rises, where
-    they would let them grow it falls. Magnitudes and thresholds are in units of the ranking (:func:`ranks`), so that
+    they would let them grow it falls. Magnitudes and thresholds are in units of the ranking, so that
     with equal factors the same entries go as in a hard cut, but nobody stands just above the edge at full size. Between
     two cuts entries are free to move. Source: Kusupati et al. 2020 (STR), with the level held by the budget.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
+    def __init__(self, ledger: Ledger, ranking: Ranking) -> None:
+        self.ledger, self.ranking = ledger, ranking
         count = sum(1 for layer in ledger.layers for _ in layer.tensors())
         self.logarithms = [0.0] * count
         self.pulls, self.sizes = [0.0] * count, [0.0] * count
@@ -35,7 +37,7 @@ class SoftThresholds:
     def listen(self) -> None:
         """Take in the last batch's gradients: how much they would shrink each tensor, over how much they move it."""
         tensors = [tensor for layer in self.ledger.layers for tensor, _ in layer.tensors()]
-        for index, (tensor, rank) in enumerate(zip(tensors, ranks(self.ledger), strict=True)):
+        for index, (tensor, rank) in enumerate(zip(tensors, self.ranking(), strict=True)):
             if tensor.grad is not None:
                 # entry / rank: its sign times the magnitude that one unit of the ranking is.
                 pull = (tensor * tensor.grad).flatten().cpu() / rank.clamp_min(1e-30)
@@ -49,7 +51,7 @@ class SoftThresholds:
             self.logarithms[index] += RATE * pull / size if size else 0.0
             self.pulls[index] = self.sizes[index] = 0.0
         factors = torch.tensor(self.logarithms, dtype=torch.float64).exp().tolist()
-        parts = ranks(self.ledger)
+        parts = self.ranking()
         scaled = torch.cat([part / factor for part, factor in zip(parts, factors, strict=True)])
         common = level(scaled, self.ledger.costs(), budget)
         tensors = (tensor for layer in self.ledger.layers for tensor, _ in layer.tensors())

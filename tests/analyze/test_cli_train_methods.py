@@ -39,6 +39,7 @@ def test_options_of_a_budget_reach_the_method_and_are_saved(dense: Path, tmp_pat
     given = {
         "phase": 0.5, "cuts": 7, "floor": 0.1, "thresholds": "soft", "regrowth": 0.2, "layer_budgets": "uniform",
         "distillation": 0.4, "temperature": 3.0, "dictionary_ratio": 0.3, "forms": "lookup", "start": "dense",
+        "ranking": "magnitude",
     }  # fmt: skip
     flags = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", value)]
     assert lcnn("--from", dense, "--speedup", 5, *flags, *SHORT, "-o", run) == 0

@@ -82,6 +82,7 @@ CASES: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "floor": (0.3, BUDGET),
     "thresholds": ("soft", BUDGET),
     "regrowth": (0.1, BUDGET),
+    "ranking": ("magnitude", BUDGET),
     "layer_budgets": ("uniform", BUDGET),
     "dictionaries": ("dense", BUDGET),
     "distillation": (0.2, BUDGET),

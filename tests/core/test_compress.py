@@ -27,10 +27,12 @@ from lcnn_core.compress import (
     convert_to_budget,
     train_narrow,
 )
-from lcnn_core.compress.budget import Ledger, fill, prune_to_, useful, worth
+from lcnn_core.compress.budget import fill, prune_to_, useful
 from lcnn_core.compress.control import Budget
 from lcnn_core.compress.from_dense import balance_, started
+from lcnn_core.compress.ledger import Ledger
 from lcnn_core.compress.narrow import narrow_to, narrowed
+from lcnn_core.compress.ranking import worth
 from lcnn_core.counting import count_layer, counted_speedup
 from lcnn_core.data import Dataset, Split, load_dataset
 from lcnn_core.describe import describe

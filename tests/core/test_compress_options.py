@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from lcnn_core.compress import (
     train_low_rank,
 )
 from lcnn_core.compress.allocation import DENSE
-from lcnn_core.compress.budget import Ledger, prune_to_
+from lcnn_core.compress.budget import prune_to_
 from lcnn_core.compress.fitting import Problem
 from lcnn_core.compress.from_dense import choices_of, started
+from lcnn_core.compress.ledger import Ledger
 from lcnn_core.compress.low_rank import factorized, options_of_ranks
 from lcnn_core.compress.measured import Convertible
+from lcnn_core.compress.ranking import Fisher, by_magnitude
 from lcnn_core.compress.regrowth import regrow_
 from lcnn_core.compress.shares import measured_shares, uniform_shares
 from lcnn_core.compress.thresholds import SoftThresholds
@@ -145,6 +148,96 @@ def test_entries_come_back_in_a_run_only_where_regrowth_is_asked_for() -> None:
     assert came_back(0.4) > 20
 
 
+# --- rankings --------------------------------------------------------------------------------------------------------
+
+
+def rises(layer: LookupLinear, x: Tensor, answers: Tensor) -> Tensor:
+    """How much the loss rises without each entry of P, tried one by one."""
+    found = []
+    with torch.no_grad():
+        whole = F.cross_entropy(layer(x), answers)
+        for index in range(layer.coefficients.numel()):
+            kept = layer.coefficients.flatten()[index].clone()
+            layer.coefficients.view(-1)[index] = 0
+            found.append(F.cross_entropy(layer(x), answers) - whole)
+            layer.coefficients.view(-1)[index] = kept
+    return torch.stack(found)
+
+
+def agreement(first: Tensor, second: Tensor) -> float:
+    """Spearman's rank correlation."""
+    return float(torch.corrcoef(torch.stack([first.argsort().argsort(), second.argsort().argsort()]).double())[0, 1])
+
+
+def test_fisher_ranks_follow_what_the_loss_loses_where_magnitudes_do_not() -> None:
+    """A layer that is as good as it gets on its labels, with inputs of very different sizes."""
+    torch.manual_seed(0)
+    layer = LookupLinear(12, 4, dictionary_size=None, threshold=0.0).double()
+    with torch.no_grad():
+        layer.coefficients.copy_(torch.rand_like(layer.coefficients) + 0.2)
+    x = torch.randn(20_000, 12, dtype=torch.float64) * torch.logspace(-1, 0, 12)
+    answers = torch.distributions.Categorical(logits=layer(x).detach()).sample()
+    fisher = Fisher(Ledger.of(nn.Sequential(layer).float(), (12,)))
+    layer.double()
+    for one, answer in zip(x[:2000], answers[:2000], strict=True):
+        layer.zero_grad()
+        F.cross_entropy(layer(one[None]), answer[None]).backward()
+        fisher.listen()
+    (found,) = fisher.ranks()
+    measured = rises(layer, x, answers)
+    assert agreement(found, measured) > 0.9
+    assert agreement(layer.coefficients.detach().abs().flatten(), measured) < 0.6
+
+
+@pytest.mark.parametrize("size", [None, 3])
+def test_fisher_ranks_written_out(size: int | None) -> None:
+    """Against a loop over batches and entries: costs of P and D, and a mean that forgets."""
+    torch.manual_seed(0)
+    model = nn.Sequential(LookupConv2d(4, 6, 3, padding=1, dictionary_size=size, threshold=0.0))
+    ledger = Ledger.of(model, (4, 5, 5))
+    fisher = Fisher(ledger)
+    gradients = []
+    for _ in range(4):
+        model.zero_grad()
+        model(torch.randn(2, 4, 5, 5)).square().sum().backward()
+        fisher.listen()
+        gradients.append([t.grad.clone() for t, _ in ledger.layers[0].tensors()])
+    costs = [25, 49][: 1 if size is None else 2]  # 5 x 5 positions of output, 7 x 7 of padded input
+    assert [cost for _, cost in ledger.layers[0].tensors()] == costs
+    for place, (tensor, rank) in enumerate(zip(fisher.tensors, fisher.ranks(), strict=True)):
+        for index, entry in enumerate(tensor.detach().flatten().tolist()):
+            mean = sum(
+                0.01 * 0.99 ** (3 - batch) * float(g[place].flatten()[index]) ** 2 for batch, g in enumerate(gradients)
+            )
+            assert float(rank[index]) == pytest.approx(abs(entry) * (mean / costs[place]) ** 0.5, rel=1e-4)
+
+
+def test_a_frozen_layer_has_no_gradients_to_rank_by() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(LookupLinear(6, 6, dictionary_size=None, threshold=0.0) for _ in range(2)))
+    model[0].requires_grad_(False)
+    ledger = Ledger.of(model, (6,))
+    fisher = Fisher(ledger)
+    model(torch.randn(3, 6)).sum().backward()
+    fisher.listen()
+    for found, expected in zip(fisher.ranks(), by_magnitude(ledger), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_the_baselines_are_cut_by_magnitude_and_the_rankings_differ() -> None:
+    assert {name: METHODS[name].config(speedup=5).ranking for name in ("from-dense", "lookup-only")} == {
+        "from-dense": "fisher", "lookup-only": "fisher"
+    }  # fmt: skip
+    assert all(METHODS[name].config(speedup=5).ranking == "magnitude" for name in ("pruning", "published"))
+    torch.manual_seed(0)
+    data, dense, found = small_data(images=64), net(), []
+    for ranking in ("fisher", "magnitude"):
+        model, result = compress_from_dense(dense, data, FromDenseConfig(6, ranking=ranking, train=SHORT))
+        assert 6 <= result.last.counted_speedup < 6.12
+        found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert not torch.equal(*found)
+
+
 # --- soft thresholds -------------------------------------------------------------------------------------------------
 
 
@@ -156,7 +249,7 @@ def test_a_soft_cut_takes_what_a_hard_one_takes_and_shrinks_the_rest_by_the_thre
     prune_to_(Ledger.of(hard, (20,)), 240, floor=0.0)
     before = [layer.coefficients.detach().clone() for layer in model]
     ledger = Ledger.of(model, (20,))
-    SoftThresholds(ledger).shrink_(240)
+    SoftThresholds(ledger, partial(by_magnitude, ledger)).shrink_(240)
     prune_to_(ledger, 240, floor=0.0)
     ranking = torch.cat([(old.abs() / old.norm() / 1**0.5).flatten() for old in before])
     threshold = float(ranking.sort(descending=True).values[240])
@@ -170,7 +263,7 @@ def test_the_threshold_rises_where_the_loss_wants_smaller_entries() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(*(LookupLinear(30, 30, dictionary_size=None, threshold=0.0) for _ in range(2)))
     ledger = Ledger.of(model, (30,))
-    soft = SoftThresholds(ledger)
+    soft = SoftThresholds(ledger, partial(by_magnitude, ledger))
     model[0].coefficients.grad = model[0].coefficients.detach().sign()  # descent would shrink all of these
     model[1].coefficients.grad = -model[1].coefficients.detach().sign()
     soft.listen()
@@ -432,6 +525,7 @@ def test_low_rank_trains_and_is_refused_beyond_rank_one() -> None:
     ("options", "message"),
     [
         ({"thresholds": "firm"}, r"thresholds is 'firm'; expected one of hard, soft"),
+        ({"ranking": "size"}, r"ranking is 'size'; expected one of fisher, magnitude"),
         ({"layer_budgets": "even"}, r"layer_budgets is 'even'; expected one of ranking, uniform, measured"),
         ({"regrowth": 1.0}, r"regrowth 1.0; expected .*0 <= regrowth < 1"),
         ({"regrowth": 0.1, "cuts": 1}, r"regrowth cannot go with a single cut, which is the last; ask for 2"),
