@@ -114,7 +114,7 @@ OPTIONS: dict[str, Option] = {
         Option("thresholds", str, "hard, or soft: learned for each D and P.", BUDGET),
         Option("regrowth", float, "Share of the cost that cuts give back to zeros of large gradient.", BUDGET),
         Option("dictionaries", str, "sparse, or dense: of D only rows that nothing reads go, as published.", BUDGET),
-        Option("ranking", str, "What is cut first: by fisher (what the loss loses) or by magnitude.", BUDGET),
+        Option("ranking", str, "What cuts take first: fisher, least rise of the loss, or magnitude.", BUDGET),
         Option("layer_budgets", str, "ranking over all layers, uniform, or measured on training images.", BUDGET),
         Option("distillation", float, "Weight of the dense network's answers; 0 for labels alone.", BUDGET),
         Option("temperature", float, "Of the distillation.", BUDGET),

@@ -72,7 +72,7 @@ METHODS: dict[str, Method] = {
         trained=False,
     ),
     "pruning": Method(
-        "gradual magnitude pruning, unstructured: from-dense without dictionaries",
+        "gradual magnitude pruning, unstructured: from-dense by magnitude, without dictionaries",
         partial(FromDenseConfig, forms="sparse", ranking="magnitude"),
         compress_from_dense,
         fixed=("forms", "dictionary_ratio"),

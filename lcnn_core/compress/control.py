@@ -13,7 +13,7 @@ from lcnn_core.compress.ledger import LayerCost, Ledger
 from lcnn_core.compress.ranking import Fisher, Ranking, by_magnitude
 from lcnn_core.compress.regrowth import regrow_
 from lcnn_core.compress.thresholds import SoftThresholds
-from lcnn_core.errors import ConfigError
+from lcnn_core.errors import CheckpointError, ConfigError
 
 
 class Budget:
@@ -88,9 +88,11 @@ class Budget:
             cost.layer.coefficients.masked_fill_(cost.layer.coefficients.abs() <= cost.layer.threshold, 0)
 
     def _hold(self) -> None:
-        """After the last cut no threshold or penalty takes more: what was counted stays."""
+        """After the last cut no threshold or penalty takes more: what was counted stays, and nothing is ranked."""
         for cost in self.ledger.layers:
             cost.layer.threshold = cost.layer.l1_weight = 0.0
+        if self.fisher:
+            self.fisher.forget()
 
     def after_batch(self) -> None:
         if self.growing:
@@ -99,9 +101,9 @@ class Budget:
             self.growing = 0
         if self.settled():
             return
-        for listener in (self.fisher, self.thresholds):
-            if listener:
-                listener.listen()
+        for part in self._listeners().values():
+            if part:
+                part.listen()
 
     def _mask_gradients(self, masked: bool) -> None:
         for cost in self.ledger.layers:
@@ -110,15 +112,21 @@ class Budget:
     def settled(self) -> bool:
         return self.done == self.cuts
 
+    def _listeners(self) -> dict[str, SoftThresholds | Fisher | None]:
+        """What learns from the gradients, by the option that asks for it."""
+        return {"ranking": self.fisher, "thresholds": self.thresholds}
+
     def state_dict(self) -> dict[str, Any]:
-        parts = {"thresholds": self.thresholds, "fisher": self.fisher}
-        return {"done": self.done, **{name: part.state_dict() if part else None for name, part in parts.items()}}
+        states = {name: part.state_dict() if part else None for name, part in self._listeners().items()}
+        return {"done": self.done, **states}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.done = state["done"]
-        if self.thresholds:
-            self.thresholds.load_state_dict(state["thresholds"])
-        if self.fisher:
-            self.fisher.load_state_dict(state["fisher"])
+        for name, part in self._listeners().items():
+            saved = state.get(name)
+            if part and saved is not None:
+                part.load_state_dict(saved)
+            elif part or saved is not None:
+                raise CheckpointError(f"the state was made with another choice of {name}; resume with the same")
         if self.settled():
             self._hold()

@@ -56,8 +56,8 @@ class FromDenseConfig:
     temperature, distillation: temperature and weight of the distillation from the dense network; weight 0 trains on
         the labels alone.
     forms: "mixed" gives dictionaries to layers with kernels beyond 1x1 and makes the others plain sparse, "lookup"
-        gives one to every layer that has vectors to share, "sparse" to none: gradual magnitude pruning; "measured"
-        gives each layer what costs the answers least, as post-training conversion does.
+        gives one to every layer that has vectors to share, "sparse" to none: gradual pruning; "measured" gives each
+        layer what costs the answers least, as post-training conversion does.
     start: "dense" begins with the dense weights, "scratch" with fresh ones, as published.
     threshold_scale, l1_scale: c and lambda' of the published threshold and l1 penalty, beside the budget; 0 for none.
     """

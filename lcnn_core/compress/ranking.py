@@ -21,6 +21,8 @@ Ranking = Callable[[], list[Tensor]]
 RANKINGS = ("fisher", "magnitude")
 MEMORY = 0.99
 """Weight of what was there in a running mean of squared gradients, batch by batch."""
+LEAST = 1e-30
+"""Root of a mean that stands for 0, so that living entries rank above those that are gone."""
 
 
 def worth(layer: LookupLayer) -> list[Tensor]:
@@ -54,10 +56,11 @@ def by_magnitude(ledger: Ledger) -> list[Tensor]:
 class Fisher:
     """Ranks by what the loss would lose: |p| * sqrt(F) over the root of the cost of an entry p of D or P.
 
-    F, the diagonal of the empirical Fisher information, is a running mean of the squared gradients of the batches seen
-    (their norm clipped, where the run clips it); p^2 F / 2 is the rise of the loss without p to second order. It takes
-    as much memory as D and P. Where a tensor has had no gradient, as one that is frozen, all go by magnitude. Source:
-    LeCun et al. 1990 (optimal brain damage) with the Fisher information of Theis et al. 2018.
+    F is a running mean of squared gradients, those of whole batches, clipped and with penalties as they are used: near
+    an optimum in proportion to the diagonal of the Fisher information, by which the loss without p rises by p^2 F / 2
+    to second order. It takes as much memory as D and P. Entries without gradient go by magnitude, below all others;
+    where a tensor has had none at all, as one that is frozen, all tensors go by magnitude. Source: LeCun et al. 1990
+    (optimal brain damage) with the Fisher information of Theis et al. 2018.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -72,7 +75,7 @@ class Fisher:
             if tensor.grad is None:
                 continue
             before = self.squares[index]
-            before = torch.zeros_like(tensor.grad) if before is None else before.to(tensor.device)
+            before = torch.zeros_like(tensor.grad) if before is None else before
             self.squares[index] = before.mul_(MEMORY).addcmul_(tensor.grad, tensor.grad, value=1 - MEMORY)
 
     @torch.no_grad()
@@ -82,11 +85,16 @@ class Fisher:
         for tensor, square, cost in zip(self.tensors, self.squares, costs, strict=True):
             if square is None:
                 return by_magnitude(self.ledger)
-            found.append((tensor.abs() * square.sqrt()).flatten().cpu() / math.sqrt(cost))
+            found.append((tensor.abs() * square.sqrt().clamp_min(LEAST)).flatten().cpu() / math.sqrt(cost))
         return found
 
     def state_dict(self) -> dict[str, Any]:
         return {"squares": [*self.squares]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.squares = [None if square is None else square.clone() for square in state["squares"]]
+        for index, (tensor, square) in enumerate(zip(self.tensors, state["squares"], strict=True)):
+            self.squares[index] = None if square is None else square.to(tensor.device, copy=True)
+
+    def forget(self) -> None:
+        """Free the memory of what was seen."""
+        self.squares = [None] * len(self.tensors)

@@ -22,9 +22,9 @@ class SoftThresholds:
 
     The threshold of a tensor is a common level, such that the budget is met, times a factor of its own. The factor is
     learned by gradient descent on the loss: where the gradients would shrink the living entries anyway it rises, where
-    they would let them grow it falls. Magnitudes and thresholds are in units of the ranking, so that
-    with equal factors the same entries go as in a hard cut, but nobody stands just above the edge at full size. Between
-    two cuts entries are free to move. Source: Kusupati et al. 2020 (STR), with the level held by the budget.
+    they would let them grow it falls. Magnitudes and thresholds are in units of the ranking, so that with equal factors
+    the same entries go as in a hard cut, but nobody stands just above the edge at full size. Between two cuts entries
+    are free to move. Source: Kusupati et al. 2020 (STR), with the level held by the budget.
     """
 
     def __init__(self, ledger: Ledger, ranking: Ranking) -> None:

@@ -24,6 +24,7 @@ from lcnn_core.compress import (
 )
 from lcnn_core.compress.allocation import DENSE
 from lcnn_core.compress.budget import prune_to_
+from lcnn_core.compress.control import Budget
 from lcnn_core.compress.fitting import Problem
 from lcnn_core.compress.from_dense import choices_of, started
 from lcnn_core.compress.ledger import Ledger
@@ -35,7 +36,7 @@ from lcnn_core.compress.shares import measured_shares, uniform_shares
 from lcnn_core.compress.thresholds import SoftThresholds
 from lcnn_core.counting import counted_speedup
 from lcnn_core.describe import describe
-from lcnn_core.errors import ConfigError
+from lcnn_core.errors import CheckpointError, ConfigError
 from lcnn_core.layers import LookupConv2d, LookupLinear
 from lcnn_core.models import build
 from lcnn_core.train import StateReached, TrainConfig, evaluate, load_state, save_state, train
@@ -222,6 +223,79 @@ def test_a_frozen_layer_has_no_gradients_to_rank_by() -> None:
     fisher.listen()
     for found, expected in zip(fisher.ranks(), by_magnitude(ledger), strict=True):
         assert torch.equal(found, expected)
+
+
+class WithDeadBranch(nn.Module):
+    """A residual branch whose last batch norm multiplies by 0: its filters change nothing and have no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.dead, self.fc = (
+            nn.Conv2d(1, 32, 3, padding=1),
+            nn.Conv2d(32, 32, 3, padding=1),
+            nn.Linear(32, 10),
+        )
+        self.norm = nn.BatchNorm2d(32)
+        nn.init.zeros_(self.norm.weight)
+        self.norm.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        return self.fc((x + self.norm(self.dead(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("forms", ["lookup", "sparse"])
+@pytest.mark.parametrize("budgets", ["ranking", "uniform"])
+def test_a_layer_without_gradients_keeps_its_floor_and_its_share(forms: str, budgets: str) -> None:
+    """Entries that the loss does not mind go by magnitude, and are not mixed up with those that are gone."""
+    torch.manual_seed(0)
+    data, dense = small_data(images=64), WithDeadBranch()
+    config = FromDenseConfig(20, forms=forms, layer_budgets=budgets, train=dataclasses.replace(SHORT, lr=1e-4))
+    model, _ = compress_from_dense(dense, data, config)
+    ledger = Ledger.of(model, data.input_shape)
+    spent = spent_by_layer(ledger)
+    if budgets == "uniform":
+        shares = uniform_shares(ledger)
+        assert spent["dead"] / sum(spent.values()) == pytest.approx(shares["dead"], rel=0.15)
+    floor = 0.25 * sum(spent.values()) / int(ledger.costs().sum())
+    for tensor in (model.dead.coefficients, model.dead.dictionary):
+        if tensor is not None:
+            assert int(tensor.count_nonzero()) >= 0.8 * floor * tensor.numel() > 3
+    if forms == "sparse" and budgets == "ranking":
+        whole = started(dense, config).dead.coefficients.detach()
+        kept = model.dead.coefficients != 0
+        assert whole[kept].abs().min() > whole[~kept].abs().quantile(0.9)
+
+
+def test_soft_thresholds_are_in_units_of_the_ranking_that_cuts() -> None:
+    """Of two layers of one size the one that the loss minds less bears the cut."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(LookupLinear(20, 20, dictionary_size=None, threshold=0.0) for _ in range(2)))
+    budget = Budget(Ledger.of(model, (20,)), 2, phase=1.0, cuts=1, floor=0.0, soft=True, ranking="fisher")
+    model[0].coefficients.grad = 0.01 * torch.rand_like(model[0].coefficients)
+    model[1].coefficients.grad = torch.rand_like(model[1].coefficients)
+    before = [layer.coefficients.detach().clone() for layer in model]
+    budget.after_batch()
+    budget.before_batch(1.0)
+    quiet, loud = (float((layer.coefficients.detach() / old).mean()) for layer, old in zip(model, before, strict=True))
+    assert quiet < 0.1 < 0.8 < loud
+    assert budget.fisher is not None
+    assert budget.fisher.squares == [None, None]  # nothing is kept for cuts that do not come
+
+
+@pytest.mark.parametrize(
+    ("made", "resumed", "named"),
+    [
+        ({"ranking": "magnitude"}, {"ranking": "fisher"}, "ranking"),
+        ({"ranking": "fisher"}, {"ranking": "magnitude"}, "ranking"),
+        ({"soft": False}, {"soft": True}, "thresholds"),
+    ],
+)
+def test_a_state_of_other_options_is_refused_by_name(made: dict[str, Any], resumed: dict[str, Any], named: str) -> None:
+    model = nn.Sequential(LookupLinear(6, 6, dictionary_size=None, threshold=0.0))
+    state = Budget(Ledger.of(model, (6,)), 2, **made).state_dict()
+    with pytest.raises(CheckpointError, match=f"another choice of {named}; resume with the same"):
+        Budget(Ledger.of(model, (6,)), 2, **resumed).load_state_dict(state)
 
 
 def test_the_baselines_are_cut_by_magnitude_and_the_rankings_differ() -> None:
