@@ -36,7 +36,7 @@ sweep() { # NETWORK OPTION...: adds to the network's journal; what is done is no
 # What starts from scratch is trained twice as long: as long as the dense reference from which the others start.
 main=from-dense,pruning,published:epochs=12
 others=lookup-only,converted,low-rank,narrow:epochs=12
-ingredients=distillation=0,start=scratch,thresholds=soft,regrowth=0.2,layer_budgets=uniform,layer_budgets=measured
+ingredients=ranking=magnitude,distillation=0,start=scratch,thresholds=soft,regrowth=0.2,layer_budgets=uniform,layer_budgets=measured
 ingredients=$ingredients,forms=measured,schedule=cosine,schedule=constant
 
 part() {
