@@ -16,25 +16,29 @@ def regrow_(ledger: Ledger, budget: int) -> None:
     """Bring zeros of D and P back, in place, as long as all lookup layers together cost at most ``budget`` MACs.
 
     Those of the largest squared gradient for what they cost, over all layers: to first order, a step of one rate then
-    buys the most. They come back small, on the side to which the gradient would move them. The gradients are those of
-    the last batch, with ``masked_gradient`` off. Source: Evci et al. 2020 (RigL), section 3; Liu et al. 2021 (GraNet).
+    buys the most; those without gradient, which the last cut took first, only where budget is left. They come back
+    small, on the side to which the gradient would move them. The gradients are those of the last batch, with
+    ``masked_gradient`` off; tensors that have none, as frozen ones, stay. Source: Evci et al. 2020 (RigL), section 3;
+    Liu et al. 2021 (GraNet).
     """
     gains, costs, tensors = [], [], []
     for layer in ledger.layers:
         for tensor, cost in layer.tensors():
-            gradient = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
-            gains.append((gradient.square() / cost * (tensor == 0)).flatten().cpu())
+            gain = torch.full_like(tensor, -1.0)
+            if tensor.grad is not None:
+                gain = torch.where(tensor == 0, tensor.grad.square() / cost, gain)
+            gains.append(gain.flatten().cpu())
             costs.append(torch.full((tensor.numel(),), cost))
             tensors.append((layer.layer, tensor))
     gain = torch.cat(gains)
-    candidates = gain.nonzero().squeeze(1)
+    candidates = (gain >= 0).nonzero().squeeze(1)
     grown = torch.zeros_like(gain, dtype=torch.bool)
     grown[candidates] = fill(gain[candidates], torch.cat(costs)[candidates], budget - ledger.spent())
     for (owner, tensor), mask in zip(tensors, grown.split([len(part) for part in gains]), strict=True):
         if not bool(mask.any()):
             continue
-        living = tensor[tensor != 0].square().mean().sqrt()
+        living = tensor[tensor != 0].square().mean().sqrt().nan_to_num()  # NaN: none lives
         least = 1.01 * owner.threshold if tensor is owner.coefficients else 0.0
         size = (SPROUT * living).clamp_min(least)
         back = mask.reshape(tensor.shape).to(tensor.device)
-        tensor[back] = -size * tensor.grad[back].sign()  # type: ignore[index]
+        tensor[back] = torch.where(tensor.grad[back] > 0, -size, size)  # type: ignore[index]

@@ -149,6 +149,22 @@ def test_entries_come_back_in_a_run_only_where_regrowth_is_asked_for() -> None:
     assert came_back(0.4) > 20
 
 
+def test_zeros_without_gradient_come_back_last_and_frozen_ones_never() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(LookupLinear(4, 4, dictionary_size=None, threshold=0.0) for _ in range(2)))
+    ledger = Ledger.of(model, (4,))
+    with torch.no_grad():
+        for layer in model:
+            layer.coefficients[:, 1:] = 0  # 4 of 16 entries live
+    moved, frozen = model[0].coefficients, model[1].coefficients
+    moved.grad = torch.zeros_like(moved)
+    moved.grad[:, 1] = 1.0
+    regrow_(ledger, 8 + 6)  # the frozen layer's 4, the other's 4, and 6 more
+    assert bool((moved[:, 1] < 0).all())
+    assert int((moved[:, 2:] > 0).sum()) == 2
+    assert int(frozen.count_nonzero()) == 4
+
+
 # --- rankings --------------------------------------------------------------------------------------------------------
 
 
