@@ -5,6 +5,7 @@ Made of the study's plain data alone, of one study or of several side by side.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -64,7 +65,7 @@ def sweep_study(documents: Sequence[Document]) -> Study:
         tuple(dict.fromkeys([*METHOD, *(f"{n}: {doc}." for d in documents for n, doc in d["methods"].items())])),
         tuple(fact for title, document in zip(lead, documents, strict=True) for fact in _facts(title, document)),
         documents[0] if not several else {"kind": "spectra", "studies": list(documents)},
-        NOTES,
+        (*NOTES, *(t + line for t, pair in zip(lead, pairs, strict=True) for line in _undrawn(*pair))),
     )
 
 
@@ -238,7 +239,7 @@ def _chart(
     """One panel: counted and measured speedups never share one. Curves of a grid are joined along their targets."""
     searched = "search" in document["settings"]
     curves = []
-    for method in _methods(document, points)[:MOST]:
+    for method in _drawn(document, points):
         own = sorted((p for p in points if method in (p.method, p.base if searched else "")), key=speedup)
         marks = tuple(
             Mark(speedup(p), p.accuracy, p.accuracy - p.spread, p.accuracy + p.spread, not front(p)) for p in own
@@ -256,6 +257,21 @@ def _chart(
         level=(f"dense network, {_dense(dense)}", 100 * dense["top1"]),
         named=tuple(_targets(points)) if kind == "counted" and not searched else (),
     )
+
+
+def _drawn(document: Document, points: Sequence[Mean]) -> list[str]:
+    """The methods that a chart has looks for: of too many, those of fewest options, and of most points, stay."""
+    methods = _methods(document, points)
+    counts = Counter(point.method for point in points)
+    stay = sorted(methods, key=lambda method: (method.count(":"), -counts[method]))[:MOST]
+    return [method for method in methods if method in stay]
+
+
+def _undrawn(document: Document, points: Sequence[Mean]) -> list[str]:
+    main, _ = split(points)
+    drawn = _drawn(document, main)
+    left = [method for method in _methods(document, main) if method not in drawn]
+    return [f"Not drawn, for want of room, but in the table: {joined(left)}."] if left else []
 
 
 def _methods(document: Document, points: Iterable[Mean]) -> list[str]:

@@ -202,6 +202,18 @@ def test_a_method_that_stands_alone_at_a_target_is_not_called_the_best_there() -
     assert "2x" not in study.findings[-1]
 
 
+def test_of_more_methods_than_a_chart_can_tell_apart_the_plain_ones_are_drawn_and_the_others_named() -> None:
+    plain = ["from-dense", "lookup-only", "converted", "post-training", "pruning", "published:epochs=12", "narrow"]
+    recipes = ["converted:images=64", "published:epochs=12:lr=0.1"]
+    points = {(method, target): [0.9, 0.902] for method in plain for target in (3.0, 10.0)}
+    points |= {(method, 30.0): [0.9, 0.902] for method in recipes}
+    study = sweep_study([document(many(points), methods=dict.fromkeys(METHODS, "what it does"))])
+    assert {curve.label for curve in study.charts[0].curves} == {*plain}
+    assert study.notes[-1] == f"Not drawn, for want of room, but in the table: {' and '.join(recipes)}."
+    assert {row[0] for row in study.tables[0].rows} == {*plain, *recipes}
+    assert not any("Not drawn" in note for note in sweep_study([document(many(GRID))]).notes)
+
+
 def test_counted_and_measured_share_neither_panel_nor_column() -> None:
     rows = [
         row("pruning", 3.0, seed, 0.9, latency={"network": 0.001, "dense": 0.002 + seed * 0.006, "spread": 0.1})
