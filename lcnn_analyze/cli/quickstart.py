@@ -1,4 +1,4 @@
-"""``lcnn quickstart``: the whole way on real images that come with scikit-learn, in about two minutes."""
+"""``lcnn quickstart``: the whole way on real images that come with scikit-learn, in two to three minutes."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def prune_to_(
     (:func:`useful`) go, and what they cost is spent on others. Zeros stay zero. whole: of D, only rows that nothing
     reads go.
     """
-    tensors = [tensor for layer in ledger.layers for tensor, _ in layer.tensors()]
+    tensors = [tensor for tensor, _ in ledger.tensors()]
     sizes = [tensor.numel() for tensor in tensors]
     costs = ledger.costs()
     alive = torch.cat([(tensor != 0).flatten().cpu() for tensor in tensors])

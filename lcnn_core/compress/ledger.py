@@ -77,13 +77,17 @@ class Ledger:
         assert isinstance(module, LookupLayer)
         return LayerCost(name, module, sum(map(output_positions, calls)), sum(map(padded_positions, calls)))
 
+    def tensors(self) -> Iterator[tuple[Tensor, int]]:
+        """Every P and D with what one of its entries costs, P before D, layer after layer."""
+        return (pair for layer in self.layers for pair in layer.tensors())
+
     def spent(self) -> int:
         """MACs of the lookup layers as they are now."""
-        return sum(int(tensor.count_nonzero()) * cost for layer in self.layers for tensor, cost in layer.tensors())
+        return sum(int(tensor.count_nonzero()) * cost for tensor, cost in self.tensors())
 
     def costs(self) -> Tensor:
-        """MACs of every entry, zeros too: int64 (entries,), P before D, layer after layer."""
-        return torch.cat([torch.full((t.numel(),), c) for layer in self.layers for t, c in layer.tensors()])
+        """MACs of every entry, zeros too: int64 (entries,), in the order of the tensors."""
+        return torch.cat([torch.full((tensor.numel(),), cost) for tensor, cost in self.tensors()])
 
     def allowance(self, speedup: float, whole: bool = False) -> int:
         """MACs that all lookup layers may cost together for ``speedup`` over the dense twin.
@@ -94,7 +98,7 @@ class Ledger:
         if not 1 < speedup < float("inf"):
             raise ConfigError(f"speedup is {speedup}; expected a finite number above 1")
         left = int(self.dense / speedup) - sum(self.fixed.values())
-        least = sum(cost for layer in self.layers for _, cost in layer.tensors())
+        least = sum(cost for _, cost in self.tensors())
         if whole:
             least = sum(layer.coefficient + layer.dictionary() for layer in self.layers)
         if not self.layers:

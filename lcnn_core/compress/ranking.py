@@ -49,8 +49,7 @@ def by_magnitude(ledger: Ledger) -> list[Tensor]:
     For a given cost, keeping the highest keeps the sum of squared changes of the filters smallest.
     """
     parts = [part.flatten().cpu() for layer in ledger.layers for part in worth(layer.layer)]
-    costs = [cost for layer in ledger.layers for _, cost in layer.tensors()]
-    return [part / math.sqrt(cost) for part, cost in zip(parts, costs, strict=True)]
+    return [part / math.sqrt(cost) for part, (_, cost) in zip(parts, ledger.tensors(), strict=True)]
 
 
 class Fisher:
@@ -65,7 +64,7 @@ class Fisher:
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-        self.tensors = [tensor for layer in ledger.layers for tensor, _ in layer.tensors()]
+        self.tensors = [tensor for tensor, _ in ledger.tensors()]
         self.squares: list[Tensor | None] = [None] * len(self.tensors)
 
     @torch.no_grad()
@@ -81,8 +80,7 @@ class Fisher:
     @torch.no_grad()
     def ranks(self) -> list[Tensor]:
         found = []
-        costs = (cost for layer in self.ledger.layers for _, cost in layer.tensors())
-        for tensor, square, cost in zip(self.tensors, self.squares, costs, strict=True):
+        for (tensor, cost), square in zip(self.ledger.tensors(), self.squares, strict=True):
             if square is None:
                 return by_magnitude(self.ledger)
             found.append((tensor.abs() * square.sqrt().clamp_min(LEAST)).flatten().cpu() / math.sqrt(cost))

@@ -29,15 +29,14 @@ class SoftThresholds:
 
     def __init__(self, ledger: Ledger, ranking: Ranking) -> None:
         self.ledger, self.ranking = ledger, ranking
-        count = sum(1 for layer in ledger.layers for _ in layer.tensors())
+        count = sum(1 for _ in ledger.tensors())
         self.logarithms = [0.0] * count
         self.pulls, self.sizes = [0.0] * count, [0.0] * count
 
     @torch.no_grad()
     def listen(self) -> None:
         """Take in the last batch's gradients: how much they would shrink each tensor, over how much they move it."""
-        tensors = [tensor for layer in self.ledger.layers for tensor, _ in layer.tensors()]
-        for index, (tensor, rank) in enumerate(zip(tensors, self.ranking(), strict=True)):
+        for index, ((tensor, _), rank) in enumerate(zip(self.ledger.tensors(), self.ranking(), strict=True)):
             if tensor.grad is not None:
                 # entry / rank: its sign times the magnitude that one unit of the ranking is.
                 pull = (tensor * tensor.grad).flatten().cpu() / rank.clamp_min(1e-30)
@@ -54,8 +53,7 @@ class SoftThresholds:
         parts = self.ranking()
         scaled = torch.cat([part / factor for part, factor in zip(parts, factors, strict=True)])
         common = level(scaled, self.ledger.costs(), budget)
-        tensors = (tensor for layer in self.ledger.layers for tensor, _ in layer.tensors())
-        for tensor, part, factor in zip(tensors, parts, factors, strict=True):
+        for (tensor, _), part, factor in zip(self.ledger.tensors(), parts, factors, strict=True):
             left = (1 - common * factor / part.clamp_min(1e-30)).clamp_min(FAINT)
             tensor.mul_(left.reshape(tensor.shape).to(tensor))
 

@@ -288,7 +288,7 @@ def test_an_interrupt_leaves_a_whole_last_checkpoint(tmp_path: Path) -> None:
     """SIGINT in the second epoch or later, sent to a process of its own."""
     program = "from lcnn_analyze.cli.app import main; main()"
     arguments = ["train", *TINY, "--epochs", "1000", "-o", str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(
         [sys.executable, "-c", program, *arguments],
         stderr=subprocess.PIPE,

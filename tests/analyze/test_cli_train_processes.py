@@ -36,7 +36,7 @@ def as_rank(rank: int, count: int, port: int, *arguments: object) -> int:
 def torchrun(count: int, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--no-python", "--nproc-per-node", str(count)]
     command += ["--master-port", str(free_port()), sys.executable, "-m", "lcnn_analyze", "train", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 

@@ -246,11 +246,8 @@ class WithDeadBranch(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.dead, self.fc = (
-            nn.Conv2d(1, 32, 3, padding=1),
-            nn.Conv2d(32, 32, 3, padding=1),
-            nn.Linear(32, 10),
-        )
+        self.stem, self.dead = nn.Conv2d(1, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
+        self.fc = nn.Linear(32, 10)
         self.norm = nn.BatchNorm2d(32)
         nn.init.zeros_(self.norm.weight)
         self.norm.requires_grad_(False)
