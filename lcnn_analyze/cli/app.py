@@ -22,7 +22,7 @@ from lcnn_analyze.cli.errors import run
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": (
         "lcnn_analyze.cli.quickstart:quickstart",
-        "Train a dense and two lookup networks on scanned digits and analyze them, in two to three minutes.",
+        "Train a dense and two lookup networks on scanned digits and analyze them, in one to two minutes.",
     ),
     "train": ("lcnn_analyze.cli.train:train", "Train a network and save checkpoints."),
     "convert": ("lcnn_analyze.cli.convert:convert", "Make a trained dense network cheaper, without training."),

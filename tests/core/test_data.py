@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,6 +67,21 @@ def test_digits_are_scikit_learns_each_image_in_exactly_one_split() -> None:
         (int(label), *map(int, image.flatten())) for image, label in zip(bunch.images, bunch.target, strict=True)
     ]
     assert sorted(found) == sorted(expected)
+
+
+def test_digits_are_the_same_where_scikit_learn_keeps_its_file_elsewhere(monkeypatch) -> None:
+    expected = load_dataset("digits")
+    monkeypatch.setattr("lcnn_core.data.digits.find_spec", lambda name: None)
+    found = load_dataset("digits")
+    for part in ("train", "validation", "test"):
+        assert torch.equal(getattr(found, part).images, getattr(expected, part).images)
+        assert torch.equal(getattr(found, part).labels, getattr(expected, part).labels)
+
+
+def test_digits_are_read_without_importing_scikit_learn() -> None:
+    code = "import sys, lcnn_core; lcnn_core.load_dataset('digits'); print('sklearn' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_digits_splits_are_stratified_and_the_same_every_time() -> None:

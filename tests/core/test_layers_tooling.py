@@ -176,12 +176,13 @@ def test_reset_parameters_repeats_with_the_seed(make):
         assert torch.equal(value, first[name]), name
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
-def test_compile_the_whole_graph_with_gradients():
+def test_compile_the_whole_graph_with_gradients(backend):
     torch._dynamo.reset()
     model = network()
     twin = copy.deepcopy(model)
-    compiled = torch.compile(model, fullgraph=True)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
     x = torch.randn(3, 4, 8, 8)
     y, expected = compiled(x), twin(x)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
