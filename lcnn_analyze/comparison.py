@@ -73,6 +73,11 @@ class Mean:
         """The method without the settings behind it."""
         return self.method.partition(":")[0]
 
+    @property
+    def settings(self) -> str:
+        """The settings behind the method, "" where it is plain."""
+        return self.method.partition(":")[2]
+
 
 def means(rows: Iterable[Row]) -> list[Mean]:
     """What finished trials say, seeds together, by method and target; those on a Pareto front are marked.

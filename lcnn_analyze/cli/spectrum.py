@@ -188,7 +188,7 @@ def _reporter(plan: Plan, source: Source, workers: int, quiet: bool) -> Callable
     """What is done and left, as a line after each trial, and now and then as a report."""
     from lcnn_analyze.cli.sweep_report import make_document, write_report
     from lcnn_analyze.cli.train_job import say
-    from lcnn_analyze.render.sweep import progress_text
+    from lcnn_analyze.render.verdict import progress_text
 
     drawn = time.monotonic()
 

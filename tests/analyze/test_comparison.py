@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from lcnn_analyze.cli.sweep_report import _plain
 from lcnn_analyze.comparison import UNTRAINED, best, difference, means, packed, paired, split, tie
 from lcnn_analyze.render import study as rendered
-from lcnn_analyze.render.sweep import progress_text, sweep_study
+from lcnn_analyze.render.sweep import sweep_study
+from lcnn_analyze.render.verdict import progress_text
 from lcnn_core import METHODS
 
 
@@ -193,6 +194,22 @@ def test_the_page_says_which_to_use_when_and_where_lcnn_loses() -> None:
     assert len(commands.rows) == 14
     assert [chart.title for chart in study.charts] == ["net on images: accuracy against counted speedup"]
     assert [curve.label for curve in study.charts[0].curves] == ["from-dense", "lookup-only", "pruning", "narrow"]
+
+
+def test_what_is_trained_with_the_settings_of_another_method_is_compared_with_it() -> None:
+    plain = {("from-dense", 5.0): [0.911, 0.913], ("pruning", 5.0): [0.91, 0.912]}
+    longer = {("pruning:epochs=12", 5.0): [0.913, 0.915], ("narrow:epochs=12", 5.0): [0.90, 0.902]}
+    without = sweep_study([document(many({**plain, **longer}))]).findings
+    assert not [line for line in without if line.startswith("With")]
+    ours = {("from-dense:epochs=12", 5.0): [0.912, 0.914], ("from-dense:lr=1", 5.0): [0.914, 0.916]}
+    study = sweep_study([document(many({**plain, **longer, **ours}))])
+    assert [line for line in study.findings if line.startswith("With")] == [
+        "With epochs = 12 for each, from-dense is 0.10 ± 0.42 points behind pruning and 1.20 ± 0.43 points ahead of "
+        "narrow at 5x."
+    ]
+    rows = [row[0] for row in study.tables[0].rows]
+    assert "narrow:epochs=12" in rows
+    assert "from-dense:epochs=12" not in rows  # an ablation: longer training is no other method
 
 
 def test_a_method_that_stands_alone_at_a_target_is_not_called_the_best_there() -> None:
