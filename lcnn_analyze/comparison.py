@@ -74,9 +74,9 @@ class Mean:
         return self.method.partition(":")[0]
 
     @property
-    def settings(self) -> str:
-        """The settings behind the method, "" where it is plain."""
-        return self.method.partition(":")[2]
+    def settings(self) -> tuple[str, ...]:
+        """The settings behind the method, as ``epochs=12``; none where it is plain."""
+        return tuple(filter(None, self.method.split(":")[1:]))
 
 
 def means(rows: Iterable[Row]) -> list[Mean]:
@@ -206,12 +206,21 @@ def tie(one: Mean, other: Mean) -> bool:
 
 
 def split(found: Sequence[Mean]) -> tuple[list[Mean], list[tuple[Mean, Mean]]]:
-    """The methods that are compared, and the ablations: each (method, the same with settings changed) at one target."""
-    plain = {_key(mean): mean for mean in found if mean.method == mean.base}
-    pairs = [(plain[mean.base, mean.target], mean) for mean in found
-             if mean.method != mean.base and (mean.base, mean.target) in plain]  # fmt: skip
-    changed = {_key(mean) for _, mean in pairs}
-    return [mean for mean in found if _key(mean) not in changed], pairs
+    """The methods that are compared, and the ablations at one target.
+
+    An ablation is a method with settings, where the plain one is there too. It stands against what has the most of its
+    settings and no others, so that as little as possible differs: pairs (that, the ablation).
+    """
+    plain = {_key(mean) for mean in found if not mean.settings}
+    changed = [mean for mean in found if mean.settings and (mean.base, mean.target) in plain]
+    main = [mean for mean in found if mean not in changed]
+    return main, [(_nearest(mean, found), mean) for mean in changed]
+
+
+def _nearest(changed: Mean, found: Sequence[Mean]) -> Mean:
+    own = {*changed.settings}
+    fewer = [m for m in found if (m.base, m.target) == (changed.base, changed.target) and {*m.settings} < own]
+    return max(fewer, key=lambda mean: len(mean.settings))
 
 
 def best(found: Sequence[Mean]) -> list[Mean]:

@@ -55,13 +55,14 @@ part() {
     12) sweep small-resnet --methods from-dense,pruning --speedups 5,20,40 --seeds 0 ;;
     13) sweep small-resnet --methods lookup-only --speedups 10,30,3 --seeds 1,2 ;;
     14) sweep small-resnet --methods post-training --speedups 2,4,10 --seeds 0 ;;
+    15) sweep small-resnet --methods from-dense:epochs=12,pruning:epochs=12 --speedups 30 --seeds 0,1,2 ;;
   esac
 }
 
 if [ -n "${PART:-}" ]; then
   part "$PART"
 else
-  for number in $(seq 14); do part "$number"; done
+  for number in $(seq 15); do part "$number"; done
 fi
 
 # The page, from whatever is there; of the networks only those on the front are kept when all is done.

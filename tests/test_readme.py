@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -50,6 +51,34 @@ def test_command_runs(command: str, folder: Path):
 @pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.strip().splitlines()[0])
 def test_python_example_runs(code: str, folder: Path):
     run([sys.executable, "-c", code], folder)
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The cells of the tables under a heading, without markup."""
+    section = README.split(f"## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    return [[cell.strip(" `*") for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_accuracies_reached_are_those_of_the_study():
+    trials = json.loads((ROOT / "reports" / "study" / "small-resnet.json").read_text())["trials"]
+    found = {row[0]: row[1:] for row in rows("What it reaches") if re.match("[a-z-]+`", row[0])}
+    assert len(found) == 6
+    for label, cells in found.items():
+        method = label.partition("`")[0] + (":epochs=12" if label.endswith("12 epochs") else "")
+        for target, cell in zip((10, 30), cells, strict=True):
+            top1 = [t["top1"] for t in trials if (t["method"], t["target"], t["status"]) == (method, target, "done")]
+            assert cell == (f"{100 * sum(top1) / len(top1):.2f} %" if top1 else ""), (method, target)
+
+
+def test_speedups_reached_are_those_of_the_bench():
+    summary = (ROOT / "reports" / "engine" / "one-thread.md").read_text().split("###")[1]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in summary.splitlines() if line.startswith("| ")]
+    bench = {(line[0], line[1], line[3]): line[4:9] for line in lines}
+    found = [row for row in rows("What it reaches") if (row[0], row[1], row[2]) in bench]
+    assert len(found) >= 4
+    for name, batch, baseline, *cells in found:
+        assert cells == bench[name, batch, baseline]
 
 
 def test_links_and_pictures_exist():

@@ -210,12 +210,13 @@ def _ablations(title: str, pairs: Sequence[tuple[Mean, Mean]]) -> Table:
         for other, changed in pairs:
             if other is base:
                 points, error = paired(changed, base)
+                new = [setting for setting in changed.settings if setting not in base.settings]
                 word = "a tie" if abs(points) <= error else "better" if points > 0 else "worse"
                 rows.append((
-                    f"with {settings_text(changed)}", target, ratio_text(changed.speedup), spread_text(changed),
+                    f"with {settings_text(new)}", target, ratio_text(changed.speedup), spread_text(changed),
                     f"{points:+.2f} ± {error:.2f}", word, _seeds(changed),
                 ))  # fmt: skip
-    headers = ("one ingredient changed", "target", "counted speedup", "top-1, %", "difference", "", "seeds")
+    headers = ("what is changed", "target", "counted speedup", "top-1, %", "difference", "", "seeds")
     return Table(f"{title}: ablation", headers, tuple(rows))
 
 

@@ -126,7 +126,7 @@ def _alike(points: Sequence[Mean]) -> list[str]:
         if ours and ours not in main:
             others = sorted((mean for mean in alike if mean is not ours), key=lambda mean: -mean.accuracy)
             parts = [f"{_side(ours, other)} {other.base}" for other in others]
-            lines.append(f"With {settings_text(ours)} for each, {DEFAULT} is {joined(parts)} at {target:g}x.")
+            lines.append(f"With {settings_text(settings)} for each, {DEFAULT} is {joined(parts)} at {target:g}x.")
     return lines
 
 
@@ -150,8 +150,8 @@ def _cost(document: Document, points: Sequence[Mean]) -> list[str]:
     return [f"Against the dense network, {dense_text(dense)}, the most accurate is {joined(costs)}."]
 
 
-def settings_text(point: Mean) -> str:
-    return point.settings.replace(":", ", ").replace("=", " = ")
+def settings_text(settings: Iterable[str]) -> str:
+    return ", ".join(settings).replace("=", " = ")
 
 
 def dense_text(dense: Mapping[str, Any]) -> str:

@@ -157,6 +157,20 @@ def test_ablations_are_recipes_of_a_method_that_is_there_and_on_no_front() -> No
     assert [(base.method, changed.method, changed.front) for base, changed in pairs] == [("a", "a:lr=1", False)]
 
 
+def test_an_ablation_stands_against_what_differs_least() -> None:
+    methods = ["a", "a:lr=1", "a:lr=1:ema=0.9", "a:floor=1:lr=1:ema=0.9:epochs=2", "a:ema=0.5", "a:ema=0.5:lr=1"]
+    _, pairs = split(means(many({(method, 3.0): [0.9] for method in methods})))
+    assert [(base.method, changed.method) for base, changed in pairs] == [
+        ("a", "a:lr=1"), ("a:lr=1", "a:lr=1:ema=0.9"), ("a:lr=1:ema=0.9", "a:floor=1:lr=1:ema=0.9:epochs=2"),
+        ("a", "a:ema=0.5"), ("a:lr=1", "a:ema=0.5:lr=1"),
+    ]  # fmt: skip
+    (table,) = [t for t in sweep_study([document(many({**GRID, ("narrow:lr=1", 3.0): [0.9, 0.9],
+        ("narrow:lr=1:ema=0.9:floor=1", 3.0): [0.9, 0.9]}))]).tables if t.title.endswith("ablation")]  # fmt: skip
+    assert [row[0] for row in table.rows] == [
+        "from-dense", "with floor = 1", "narrow", "with lr = 1", "narrow:lr=1", "with ema = 0.9, floor = 1",
+    ]  # fmt: skip
+
+
 GRID = {
     ("from-dense", 3.0): [0.910, 0.912],
     ("pruning", 3.0): [0.918, 0.920],
