@@ -38,8 +38,8 @@ class Mean:
     error: float | None
     """Its standard error over seeds; None with one seed, 0 where seeds make no difference."""
     pooled: float | None
-    """The standard deviation over seeds of one training, of the methods compared at this target; None where none has
-    several."""
+    """The standard deviation over seeds of one training, of the methods compared at this target or, where none has
+    several seeds there, at all; None where none has several."""
     sampling: float
     """The standard error that it has because test images are finitely many."""
     validation: float
@@ -74,9 +74,9 @@ class Mean:
         return self.method.partition(":")[0]
 
     @property
-    def settings(self) -> tuple[str, ...]:
+    def settings(self) -> frozenset[str]:
         """The settings behind the method, as ``epochs=12``; none where it is plain."""
-        return tuple(filter(None, self.method.split(":")[1:]))
+        return frozenset(self.method.split(":")[1:])
 
 
 def means(rows: Iterable[Row]) -> list[Mean]:
@@ -101,17 +101,23 @@ def _squares(values: Sequence[float]) -> float:
 
 
 def _pooled(groups: Mapping[tuple[str, float], Sequence[Row]], target: float) -> float | None:
-    """The standard deviation over seeds at a target, pooled over its methods without their ablations."""
+    """The standard deviation over seeds at a target, pooled over its methods without their ablations.
+
+    Where none of them has several seeds there, that at all targets.
+    """
     plain = {key for key in groups if ":" not in key[0]}
-    own = [
-        [100 * row["top1"] for row in members]
+    own = {
+        (method, at): [100 * row["top1"] for row in members]
         for (method, at), members in groups.items()
-        if at == target
-        and method.partition(":")[0] not in UNTRAINED
+        if method.partition(":")[0] not in UNTRAINED
         and (":" not in method or (method.partition(":")[0], at) not in plain)
-    ]
-    freedom = sum(len(values) - 1 for values in own)
-    return math.sqrt(sum(map(_squares, own)) / freedom) if freedom else None
+    }
+    here = [values for (_, at), values in own.items() if at == target]
+    for values in (here, [*own.values()]):
+        freedom = sum(len(seeds) - 1 for seeds in values)
+        if freedom:
+            return math.sqrt(sum(map(_squares, values)) / freedom)
+    return None
 
 
 def _mean(method: str, target: float, members: Sequence[Row], pooled: float | None = None) -> Mean:
@@ -213,14 +219,16 @@ def split(found: Sequence[Mean]) -> tuple[list[Mean], list[tuple[Mean, Mean]]]:
     """
     plain = {_key(mean) for mean in found if not mean.settings}
     changed = [mean for mean in found if mean.settings and (mean.base, mean.target) in plain]
-    main = [mean for mean in found if mean not in changed]
+    apart = {_key(mean) for mean in changed}
+    main = [mean for mean in found if _key(mean) not in apart]
     return main, [(_nearest(mean, found), mean) for mean in changed]
 
 
 def _nearest(changed: Mean, found: Sequence[Mean]) -> Mean:
-    own = {*changed.settings}
-    fewer = [m for m in found if (m.base, m.target) == (changed.base, changed.target) and {*m.settings} < own]
-    return max(fewer, key=lambda mean: len(mean.settings))
+    """Of several that are as near, the one with the most seeds in common, then the first by name."""
+    fewer = [m for m in found if (m.base, m.target) == (changed.base, changed.target) and m.settings < changed.settings]
+    fewer.sort(key=lambda mean: mean.method)
+    return max(fewer, key=lambda mean: (len(mean.settings), len({*mean.seeds} & {*changed.seeds})))
 
 
 def best(found: Sequence[Mean]) -> list[Mean]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -61,24 +62,49 @@ def rows(heading: str) -> list[list[str]]:
 
 
 def test_accuracies_reached_are_those_of_the_study():
-    trials = json.loads((ROOT / "reports" / "study" / "small-resnet.json").read_text())["trials"]
-    found = {row[0]: row[1:] for row in rows("What it reaches") if re.match("[a-z-]+`", row[0])}
-    assert len(found) == 6
-    for label, cells in found.items():
+    study = json.loads((ROOT / "reports" / "study" / "small-resnet.json").read_text())
+    (_, _, *heads), *found = [row for row in rows("What it reaches") if len(row) == 4]
+    targets = [float(re.fullmatch(r"top-1 at (\d+)x, %", head)[1]) for head in heads]
+    assert len(found) == 7
+    for label, start, *cells in found:
         method = label.partition("`")[0] + (":epochs=12" if label.endswith("12 epochs") else "")
-        for target, cell in zip((10, 30), cells, strict=True):
-            top1 = [t["top1"] for t in trials if (t["method"], t["target"], t["status"]) == (method, target, "done")]
-            assert cell == (f"{100 * sum(top1) / len(top1):.2f} %" if top1 else ""), (method, target)
+        text = study["methods"][method.partition(":")[0]]
+        assert start == ("fresh weights" if "fresh" in text or "scratch" in text else "dense network")
+        for target, cell in zip(targets, cells, strict=True):
+            trials = [t for t in study["trials"] if (t["method"], t["target"], t["status"]) == (method, target, "done")]
+            assert cell == accuracy([100 * trial["top1"] for trial in trials]), (method, target)
+    assert f"{100 * study['dense']['top1']:.2f} % dense after 12 epochs" in README
+    assert f"({study['dense']['macs'] / 1e6:.2f} M MACs)" in README
+
+
+def accuracy(values: list[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.2f}, 1 seed" if values else ""
+    text = f"{statistics.mean(values):.2f} ± {statistics.stdev(values) / len(values) ** 0.5:.2f}"
+    return text if len(values) == 3 else f"{text}, {len(values)} seeds"
 
 
 def test_speedups_reached_are_those_of_the_bench():
     summary = (ROOT / "reports" / "engine" / "one-thread.md").read_text().split("###")[1]
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in summary.splitlines() if line.startswith("| ")]
-    bench = {(line[0], line[1], line[3]): line[4:9] for line in lines}
-    found = [row for row in rows("What it reaches") if (row[0], row[1], row[2]) in bench]
-    assert len(found) >= 4
-    for name, batch, baseline, *cells in found:
-        assert cells == bench[name, batch, baseline]
+    bench = [[line[0], line[1], *line[3:9]] for line in lines if line[2] == "1"]
+    _, *found = [row for row in rows("What it reaches") if len(row) == 8]
+    assert len(found) == 6
+    assert [row for row in found if row not in bench] == []
+
+
+def test_the_quickstarts_table_is_its_report():
+    models = json.loads((ROOT / "reports" / "quickstart" / "report.json").read_text())["models"]
+    lines = [line for line in README.split("## ")[0].splitlines() if line.startswith("|")][2:]
+    found = [[cell.strip() for cell in line.split("|")[2:5]] for line in lines]
+    assert found == [
+        [
+            f"{model['costs']['totals']['macs']:,}",
+            f"{model['baselines'][0]['speedup']:.1f}x",
+            f"{model['accuracy'][0]['percent']:.2f} %",
+        ]
+        for model in models
+    ]
 
 
 def test_links_and_pictures_exist():

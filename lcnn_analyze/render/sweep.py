@@ -28,16 +28,16 @@ NOTES = (
     "Counted speedup: multiplications of the dense network over those of the smaller one, on one image; what a run "
     "takes in seconds is another matter, and stands apart where it was measured.",
     "± is one standard error over seeds, 0 where nothing is trained; with a star, where there is one seed, the "
-    "standard deviation over the seeds of the other methods at the same target, or, as of the dense network, the error "
-    "over the test images. That of a difference is over seeds and over the test images, image by image, which all "
-    "networks answer alike mostly. Two methods tie where their difference is within its standard error; ablations are "
-    "compared seed by seed.",
+    "standard deviation over the seeds of the other methods at the same target, or at all targets where none there has "
+    "several, or, as of the dense network, the error over the test images. That of a difference is over seeds and over "
+    "the test images, image by image, which all networks answer alike mostly. Two methods tie where their difference "
+    "is within its standard error; ablations are compared seed by seed, over the seeds that both have.",
     "A filled mark is on the Pareto front: no other has both more speedup and a better accuracy on the validation "
     "images, by which fronts are chosen. Marks that would cover each other stand side by side.",
 )
 METHOD = (
-    "Every trial starts from the same dense network, sees the training images without the validation split, and looks "
-    "at the test images once, when it is finished.",
+    "Every trial is of the same dense network, from whose weights it starts unless its method says otherwise, sees the "
+    "training images without the validation split, and looks at the test images once, when it is finished.",
     "Counts are those of the published convention (`lcnn analyze NETWORK --baseline DENSE` prints the same speedup): "
     "D at every position of the padded input, one multiplication for each entry of P that is not zero.",
     "The command beside a trial is for the folder in which `lcnn spectrum` was run; on a machine of the same kind it "
@@ -61,7 +61,7 @@ def sweep_study(documents: Sequence[Document]) -> Study:
         tuple(dict.fromkeys([*METHOD, *(f"{n}: {doc}." for d in documents for n, doc in d["methods"].items())])),
         tuple(fact for title, document in zip(lead, documents, strict=True) for fact in _facts(title, document)),
         documents[0] if not several else {"kind": "spectra", "studies": list(documents)},
-        (*NOTES, *(t + line for t, pair in zip(lead, pairs, strict=True) for line in _undrawn(*pair))),
+        (*NOTES, *(t + line for t, pair in zip(lead, pairs, strict=True) for line in _remarks(*pair))),
     )
 
 
@@ -124,11 +124,18 @@ def _drawn(document: Document, points: Sequence[Mean]) -> list[str]:
     return [method for method in methods if method in stay]
 
 
-def _undrawn(document: Document, points: Sequence[Mean]) -> list[str]:
-    main, _ = split(points)
+def _remarks(document: Document, points: Sequence[Mean]) -> list[str]:
+    """What the sentences and the chart leave out."""
+    main, pairs = split(points)
     drawn = _drawn(document, main)
     left = [method for method in _methods(document, main) if method not in drawn]
-    return [f"Not drawn, for want of room, but in the table: {joined(left)}."] if left else []
+    lines = [f"Not drawn, for want of room, but in the table: {joined(left)}."] if left else []
+    if pairs:
+        lines.append(
+            "The chart, fronts and what is said of all methods are of the first table; what other settings of a method "
+            "change stands in the ablation."
+        )
+    return lines
 
 
 def _methods(document: Document, points: Iterable[Mean]) -> list[str]:
@@ -210,11 +217,10 @@ def _ablations(title: str, pairs: Sequence[tuple[Mean, Mean]]) -> Table:
         for other, changed in pairs:
             if other is base:
                 points, error = paired(changed, base)
-                new = [setting for setting in changed.settings if setting not in base.settings]
                 word = "a tie" if abs(points) <= error else "better" if points > 0 else "worse"
                 rows.append((
-                    f"with {settings_text(new)}", target, ratio_text(changed.speedup), spread_text(changed),
-                    f"{points:+.2f} ± {error:.2f}", word, _seeds(changed),
+                    f"with {settings_text(changed.settings - base.settings)}", target, ratio_text(changed.speedup),
+                    spread_text(changed), f"{points:+.2f} ± {error:.2f}", word, _seeds(changed),
                 ))  # fmt: skip
     headers = ("what is changed", "target", "counted speedup", "top-1, %", "difference", "", "seeds")
     return Table(f"{title}: ablation", headers, tuple(rows))

@@ -15,6 +15,7 @@ from lcnn_analyze.comparison import (
     best,
     dense_mean,
     difference,
+    paired,
     sampling_error,
     split,
     tie,
@@ -99,7 +100,8 @@ def _losses(points: Sequence[Mean]) -> list[str]:
         else:
             won.append(target)
     if won:
-        names = joined(sorted({mean.method for mean in points if mean.base in ALTERNATIVES}))
+        there = {mean.method for target in won for mean in at_target(points, target)}
+        names = joined(sorted(name for name in there if name.partition(":")[0] in ALTERNATIVES))
         lines.append(f"At {speedups_text(won)} no method without dictionaries ({names}) beats the best with them.")
     return lines + _against_default(points)
 
@@ -120,20 +122,26 @@ def _alike(points: Sequence[Mean]) -> list[str]:
     """Our default with the settings that other methods stand with, where it was tried: what is trained as long."""
     main, _ = split(points)
     lines = []
-    for target, settings in dict.fromkeys((mean.target, mean.settings) for mean in main if mean.settings):
+    for target, settings in sorted({(mean.target, mean.settings) for mean in main if mean.settings}, key=_order):
         alike = [mean for mean in at_target(points, target) if mean.settings == settings]
         ours = next((mean for mean in alike if mean.base == DEFAULT), None)
         if ours and ours not in main:
             others = sorted((mean for mean in alike if mean is not ours), key=lambda mean: -mean.accuracy)
-            parts = [f"{_side(ours, other)} {other.base}" for other in others]
+            parts = [_beside(ours, other) for other in others]
             lines.append(f"With {settings_text(settings)} for each, {DEFAULT} is {joined(parts)} at {target:g}x.")
     return lines
 
 
-def _side(one: Mean, other: Mean) -> str:
-    if one.accuracy >= other.accuracy:
-        return f"{points_text(one, other)} points ahead of"
-    return f"{points_text(other, one)} points behind"
+def _order(key: tuple[float, frozenset[str]]) -> tuple[float, str]:
+    return key[0], settings_text(key[1])
+
+
+def _beside(one: Mean, other: Mean) -> str:
+    """How one stands to the other, over the seeds that both have, as ablations are compared."""
+    points, error = paired(one, other)
+    if abs(points) <= error:
+        return f"level with {other.base} ({points:+.2f} ± {error:.2f}, a tie)"
+    return f"{abs(points):.2f} ± {error:.2f} points {'ahead of' if points > 0 else 'behind'} {other.base}"
 
 
 def _cost(document: Document, points: Sequence[Mean]) -> list[str]:
@@ -151,7 +159,7 @@ def _cost(document: Document, points: Sequence[Mean]) -> list[str]:
 
 
 def settings_text(settings: Iterable[str]) -> str:
-    return ", ".join(settings).replace("=", " = ")
+    return ", ".join(sorted(settings)).replace("=", " = ")
 
 
 def dense_text(dense: Mapping[str, Any]) -> str:
