@@ -176,8 +176,11 @@ def test_reset_parameters_repeats_with_the_seed(make):
         assert torch.equal(value, first[name]), name
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
+NO_COMPILER = not any(map(shutil.which, ("c++", "g++", "clang++")))
+INDUCTOR = (pytest.mark.slow, pytest.mark.skipif(NO_COMPILER, reason="inductor needs a C++ compiler"))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=INDUCTOR)])
 def test_compile_the_whole_graph_with_gradients(backend):
     torch._dynamo.reset()
     model = network()
