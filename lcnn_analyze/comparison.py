@@ -23,6 +23,8 @@ ALTERNATIVES = ("pruning", "narrow", "low-rank")
 """Methods without dictionaries."""
 UNTRAINED = ("post-training",)
 """Methods that make the same network for every seed."""
+FREEDOM = 3
+"""Seeds beyond the first of each method, together, from which a deviation at one target is taken."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Mean:
     error: float | None
     """Its standard error over seeds; None with one seed, 0 where seeds make no difference."""
     pooled: float | None
-    """The standard deviation over seeds of one training, of the methods compared at this target or, where none has
-    several seeds there, at all; None where none has several."""
+    """The standard deviation over seeds of one training, of the methods compared at this target or, where few seeds
+    tell of it there, at all; None where no method has several."""
     sampling: float
     """The standard error that it has because test images are finitely many."""
     validation: float
@@ -103,7 +105,7 @@ def _squares(values: Sequence[float]) -> float:
 def _pooled(groups: Mapping[tuple[str, float], Sequence[Row]], target: float) -> float | None:
     """The standard deviation over seeds at a target, pooled over its methods without their ablations.
 
-    Where none of them has several seeds there, that at all targets.
+    Where too few of them have several seeds there to tell (``FREEDOM``), that at all targets.
     """
     plain = {key for key in groups if ":" not in key[0]}
     own = {
@@ -113,9 +115,9 @@ def _pooled(groups: Mapping[tuple[str, float], Sequence[Row]], target: float) ->
         and (":" not in method or (method.partition(":")[0], at) not in plain)
     }
     here = [values for (_, at), values in own.items() if at == target]
-    for values in (here, [*own.values()]):
+    for values, least in ((here, FREEDOM), ([*own.values()], 1)):
         freedom = sum(len(seeds) - 1 for seeds in values)
-        if freedom:
+        if freedom >= least:
             return math.sqrt(sum(map(_squares, values)) / freedom)
     return None
 

@@ -28,10 +28,10 @@ NOTES = (
     "Counted speedup: multiplications of the dense network over those of the smaller one, on one image; what a run "
     "takes in seconds is another matter, and stands apart where it was measured.",
     "± is one standard error over seeds, 0 where nothing is trained; with a star, where there is one seed, the "
-    "standard deviation over the seeds of the other methods at the same target, or at all targets where none there has "
-    "several, or, as of the dense network, the error over the test images. That of a difference is over seeds and over "
-    "the test images, image by image, which all networks answer alike mostly. Two methods tie where their difference "
-    "is within its standard error; ablations are compared seed by seed, over the seeds that both have.",
+    "standard deviation over the seeds of the other methods at the same target, or at all targets where few seeds "
+    "tell of it there, or, as of the dense network, the error over the test images. That of a difference is over seeds "
+    "and over the test images, image by image, which all networks answer alike mostly. Two methods tie where their "
+    "difference is within its standard error; ablations are compared seed by seed, over the seeds that both have.",
     "A filled mark is on the Pareto front: no other has both more speedup and a better accuracy on the validation "
     "images, by which fronts are chosen. Marks that would cover each other stand side by side.",
 )
