@@ -99,7 +99,7 @@ def test_killed_in_mid_trial_it_goes_on_and_the_report_is_that_of_one_process(de
 
 
 def test_a_trial_gone_on_with_took_as_long_as_all_its_parts(dense: Path, tmp_path: Path) -> None:
-    grid = ("spectrum", dense, "--methods", "pruning", "--speedups", 4, "--epochs", 4, "-q", "-o", tmp_path)
+    grid = ("spectrum", dense, "--methods", "pruning", "--speedups", 4, "--epochs", 4, *QUICK[2:], "-o", tmp_path)
     process, clock = start(*grid), tmp_path / "trials" / "0-4-pruning" / "seconds.json"
     while not clock.exists():
         assert process.poll() is None, process.communicate()
