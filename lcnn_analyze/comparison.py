@@ -90,7 +90,8 @@ def means(rows: Iterable[Row]) -> list[Mean]:
     for row in rows:
         if row["status"] == "done":
             groups.setdefault((row["method"], row["target"]), []).append(row)
-    found = [_mean(*key, members, _pooled(groups, key[1])) for key, members in groups.items()]
+    pooled = {target: _pooled(groups, target) for target in {target for _, target in groups}}
+    found = [_mean(*key, members, pooled[key[1]]) for key, members in groups.items()]
     compared, _ = split(found)
     counted = _front(compared, lambda mean: mean.speedup)
     measured = _front([mean for mean in compared if mean.measured is not None], lambda mean: mean.measured or 0.0)

@@ -54,16 +54,18 @@ def test_python_example_runs(code: str, folder: Path):
     run([sys.executable, "-c", code], folder)
 
 
-def rows(heading: str) -> list[list[str]]:
-    """The cells of the tables under a heading, without markup."""
-    section = README.split(f"## {heading}\n")[1].split("\n## ")[0]
-    lines = [line for line in section.splitlines() if line.startswith("| ")]
+def rows(text: str) -> list[list[str]]:
+    """The cells of the tables in a markdown text, heads too, without markup."""
+    lines = [line for line in text.splitlines() if re.match(r"\| [^-]", line)]
     return [[cell.strip(" `*") for cell in line.strip("|").split("|")] for line in lines]
+
+
+START, REACHES, *_ = re.split(r"^## .*\n", README, flags=re.MULTILINE)
 
 
 def test_accuracies_reached_are_those_of_the_study():
     study = json.loads((ROOT / "reports" / "study" / "small-resnet.json").read_text())
-    (_, _, *heads), *found = [row for row in rows("What it reaches") if len(row) == 4]
+    (_, _, *heads), *found = [row for row in rows(REACHES) if len(row) == 4]
     targets = [float(re.fullmatch(r"top-1 at (\d+)x, %", head)[1]) for head in heads]
     assert len(found) == 7
     for label, start, *cells in found:
@@ -86,18 +88,16 @@ def accuracy(values: list[float]) -> str:
 
 def test_speedups_reached_are_those_of_the_bench():
     summary = (ROOT / "reports" / "engine" / "one-thread.md").read_text().split("###")[1]
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in summary.splitlines() if line.startswith("| ")]
-    bench = [[line[0], line[1], *line[3:9]] for line in lines if line[2] == "1"]
-    _, *found = [row for row in rows("What it reaches") if len(row) == 8]
+    bench = [[row[0], row[1], *row[3:9]] for row in rows(summary) if row[2] == "1"]
+    _, *found = [row for row in rows(REACHES) if len(row) == 8]
     assert len(found) == 6
     assert [row for row in found if row not in bench] == []
 
 
 def test_the_quickstarts_table_is_its_report():
     models = json.loads((ROOT / "reports" / "quickstart" / "report.json").read_text())["models"]
-    lines = [line for line in README.split("## ")[0].splitlines() if line.startswith("|")][2:]
-    found = [[cell.strip() for cell in line.split("|")[2:5]] for line in lines]
-    assert found == [
+    _, *found = rows(START)
+    assert [row[1:] for row in found] == [
         [
             f"{model['costs']['totals']['macs']:,}",
             f"{model['baselines'][0]['speedup']:.1f}x",

@@ -51,7 +51,7 @@ def findings(document: Document, points: Sequence[Mean]) -> list[str]:
     if "search" in document["settings"]:
         return [*lines, *_front_finding(main)]
     if len({point.method for point in main}) > 1:
-        lines += [_use(main), *_losses(main), *_alike(points)]
+        lines += [_use(main), *_losses(main), *_alike(main, points)]
     return [*lines, *_cost(document, main)]
 
 
@@ -59,7 +59,7 @@ def _front_finding(points: Sequence[Mean]) -> list[str]:
     front = sorted((point for point in points if point.front), key=lambda point: point.speedup)
     if not front:
         return []
-    ends = " to ".join(f"{percent_text(p)} at {ratio_text(p.speedup)}" for p in dict.fromkeys((front[0], front[-1])))
+    ends = " to ".join(f"{_percent(p)} at {ratio_text(p.speedup)}" for p in dict.fromkeys((front[0], front[-1])))
     return [f"Of {len(points)} settings that were tried, {len(front)} are on the front: {ends}."]
 
 
@@ -70,7 +70,7 @@ def _use(points: Sequence[Mean]) -> str:
         names = tuple(mean.method for mean in best(at_target(points, target)))
         chosen.setdefault(names, []).append(target)
     parts = [
-        f"{' or '.join(names)}{' (a tie)' if len(names) > 1 else ''} at {speedups_text(targets)}"
+        f"{' or '.join(names)}{' (a tie)' if len(names) > 1 else ''} at {_speedups(targets)}"
         for names, targets in chosen.items()
     ]
     return f"Which to use for accuracy: {'; '.join(parts)}."
@@ -100,9 +100,8 @@ def _losses(points: Sequence[Mean]) -> list[str]:
         else:
             won.append(target)
     if won:
-        there = {mean.method for target in won for mean in at_target(points, target)}
-        names = joined(sorted(name for name in there if name.partition(":")[0] in ALTERNATIVES))
-        lines.append(f"At {speedups_text(won)} no method without dictionaries ({names}) beats the best with them.")
+        names = joined(sorted({mean.method for mean in points if mean.target in won and mean.base in ALTERNATIVES}))
+        lines.append(f"At {_speedups(won)} no method without dictionaries ({names}) beats the best with them.")
     return lines + _against_default(points)
 
 
@@ -118,9 +117,8 @@ def _against_default(points: Sequence[Mean]) -> list[str]:
     return [f"Our default, {DEFAULT}, is {joined(behind)}."] if behind else []
 
 
-def _alike(points: Sequence[Mean]) -> list[str]:
+def _alike(main: Sequence[Mean], points: Sequence[Mean]) -> list[str]:
     """Our default with the settings that other methods stand with, where it was tried: what is trained as long."""
-    main, _ = split(points)
     lines = []
     for target, settings in sorted({(mean.target, mean.settings) for mean in main if mean.settings}, key=_order):
         alike = [mean for mean in at_target(points, target) if mean.settings == settings]
@@ -172,7 +170,7 @@ def points_text(one: Mean, other: Mean) -> str:
     return f"{points:.2f} ± {error:.2f}"
 
 
-def percent_text(point: Mean) -> str:
+def _percent(point: Mean) -> str:
     return f"{spread_text(point)} %"
 
 
@@ -188,5 +186,5 @@ def at_target(points: Iterable[Mean], target: float) -> list[Mean]:
     return [point for point in points if point.target == target]
 
 
-def speedups_text(targets: Sequence[float]) -> str:
+def _speedups(targets: Sequence[float]) -> str:
     return joined([f"{target:g}x" for target in targets])
