@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -97,5 +98,5 @@ class Operation:
         self.bias = shift if self.bias is None else self.bias * scale + shift
 
 
-def as_array(tensor: Any) -> Array:
-    return tensor.detach().to("cpu").double().numpy().astype(np.float64)
+def as_array(tensor: torch.Tensor) -> Array:
+    return tensor.detach().to("cpu", torch.float64, copy=True).numpy()

@@ -87,12 +87,12 @@ class NativePlan:
         if library is None:
             raise ConfigError(_NOT_BUILT)
         self._library = library
-        buffer = np.frombuffer(packed + b"\0" * (-len(packed) % 8), dtype="<i8")
+        buffer = np.frombuffer(packed, np.uint8)
         message = ctypes.create_string_buffer(300)
         self._handle = library.lcnn_load(buffer.ctypes.data, len(packed), message, 300)
         if not self._handle:
             raise CheckpointError(f"packed plan refused: {message.value.decode()}")
-        self.steps = int(buffer[5])
+        self.steps = int.from_bytes(packed[5 * 8 : 6 * 8], "little")
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
