@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 
 from lcnn_core.engine.buffers import Tensor
-from lcnn_core.engine.ir import Array, Value
+from lcnn_core.engine.ir import Value
 from lcnn_core.engine.layout import Layout
 
 MAGIC = int.from_bytes(b"LCNNPLAN", "little")
@@ -29,7 +29,7 @@ DATA = ("bias", "weights", "table", "values", "starts", "phase_list", "scales")
 def pack(layout: Layout, inputs: list[Value], outputs: list[Value]) -> bytes:
     """The plan as bytes: header, ports, tensors, steps (int64), then data (in units of 4 bytes)."""
     index = {id(t): i for i, t in enumerate(layout.tensors)}
-    data: list[Array] = []
+    data: list[bytes | memoryview] = []
     units = 0
     steps = np.zeros((len(layout.records), STEP_WORDS), dtype="<i8")
     column = {name: i for i, name in enumerate(FIELDS)}
@@ -42,9 +42,9 @@ def pack(layout: Layout, inputs: list[Value], outputs: list[Value]) -> bytes:
                   "output": where(record.output), **record.fields, **dict.fromkeys(DATA, -1)}  # fmt: skip
         for name, array in record.data.items():
             values[name] = units
-            block = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
-            data += [block, np.zeros(-block.size % 4, np.uint8)]
-            units += (block.size + 3) // 4
+            block = memoryview(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8))
+            data += [block, bytes(-len(block) % 4)]
+            units += (len(block) + 3) // 4
         for name, value in values.items():
             row[column[name]] = value
     ports = np.array([[len(v.shape), *(*v.shape, 1, 1)[:3]] for v in (*inputs, *outputs)], "<i8")
@@ -58,7 +58,7 @@ def pack(layout: Layout, inputs: list[Value], outputs: list[Value]) -> bytes:
     return seal(header.tobytes(), ports.tobytes(), tensors.tobytes(), steps.tobytes(), *data)
 
 
-def seal(head: bytes, *rest: bytes | Array) -> bytes:
+def seal(head: bytes, *rest: bytes | memoryview) -> bytes:
     """The plan, whose header is within the first part, with the CRC-32 of all but the checksum word in that word."""
     start, end = 8 * CHECKSUM_WORD, 8 * CHECKSUM_WORD + 8
     checksum = zlib.crc32(head[:start])

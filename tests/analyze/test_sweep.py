@@ -12,18 +12,20 @@ import sqlite3
 import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
 import typer
+from train_runs import in_child
 
 from lcnn_analyze.cli.app import app
 from lcnn_analyze.cli.errors import run
 from lcnn_analyze.cli.spectrum import _words
 from lcnn_analyze.cli.sweep_report import command
 from lcnn_analyze.search import Search
-from lcnn_analyze.study import Trial
+from lcnn_analyze.study import Journal, Trial
 from lcnn_core import METHODS, TrainConfig, build, checkpoint, load_dataset
 from lcnn_core import train as train_model
 
@@ -46,7 +48,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 QUICK = ("--epochs", 1, "--batch-size", 256, "-q")
-GRID = ("--methods", "pruning", "--speedups", "4,8", "--seeds", "0,1", *QUICK)
+GRID = ("--methods", "pruning", "--speedups", "8", "--seeds", "0,1,2", *QUICK)
 
 
 def report_of(folder: Path) -> dict[str, str]:
@@ -64,35 +66,36 @@ def journal_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-# The lease is a second, so that a killed worker's trial is free at once.
-PROGRAM = """
-import time
-from lcnn_analyze import search, study
-study.Journal.__init__.__defaults__ = (1.0, time.time)
-search.Search.__init__.__defaults__ = (1.0,)
-from lcnn_analyze.cli.app import main
-if __name__ == "__main__":
-    main()
-"""
+def start(errors: Path, *arguments: object) -> BaseProcess:
+    """The command in a forked process, its stderr in ``errors``. A lease is a second, so that a killed worker's trial
+    is free at once."""
+
+    def work() -> int:
+        Journal.__init__.__defaults__ = (1.0, time.time)
+        Search.__init__.__defaults__ = (1.0,)
+        with errors.open("w") as sys.stderr, open(os.devnull, "w") as sys.stdout:
+            return lcnn(*arguments)
+
+    return in_child(work)
 
 
-def start(*arguments: object) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def ended(process: BaseProcess, errors: Path) -> tuple[str, int | None]:
+    """What the process said on stderr, and its exit code, once it has ended."""
+    process.join()
+    return errors.read_text(), process.exitcode
 
 
 def test_killed_in_mid_trial_it_goes_on_and_the_report_is_that_of_one_process(dense: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    first = start("spectrum", dense, *GRID, "-o", killed)
+    first = start(tmp_path / "first", "spectrum", dense, *GRID, "-o", killed)
     while "done" not in [entry["event"] for entry in journal_of(killed)]:
         time.sleep(0.02)
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
-    again = [start("spectrum", dense, *GRID, "-o", killed) for _ in range(2)]
+    first.kill()
+    first.join()
+    again = {path: start(path, "spectrum", dense, *GRID, "-o", killed) for path in (tmp_path / "a", tmp_path / "b")}
     assert lcnn("spectrum", dense, *GRID, "-o", whole) == 0
-    for process in again:
-        assert (process.communicate()[1], process.returncode) == ("", 0)
+    for errors, process in again.items():
+        assert ended(process, errors) == ("", 0)
     assert report_of(killed) == report_of(whole)
     done = [entry["trial"] for entry in journal_of(killed) if entry["event"] == "done"]
     assert sorted(done) == sorted({trial["trial"] for trial in json.loads(report_of(whole)["json"])["trials"]})
@@ -100,16 +103,16 @@ def test_killed_in_mid_trial_it_goes_on_and_the_report_is_that_of_one_process(de
 
 def test_a_trial_gone_on_with_took_as_long_as_all_its_parts(dense: Path, tmp_path: Path) -> None:
     grid = ("spectrum", dense, "--methods", "pruning", "--speedups", 4, "--epochs", 4, *QUICK[2:], "-o", tmp_path)
-    process, clock = start(*grid), tmp_path / "trials" / "0-4-pruning" / "seconds.json"
+    errors, clock = tmp_path / "errors", tmp_path / "trials" / "0-4-pruning" / "seconds.json"
+    process = start(errors, *grid)
     while not clock.exists():
-        assert process.poll() is None, process.communicate()
+        assert process.is_alive(), errors.read_text()
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.join()
     assert 0 < json.loads(clock.read_text()) < 600
     clock.write_text("1000.0")
-    rest = start(*grid)
-    assert (rest.communicate()[1], rest.returncode) == ("", 0)
+    assert ended(start(errors, *grid), errors) == ("", 0)
     (trial,) = json.loads((tmp_path / "spectrum.json").read_text())["trials"]
     assert 1000 < trial["seconds"] < 1600
     assert not clock.exists()
@@ -124,7 +127,13 @@ def alive(pid: int) -> bool:
 
 
 def test_the_workers_of_a_killed_command_end_too(dense: Path, tmp_path: Path) -> None:
-    process = start("spectrum", dense, *GRID, "--epochs", 99, "--workers", 2, "-o", tmp_path)
+    command = ["spectrum", dense, *GRID, "--epochs", 99, "--workers", 2, "-o", tmp_path]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lcnn_analyze", *map(str, command)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while len(workers := {line["worker"] for line in journal_of(tmp_path) if line["event"] == "claimed"}) < 2:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
@@ -361,22 +370,22 @@ def test_a_budget_that_no_trial_can_meet_fails_the_command(
     assert last == f"lcnn: no trial of 1 was done; the report in {tmp_path} has the reasons"
 
 
-SEARCH = ("--methods", "pruning", "--speedups", "3,9", "--trials", 3, "--vary", "lr=0.01..0.05", *QUICK)
+SEARCH = ("--methods", "pruning", "--speedups", "3,9", "--trials", 2, "--vary", "lr=0.01..0.05", *QUICK)
 
 
 def test_a_search_killed_in_mid_trial_goes_on_to_its_count(
     dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("optuna")
-    killed = start("spectrum", dense, *SEARCH, "-o", tmp_path)
+    killed = start(tmp_path / "errors", "spectrum", dense, *SEARCH, "-o", tmp_path)
     while not [*tmp_path.glob("trials/*")]:
         time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    killed.kill()
+    killed.join()
     monkeypatch.setattr(Search.__init__, "__defaults__", (1.0,))
     assert lcnn("spectrum", dense, *SEARCH, "-o", tmp_path) == 0
     document = json.loads((tmp_path / "spectrum.json").read_text())
-    assert [row["status"] for row in document["trials"]] == ["done"] * 3
+    assert [row["status"] for row in document["trials"]] == ["done"] * 2
     for row in document["trials"]:
         assert 0.01 <= float(row["method"].removeprefix("pruning:lr=")) <= 0.05
         assert row["speedup"] == pytest.approx(row["target"], rel=0.02)
@@ -391,13 +400,13 @@ def test_a_database_that_goes_away_in_mid_sweep_ends_it_with_one_line_and_the_wo
     pytest.importorskip("optuna")
     path = tmp_path / "study.db"
     search = ("spectrum", dense, *SEARCH, "--storage", f"sqlite:///{path}?timeout=0.2", "-o", tmp_path / "study")
-    process = start(*search)
+    process = start(tmp_path / "errors", *search)
     while not [*tmp_path.glob("study/trials/*")]:
         time.sleep(0.02)
     away = sqlite3.connect(path, timeout=60)
     away.execute("BEGIN EXCLUSIVE")
-    _, err = process.communicate()
-    assert (process.returncode, err.count("\n")) == (5, 1)
+    err, code = ended(process, tmp_path / "errors")
+    assert (code, err.count("\n")) == (5, 1)
     assert re.search(r"storage sqlite:///.*study.db\S* is away: .*; what was trained is kept in .*/study/trials", err)
     (kept,) = tmp_path.glob("study/trials/*/result.json")
     before = kept.stat().st_mtime_ns
@@ -405,7 +414,7 @@ def test_a_database_that_goes_away_in_mid_sweep_ends_it_with_one_line_and_the_wo
     away.close()
     assert lcnn(*search) == 0
     document = json.loads((tmp_path / "study" / "spectrum.json").read_text())
-    assert [row["status"] for row in document["trials"]] == ["done"] * 3
+    assert [row["status"] for row in document["trials"]] == ["done"] * 2
     assert kept.parent.name in {row["trial"] for row in document["trials"]}
     assert kept.stat().st_mtime_ns == before
 

@@ -21,10 +21,8 @@ from lcnn_core.compress import (
     FromDenseConfig,
     NarrowConfig,
     PostTrainingConfig,
-    calibration_images,
     compress_from_dense,
     convert_and_train,
-    convert_to_budget,
     train_narrow,
 )
 from lcnn_core.compress.budget import fill, prune_to_, useful
@@ -39,7 +37,7 @@ from lcnn_core.describe import describe
 from lcnn_core.errors import ConfigError
 from lcnn_core.layers import LookupConv2d, LookupLayer, LookupLinear
 from lcnn_core.models import build
-from lcnn_core.train import EpochFinished, TrainConfig, evaluate, train
+from lcnn_core.train import EpochFinished, Event, TrainConfig, TrainingStarted, evaluate, train
 
 
 def small_data(size: int = 8, channels: int = 1, classes: int = 10, images: int = 64) -> Dataset:
@@ -414,11 +412,16 @@ def test_conversion_then_training_keeps_the_budget_and_learns() -> None:
     data = load_dataset("digits")
     torch.manual_seed(0)
     dense = build("digits-resnet")
-    train(dense, data, TrainConfig(4, 32, lr=0.05))
-    config = ConvertedConfig(12, PostTrainingConfig(ratios=(0.5,), images=128), train=TrainConfig(2, 32, lr=0.02))
-    images = calibration_images(data, 128)
-    before, _ = convert_to_budget(dense, images, dataclasses.replace(config.conversion, speedup=12.0))
-    model, result = convert_and_train(dense, data, config)
+    train(dense, data, TrainConfig(2, 32, lr=0.05))
+    config = ConvertedConfig(12, PostTrainingConfig(ratios=(0.5,), images=128), train=TrainConfig(1, 32, lr=0.02))
+    converted: list[nn.Module] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, TrainingStarted):
+            converted.append(copy.deepcopy(event.model))
+
+    model, result = convert_and_train(dense, data, config, listen)
+    (before,) = converted
     assert 12 <= result.last.counted_speedup <= 12.24
     assert evaluate(model, data.validation).loss < evaluate(before, data.validation).loss
     for name, layer in lookups(model).items():

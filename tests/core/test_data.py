@@ -9,13 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.datasets import load_digits
 
 from lcnn_core.checkpoint import Normalization
 from lcnn_core.data import DATASETS, Split, load_dataset
@@ -50,6 +50,12 @@ def raw_pixels(path: Path) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=16).reshape(struct.unpack(">3I", data[4:16])) / 255
 
 
+def sklearn_digits() -> Any:
+    from sklearn.datasets import load_digits  # here: its import takes seconds of every worker's collection
+
+    return load_digits()
+
+
 def test_digits_are_scikit_learns_each_image_in_exactly_one_split() -> None:
     dataset = load_dataset("digits")
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (1150, 197, 450)
@@ -62,7 +68,7 @@ def test_digits_are_scikit_learns_each_image_in_exactly_one_split() -> None:
         for part in parts
         for image, label in zip(part.images, part.labels, strict=True)
     ]
-    bunch = load_digits()
+    bunch = sklearn_digits()
     expected = [
         (int(label), *map(int, image.flatten())) for image, label in zip(bunch.images, bunch.target, strict=True)
     ]
@@ -87,7 +93,7 @@ def test_digits_are_read_without_importing_scikit_learn() -> None:
 def test_digits_splits_are_stratified_and_the_same_every_time() -> None:
     dataset, again = load_dataset("digits"), load_dataset("digits")
     torch.testing.assert_close(dataset.test.images, again.test.images, rtol=0, atol=0)
-    shares = np.bincount(load_digits().target) / 1797
+    shares = np.bincount(sklearn_digits().target) / 1797
     for part in (dataset.train, dataset.validation, dataset.test):
         counts = part.labels.bincount(minlength=10).numpy()
         assert np.abs(counts - shares * len(part)).max() < 2
