@@ -42,7 +42,7 @@ def pack(layout: Layout, inputs: list[Value], outputs: list[Value]) -> bytes:
                   "output": where(record.output), **record.fields, **dict.fromkeys(DATA, -1)}  # fmt: skip
         for name, array in record.data.items():
             values[name] = units
-            block = memoryview(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8))
+            block = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data
             data += [block, bytes(-len(block) % 4)]
             units += (len(block) + 3) // 4
         for name, value in values.items():
