@@ -95,12 +95,21 @@ def _open(path: Path, arch: str | None, data: str) -> tuple[Opened, nn.Module, D
 
 @contextmanager
 def _telling(quiet: bool) -> Iterator[Any]:
-    """A bar on stderr that says what is being done."""
+    """A bar on stderr that says what is being done; where that is no terminal, a line for each stage."""
     from rich.console import Console
     from rich.progress import Progress
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=quiet or not console.is_terminal) as bars:
+    console, said = Console(stderr=True, highlight=False, quiet=quiet), {""}
+
+    def line(what: str, done: int, total: int) -> None:
+        if what not in said:
+            said.add(what)
+            console.print(f"{what}, {total} layers" if total > 1 else what)
+
+    if not console.is_terminal:
+        yield line
+        return
+    with Progress(console=console, transient=True, disable=quiet) as bars:
         task = bars.add_task("")
         yield lambda what, done, total: bars.update(task, description=what, completed=done, total=total)
 

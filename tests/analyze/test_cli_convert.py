@@ -64,9 +64,12 @@ def test_a_bare_state_dict_is_named_and_the_table_says_what_each_layer_became(
     weights, out = dense.with_name("bare.pth"), tmp_path / "small.safetensors"
     more = ("--images", 32, "--forms", "sparse", "--no-evaluate")
     assert lcnn("--arch", "digits-resnet", "--weights", weights, "--speedup", 3, *more, "-o", out) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["layer", "form", "k", "P", "D", "output", "error", "MACs", "of", "dense"]
+    said, err = capsys.readouterr()
     weighted = [n for n, m in build("digits-resnet").named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    stages = ["measuring inputs", *(f"{what}, {len(weighted)} layers" for what in ("fitting", "probing", "converting"))]
+    assert err.splitlines() == stages
+    lines = said.splitlines()
+    assert lines[0].split() == ["layer", "form", "k", "P", "D", "output", "error", "MACs", "of", "dense"]
     assert [line.split()[0] for line in lines[1:-1]] == weighted
     assert lines[-1].startswith(f"{out}: counted speedup 3.0")
     assert lines[-1].endswith("calibrated on 32 images without labels")
