@@ -93,7 +93,7 @@ def options_of(
     options = [Option(DENSE, layer.dense_cost, 0.0)] if dense else []
     probe, distance = layer.problem.weight, math.inf
     for size in sizes:
-        for fit in fitting.fits(layer.problem, size, math.ceil(LEAST_SHARE / speedup * layer.dense_cost)):
+        for fit in fitting.menu(layer.problem, size, math.ceil(LEAST_SHARE / speedup * layer.dense_cost)):
             if fit.cost and fit.error < 1:
                 options.append(Option(size, fit.cost, fit.error))
             if fit.error > 0 and abs(math.log(fit.error / PROBE_ERROR)) < distance:

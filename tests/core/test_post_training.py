@@ -244,13 +244,35 @@ def test_the_svd_start_beats_one_that_ignores_the_inputs() -> None:
     assert fitting.start(problem, 4).fit().error < 0.5 * blind.fit().error
 
 
+@pytest.mark.parametrize("rank", [1, 2, 5])
+def test_systems_that_are_solved_or_singular_stay_where_they_are(rank: int) -> None:
+    """Few unknowns, as at high speedups, are solved after as many steps; alike rows of D make the system singular."""
+    generator = torch.Generator().manual_seed(rank)
+    factor = torch.randn(5, rank, generator=generator) * 10.0 ** torch.randint(-3, 4, (5, 1), generator=generator)
+    matrix = factor @ factor.T
+    exact = torch.randn(200, 5, generator=generator) * (torch.rand(200, 5, generator=generator) < 0.5)
+    start = torch.where(exact != 0, torch.randn(200, 5, generator=generator), 0.0)
+    right, scale = exact @ matrix, matrix.diagonal()[None]
+    found, left = fitting.solve(lambda x: x @ matrix, right, start, scale, 40, (1,))
+    assert found.isfinite().all()
+    assert torch.equal(found == 0, start == 0)
+    before, after = (((right - x @ matrix) * (start != 0)).square() / scale for x in (start, found))
+    assert (after.sum(1) <= 1e-6 * before.sum(1) + 1e-9).all()
+    torch.testing.assert_close(
+        left, (right - found @ matrix) * (start != 0), rtol=0, atol=1e-4 * float(right.abs().max())
+    )
+
+
 @pytest.mark.parametrize("size", [None, 2])
 def test_a_fit_costs_at_most_what_was_asked_and_errors_rise_as_costs_fall(size: int | None) -> None:
     problem = small_problem()
-    fits = list(fitting.fits(problem, size, 200))
+    fits = list(fitting.menu(problem, size, 200))
     assert len(fits) > 8
     errors = [fit.error for fit in fits]
     assert all(later > 0.98 * earlier for earlier, later in itertools.pairwise(errors))
+    for fit in fits:
+        exact = problem.squared(problem.weight - fit.dense()) / problem.energy
+        assert fit.error == pytest.approx(exact, rel=1e-3, abs=3e-6)
     for cost in (3000, 1717, 333):
         fit = fit_to(problem, size, cost)
         spent = int(fit.coefficients.count_nonzero()) * 10
