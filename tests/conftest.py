@@ -20,8 +20,8 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile("repeatable")
 
-# One thread, here (torch reads it as it is imported) and in the commands that tests start: the shapes are small, sums
-# keep their order, and `pytest -n 2` does not oversubscribe two cores.
+# One thread, in the commands that tests start as here: the shapes are small, sums keep their order, and `pytest -n 2`
+# does not oversubscribe two cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
@@ -60,6 +60,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def _seeded() -> None:
     import torch  # here: the process that hands tests out to others starts three seconds earlier without it
 
+    torch.set_num_threads(1)
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)

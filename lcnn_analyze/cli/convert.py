@@ -99,7 +99,7 @@ def _telling(quiet: bool) -> Iterator[Any]:
     from rich.console import Console
     from rich.progress import Progress
 
-    console, said = Console(stderr=True, highlight=False, quiet=quiet), {""}
+    console, said = Console(stderr=True, highlight=False, quiet=quiet), set[str]()
 
     def line(what: str, done: int, total: int) -> None:
         if what not in said:

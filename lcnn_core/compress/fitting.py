@@ -8,6 +8,7 @@ support shrinks along a path of falling cost: at each step the entries whose los
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -18,11 +19,11 @@ SHRINK = 0.8
 """Cost of a step of the path over that of the step before."""
 STEPS = 8
 """Of conjugate gradients, each time that D or P is solved for."""
+ROUGHLY = 3
+"""The same where it is only to be known what a layer loses at which cost."""
 EXACT, FLAT = 1e-12, 1e-6
 """Of a system in float32: the squared residual over that at the start at which it is solved, and the curvature along a
 direction over that of its entries taken alone below which it is none."""
-ROUGHLY = 3
-"""The same where it is only to be known what a layer loses at which cost."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +61,8 @@ class Fit:
     coefficients: Tensor
     cost: int
     error: float
-    """trace(E C E^T) over that of the dense filters: 0 is exact, 1 is a layer that answers a constant."""
+    """trace(E C E^T) over that of the dense filters: 0 is exact, 1 is a layer that answers a constant. Of a menu's
+    fit to about 1e-6."""
 
     def dense(self) -> Tensor:
         """W' (groups, n / groups, m / groups, area)."""
@@ -116,7 +118,7 @@ class Path:
         self.dictionary, self.coefficients = dictionary, coefficients
         self.target = problem.seen(problem.weight)
         self.energy = max(_inner(self.target, problem.weight), 1e-30)
-        self.about = 0.0
+        self.about = math.nan
         """The error after P was last solved for, to about 1e-6: what that left over tells it at no cost."""
 
     def fit(self) -> Fit:
@@ -227,14 +229,14 @@ class Path:
         self.dictionary = self.dictionary * self.coefficients.any(3).any(1)[:, :, None]
 
 
-def start(problem: Problem, dictionary_size: int | None) -> Path:
+def start(problem: Problem, dictionary_size: int | None, steps: int = STEPS) -> Path:
     """The path's beginning: the identity dictionary with P = W, or D and P from an SVD weighted by the inputs.
 
     With H the root of the inputs' covariance summed over kernel positions, the k leading right singular vectors V of
     W H give D = V H^-1 and P = W H V^T: of all D with k rows, the one whose outputs are closest, positions taken alone.
     """
     if dictionary_size is None:
-        return Path(problem, None, problem.weight)
+        return Path(problem, None, problem.weight, steps)
     groups, n, m, area = problem.weight.shape
     channels = problem.covariance.reshape(groups, m, area, m, area).diagonal(dim1=2, dim2=4).sum(-1).double()
     values, vectors = torch.linalg.eigh(channels)
@@ -244,7 +246,8 @@ def start(problem: Problem, dictionary_size: int | None) -> Path:
     filters = problem.weight.permute(0, 1, 3, 2).reshape(groups, n * area, m).double() @ root
     leading = torch.linalg.eigh(filters.transpose(1, 2) @ filters).eigenvectors.flip(2)[:, :, :dictionary_size]
     coefficients = (filters @ leading).reshape(groups, n, area, -1).transpose(2, 3)
-    return Path(problem, (leading.transpose(1, 2) @ inverse).to(problem.weight), coefficients.to(problem.weight))
+    dictionary = (leading.transpose(1, 2) @ inverse).to(problem.weight)
+    return Path(problem, dictionary, coefficients.to(problem.weight), steps)
 
 
 def menu(problem: Problem, dictionary_size: int | None, least: int) -> Iterator[Fit]:
@@ -261,7 +264,7 @@ def menu(problem: Problem, dictionary_size: int | None, least: int) -> Iterator[
 
 
 def fit_to(problem: Problem, dictionary_size: int | None, cost: int) -> Fit:
-    """The fit of at most ``cost`` MACs at the end of the same path."""
+    """The fit of at most ``cost`` MACs at the end of such a path, solved further at every step."""
     path, target = _begin(problem, dictionary_size, STEPS)
     while target > cost:
         path.prune(int(target))
@@ -273,8 +276,7 @@ def fit_to(problem: Problem, dictionary_size: int | None, cost: int) -> Fit:
 
 
 def _begin(problem: Problem, dictionary_size: int | None, steps: int) -> tuple[Path, float]:
-    path = start(problem, dictionary_size)
-    path.steps = steps
+    path = start(problem, dictionary_size, steps)
     path.refit()
     dense = problem.weight.numel() * problem.coefficient
     return path, SHRINK * min(path.cost(), dense)

@@ -96,7 +96,7 @@ def options_of(
         for fit in fitting.menu(layer.problem, size, math.ceil(LEAST_SHARE / speedup * layer.dense_cost)):
             if fit.cost and fit.error < 1:
                 options.append(Option(size, fit.cost, fit.error))
-            if fit.error > 0 and abs(math.log(fit.error / PROBE_ERROR)) < distance:
+            if abs(math.log(fit.error / PROBE_ERROR)) < distance:
                 probe, distance = fit.dense(), abs(math.log(fit.error / PROBE_ERROR))
     return pareto(options), probe
 

@@ -263,6 +263,23 @@ def test_systems_that_are_solved_or_singular_stay_where_they_are(rank: int) -> N
     )
 
 
+def test_dictionaries_with_vectors_alike_are_fitted() -> None:
+    problem = small_problem()
+    path = fitting.start(problem, 3)
+    assert path.dictionary is not None
+    path.dictionary = torch.cat([path.dictionary, path.dictionary, 1e-8 * path.dictionary], 1)
+    path.coefficients = torch.cat([path.coefficients] * 3, 2)
+    before = path.fit().error
+    for cost in (8000, 4000, 2000, 900, 300, 100):
+        path.refit()
+        exact = path.fit()
+        assert path.coefficients.isfinite().all()
+        assert exact.error <= 1.001 * before
+        assert path.about == pytest.approx(exact.error, rel=5e-3, abs=3e-6)
+        path.prune(cost)
+        before = path.fit().error
+
+
 @pytest.mark.parametrize("size", [None, 2])
 def test_a_fit_costs_at_most_what_was_asked_and_errors_rise_as_costs_fall(size: int | None) -> None:
     problem = small_problem()
