@@ -253,7 +253,8 @@ def start(problem: Problem, dictionary_size: int | None, steps: int = STEPS) -> 
 def menu(problem: Problem, dictionary_size: int | None, least: int) -> Iterator[Fit]:
     """Fits of falling cost, from below the dense layer's to ``least`` MACs, each step 0.8 of the one before.
 
-    To choose from, at a third of the time of :func:`fit_to`: not solved as far, and the error known to about 1e-6.
+    To choose from, at less than half of the operations of :func:`fit_to`: not solved as far, and the error known to
+    about 1e-6.
     """
     path, target = _begin(problem, dictionary_size, ROUGHLY)
     while target >= least:
