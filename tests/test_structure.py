@@ -246,6 +246,7 @@ SAME_NAME = sorted(set(lcnn_core._HOME) & set(lcnn_core._HOME.values()))
         ("from lcnn_core import LookupConfig, ModelSpec, ConfigError, count_layer", HEAVY),
         ("import lcnn_analyze.cost, lcnn_analyze.spectrum, lcnn_analyze.codec", {"torch", "typer", "matplotlib"}),
         ("import lcnn_analyze.report, lcnn_analyze.render", {"torch", "typer", "matplotlib", "pandas"}),
+        ("import lcnn_analyze.bench.bench", {"sympy", "matplotlib", "onnxruntime", "openvino"}),  # sympy: of inductor
     ],
 )
 def test_what_a_fresh_process_loads(code, forbidden):

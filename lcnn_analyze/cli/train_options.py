@@ -87,7 +87,7 @@ OPTIONS: dict[str, Option] = {
         Option("ema", float, "Decay of an average of the weights, which is then the result.", REGULAR),
         Option("device", str, "auto, cpu, cuda, cuda:N or mps. [auto]", MACHINE, free=True),
         Option("bfloat16", bool, "Autocast forward and loss.", MACHINE),
-        Option("channels_last", bool, "Memory format.", MACHINE),
+        Option("channels_last", bool, "Memory format, often faster.", MACHINE),
         Option("compile", str, "Backend of torch.compile, such as inductor.", MACHINE),
         Option("gradient_checkpointing", bool, "Recompute blocks instead of keeping them.", MACHINE),
         Option("deterministic", bool, "Only algorithms that give the same bits again.", MACHINE),

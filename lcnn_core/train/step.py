@@ -72,13 +72,19 @@ class Step:
         parts = list(zip(images.split(own), labels.split(own), strict=True))
         loss, right = 0.0, 0
         for number_here, piece in enumerate(parts):
-            torch.manual_seed(seed_of(self.config.seed, number, first + number_here))
+            self._seed(seed_of(self.config.seed, number, first + number_here))
             last = number_here == len(parts) - 1
             with nullcontext() if number_here == 0 else buffers_kept(self.model):
                 piece_loss, piece_right = self._piece(piece, len(piece[0]) / total, last, where)
             loss, right = loss + piece_loss, right + piece_right
         loss, right_sum = self.processes.sums((loss, right), self.device)
         return loss, int(right_sum)
+
+    def _seed(self, seed: int) -> None:
+        if self.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # a millisecond less than what seeds every kind of device
+        else:
+            torch.manual_seed(seed)
 
     def _piece(self, piece: Sequence[Tensor], share: float, last: bool, where: str) -> tuple[float, int]:
         images, labels = (tensor.to(self.device, non_blocking=True) for tensor in piece)

@@ -8,9 +8,7 @@ import sys
 from shutil import which
 
 import torch
-import torch._inductor.config
 from torch import Tensor
-from torch._inductor import codecache
 
 from lcnn_analyze.bench.contenders.base import Contender, Ready, UnavailableError, Work
 
@@ -20,10 +18,12 @@ GENERATED = "torch._inductor.runtime.compile_tasks."
 def prepare(work: Work) -> Ready:
     if not any(map(which, ("c++", "g++", "clang++"))):
         raise UnavailableError("torch.compile needs a C++ compiler, and there is none")
+    from torch._inductor import config  # here: two seconds that a bench without this contender does not take
+
     # Freezing drops the weights of the module that it compiles.
     model = copy.deepcopy(work.model)
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)
-    with torch._inductor.config.patch(freezing=True):
+    with config.patch(freezing=True):
         compiled = torch.compile(model, dynamic=False)
         with torch.no_grad():
             compiled(work.x)
@@ -37,6 +37,10 @@ def prepare(work: Work) -> Ready:
 
 def release() -> None:
     """Forget compiled functions, and the modules that inductor wrote, whose globals hold the packed weights."""
+    if "torch._inductor" not in sys.modules:
+        return
+    from torch._inductor import codecache
+
     torch.compiler.reset()
     for name in [name for name in sys.modules if name.startswith(GENERATED)]:
         del sys.modules[name]
