@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -133,7 +134,9 @@ def read_imports(path: Path) -> Iterator[Import]:
     yield from walk(ast.parse(path.read_text()), True, False)
 
 
-IMPORTS = [found for path in SOURCES for found in read_imports(path)]
+@cache
+def imports() -> list[Import]:
+    return [found for path in SOURCES for found in read_imports(path)]
 
 
 def order(package: str) -> dict[str, int]:
@@ -156,7 +159,7 @@ def test_imports_point_one_way(package):
     ranks = order(package)
     upward = [
         str(found)
-        for found in IMPORTS
+        for found in imports()
         if found.runtime
         and {found.importer, found.imported} <= set(ranks)
         and (found.importer, found.imported) not in UPWARD
@@ -169,7 +172,7 @@ def test_imports_point_one_way(package):
 def test_rooms_import_each_other_in_no_circle(package):
     ranks = order(package)
     needs: dict[str, set[str]] = {name: set() for name in ranks}
-    for found in IMPORTS:
+    for found in imports():
         pair = (found.importer, found.imported)
         if found.runtime and set(pair) <= set(ranks) and pair not in UPWARD and found.importer != found.imported:
             needs[found.importer].add(found.imported)
@@ -179,16 +182,16 @@ def test_rooms_import_each_other_in_no_circle(package):
 
 
 def test_exceptions_are_still_needed():
-    pairs = {(found.importer, found.imported) for found in IMPORTS if found.runtime}
+    pairs = {(found.importer, found.imported) for found in imports() if found.runtime}
     assert set(UPWARD) <= pairs
 
 
 def test_the_library_does_not_know_the_analyzer():
-    assert not [str(f) for f in IMPORTS if f.importer.startswith("lcnn_core") and f.module.startswith("lcnn_analyze")]
+    assert not [str(f) for f in imports() if f.importer.startswith("lcnn_core") and f.module.startswith("lcnn_analyze")]
 
 
 def test_the_library_hides_no_circle_in_a_function():
-    core = [f for f in IMPORTS if f.importer.startswith("lcnn_core")]
+    core = [f for f in imports() if f.importer.startswith("lcnn_core")]
     assert not [str(f) for f in core if f.local and f.module.startswith("lcnn")]
 
 
@@ -201,7 +204,7 @@ def public_import(found: Import) -> bool:
 
 
 def test_the_analyzer_uses_public_names_only():
-    analyzer = [f for f in IMPORTS if f.importer.startswith("lcnn_analyze")]
+    analyzer = [f for f in imports() if f.importer.startswith("lcnn_analyze")]
     wrong = [str(f) for f in analyzer if f.module.split(".")[0] == "lcnn_core" and not public_import(f)]
     for path in SOURCES:
         if path.is_relative_to(ROOT / "lcnn_analyze"):
@@ -214,7 +217,7 @@ def test_the_analyzer_uses_public_names_only():
 
 @pytest.mark.parametrize("package", ONLY_IN)
 def test_third_party_packages_stay_in_their_rooms(package):
-    found = [f for f in IMPORTS if f.module.split(".")[0] == package]
+    found = [f for f in imports() if f.module.split(".")[0] == package]
     assert not [str(f) for f in found if f.importer not in ONLY_IN[package]]
 
 
@@ -222,7 +225,7 @@ def test_the_analyzer_has_no_torch_after_describe():
     rooms = {f"lcnn_analyze.{name}" for name in TORCH_IN_ANALYZER}
     assert not [
         str(f)
-        for f in IMPORTS
+        for f in imports()
         if f.runtime and room(f.module) == "torch" and f.importer.startswith("lcnn_analyze") and f.importer not in rooms
     ]
 
@@ -292,7 +295,7 @@ def test_every_public_name_exists_and_says_what_it_is(package, name):
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_all_is_what_type_checkers_see(package):
-    guarded = [f for f in IMPORTS if f.path == ROOT / package / "__init__.py" and not f.runtime]
+    guarded = [f for f in imports() if f.path == ROOT / package / "__init__.py" and not f.runtime]
     seen = {str(f.name): f.module.removeprefix(package).removeprefix(".") for f in guarded}
     assert sorted(seen) == PACKAGES[package].__all__ == dir(PACKAGES[package])
     assert {name: home for name, home in seen.items() if home} == PACKAGES[package]._HOME
