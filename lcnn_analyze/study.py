@@ -131,8 +131,6 @@ class Journal:
     def __init__(self, path: Path, lease: float = LEASE, clock: Callable[[], float] = time.time) -> None:
         self.path, self.lease, self.clock = path, lease, clock
         self.worker = worker_name()
-        self.known: list[Trial] = []
-        """All that were ever asked for, in that order."""
         self.own: list[Trial] = []
 
     def begin(self, settings: Mapping[str, Any], trials: Sequence[Trial]) -> None:
@@ -165,7 +163,7 @@ class Journal:
                     self._append(file, {"event": "done", **self._mark(trial), "result": dict(result)})
 
     def _ask(self, file: BinaryIO, lines: Sequence[Mapping[str, Any]], trials: Sequence[Trial]) -> None:
-        known = {line["trial"]: line["settings"] for line in lines if line["event"] == "asked"}
+        known = {trial.name: trial.settings for trial in _asked(lines)}
         for trial in trials:
             given = json.loads(json.dumps(dict(trial.settings)))
             check_same(f"the trial {trial.name} in {self.path.parent}", known.get(trial.name, given), given,
@@ -173,12 +171,12 @@ class Journal:
             if trial.name not in known:
                 known[trial.name] = given
                 self._append(file, {"event": "asked", "trial": trial.name, "settings": given})
-        self.known = [Trial(name, found) for name, found in known.items()]
 
     def ended(self) -> list[tuple[Trial, State]]:
         with self._locked() as (_, lines):
-            states = _replayed(lines, self.known)
-        return [(trial, states[trial.name]) for trial in self.known]
+            known = _asked(lines)  # also what others have asked for since
+            states = _replayed(lines, known)
+        return [(trial, states[trial.name]) for trial in known]
 
     def busy(self) -> bool:
         with self._locked() as (_, lines):
@@ -266,6 +264,11 @@ class Journal:
         file.write(json.dumps(entry).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _asked(lines: Sequence[Mapping[str, Any]]) -> list[Trial]:
+    """All trials that were ever asked for, in that order."""
+    return [Trial(line["trial"], line["settings"]) for line in lines if line["event"] == "asked"]
 
 
 def _replayed(lines: Sequence[Mapping[str, Any]], trials: Sequence[Trial]) -> dict[str, State]:

@@ -2,7 +2,7 @@
 # The study on Fashion-MNIST, one process, resumable: stop it at any time and run it again.
 # usage: reports/study.sh FOLDER [DATA]     DATA: idx:FOLDER with the four files of Fashion-MNIST
 # `timeout 9000 reports/study.sh FOLDER` is a part of 150 minutes; what it was at goes on from its last epoch.
-# PART=3 runs one part alone; DENSE_EPOCHS and EPOCHS say how long the dense references (12) and each trial (6) are trained.
+# PART=3 runs one part alone; DENSE_EPOCHS and EPOCHS say how long the dense references (48) and each trial (6) are trained.
 # At the end reports/study/ holds each network's figures and the page made of them. What is done there already is not done
 # again: the dense reference comes out bit by bit the same on a machine of the same kind, and the study goes on from there.
 set -euo pipefail
@@ -20,7 +20,7 @@ dense() { # NETWORK: its dense reference, gone on with where it was stopped
   if [ -f "$folder/state.pt" ]; then
     $lcnn train --resume "$folder" --log-every 100
   else
-    $lcnn train --model "$1" --data "$data" --epochs "${DENSE_EPOCHS:-12}" --schedule one-cycle --lr 0.15 \
+    $lcnn train --model "$1" --data "$data" --epochs "${DENSE_EPOCHS:-48}" --schedule one-cycle --lr 0.15 \
       --batch-size 64 --weight-decay 5e-4 --shift 1 --log-every 100 -o "$folder"
   fi
 }
@@ -33,7 +33,7 @@ sweep() { # NETWORK OPTION...: adds to the network's journal; what is done is no
     -o "$study/$network/spectrum" ${known[@]+"${known[@]}"} "$@"
 }
 
-# What starts from scratch is trained twice as long: as long as the dense reference from which the others start.
+# What starts from scratch is trained twice as long as what starts from the dense reference.
 main=from-dense,pruning,published:epochs=12
 others=lookup-only,converted,low-rank,narrow:epochs=12
 ingredients=ranking=magnitude,distillation=0,start=scratch,thresholds=soft,regrowth=0.2,layer_budgets=uniform,layer_budgets=measured
