@@ -142,7 +142,7 @@ def inline(chart: Chart, name: str) -> Markup:
     if chart.level:
         label, level = chart.level
         drawn.append(
-            f'<line class="level" x1="0" x2="100%" y1="{y(level)}" y2="{y(level)}"/>'
+            f'<line class="level" x1="4%" x2="100%" y1="{y(level)}" y2="{y(level)}"/>'
             f'<text class="axis value" x="100%" y="{y(level) - 5}">{escape(safe(label))}</text>'
         )
     for place, (curve, (style, _, _)) in enumerate(zip(chart.curves, LOOKS, strict=False)):
