@@ -77,6 +77,8 @@ def test_accuracies_reached_are_those_of_the_study():
             assert cell == accuracy([100 * trial["top1"] for trial in trials]), (method, target)
     assert f"{100 * study['dense']['top1']:.2f} % dense after 48 epochs" in README
     assert f"({study['dense']['macs'] / 1e6:.2f} M MACs)" in README
+    converted = {t["target"]: 100 * t["top1"] for t in study["trials"] if t["method"] == "post-training"}
+    assert f"{converted[2]:.2f} % at 2x and {converted[4]:.2f} at 4x" in " ".join(REACHES.split())
 
 
 def accuracy(values: list[float]) -> str:
