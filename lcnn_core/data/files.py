@@ -80,7 +80,7 @@ class View:
         image = decode(data)
         with torch.random.fork_rng(devices=[]):
             if self.seed is not None:
-                torch.manual_seed(seed_of(self.seed, index))
+                torch.default_generator.manual_seed(seed_of(self.seed, index))  # of the CPU alone, and quicker
             pixels = self.steps(image)
         pixels = torch.stack(pixels) if self.crops > 1 else pixels
         mean, std = (torch.tensor(v).reshape(-1, 1, 1) for v in (self.normalization.mean, self.normalization.std))
