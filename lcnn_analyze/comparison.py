@@ -154,11 +154,15 @@ def packed(right: Sequence[bool]) -> str:
     return base64.b64encode(np.packbits(np.asarray(right, dtype=bool)).tobytes()).decode()
 
 
+def unpacked(row: Row) -> NDArray[np.uint8]:
+    """The bits that ``packed`` packed into ``row``, one a number."""
+    return np.unpackbits(np.frombuffer(base64.b64decode(row["right"]), np.uint8), count=row["count"])
+
+
 def _right(members: Sequence[Row]) -> NDArray[np.float64] | None:
     if not all("right" in row and row["count"] == members[0]["count"] for row in members):
         return None
-    bits = [np.frombuffer(base64.b64decode(row["right"]), np.uint8) for row in members]
-    return np.mean([np.unpackbits(part, count=members[0]["count"]) for part in bits], axis=0)
+    return np.mean([unpacked(row) for row in members], axis=0)
 
 
 def sampling_error(percent: float, count: int) -> float:

@@ -26,6 +26,10 @@ from lcnn_core import ConfigError, DataError, LcnnError
 
 LEASE = 60.0
 """Seconds of silence after which a worker's trial is given to another; more than clocks of machines differ by."""
+LEFT = ("waiting", "running")
+"""How a trial stands that has not ended."""
+PLACES = ("dense",)
+"""Settings that only say where a thing lies which another one identifies: from elsewhere it is the same study."""
 
 
 def worker_name() -> str:
@@ -73,7 +77,7 @@ class Source(Protocol):
         """The next trial, now this worker's; None where there is none to be had."""
 
     def busy(self) -> bool:
-        """Whether other workers still have trials, which may yet fall to this one."""
+        """Whether trials are left that may yet fall to this worker: another's, or one given back meanwhile."""
 
     def alive(self, trial: Trial) -> AbstractContextManager[threading.Event]:
         """Signs of life while the block runs; the event is set when the trial was lost to another worker."""
@@ -119,7 +123,7 @@ def signs_of_life(beat: Callable[[], bool], lease: float) -> Iterator[threading.
 
 def check_same(what: str, old: Mapping[str, Any], new: Mapping[str, Any], remedy: str) -> None:
     """Raise ConfigError, naming what differs, where a study of ``old`` settings is joined with ``new`` ones."""
-    differ = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    differ = [key for key in {**old, **new} if key not in PLACES and old.get(key) != new.get(key)]
     if differ:
         changed = "; ".join(f"{key} was {old.get(key)}, is now {new.get(key)}" for key in differ)
         raise ConfigError(f"{what} has other settings: {changed}; {remedy}")
@@ -172,6 +176,14 @@ class Journal:
                 known[trial.name] = given
                 self._append(file, {"event": "asked", "trial": trial.name, "settings": given})
 
+    def keep(self, networks: str | None) -> str:
+        """Which networks the study keeps: what was said last, here or by another worker; the front's if nothing was."""
+        with self._locked() as (file, lines):
+            said = [line["networks"] for line in lines if line["event"] == "keep"]
+            if networks is not None and networks != (said or [None])[-1]:
+                self._append(file, {"event": "keep", "networks": networks})
+        return networks or (said or ["front"])[-1]
+
     def ended(self) -> list[tuple[Trial, State]]:
         with self._locked() as (_, lines):
             known = _asked(lines)  # also what others have asked for since
@@ -180,7 +192,7 @@ class Journal:
 
     def busy(self) -> bool:
         with self._locked() as (_, lines):
-            return any(state.status == "running" for state in _replayed(lines, self.own).values())
+            return any(state.status in LEFT for state in _replayed(lines, self.own).values())
 
     def claim(self) -> Trial | None:
         with self._locked() as (file, lines):

@@ -16,8 +16,8 @@ _ROOMS = {
     "checkpoint.opening": "INPUTS Opened open_model",
     "checkpoint.zoo": "build_named channels_option is_architecture",
     "compress": """FINE_TUNING METHODS ConvertedConfig FromDenseConfig LayerChoice LowRankConfig NarrowConfig
-        PostTrainingConfig PostTrainingReport calibration_images compress_from_dense convert_and_train convert_to_budget
-        train_low_rank train_narrow""",
+        PostTrainingConfig PostTrainingReport calibration_images check_dense compress_from_dense convert_and_train
+        convert_to_budget count_macs train_low_rank train_narrow""",
     "convert": "ConversionReport ConvertedLayer LeftLayer convert convert_",
     "counting": """FORMULAS LayerCount conv_macs count_layer counted_speedup dictionary_macs linear_macs lookup_macs
         matmul_macs output_positions padded_positions""",
@@ -107,9 +107,11 @@ if TYPE_CHECKING:
     from lcnn_core.compress import PostTrainingConfig as PostTrainingConfig
     from lcnn_core.compress import PostTrainingReport as PostTrainingReport
     from lcnn_core.compress import calibration_images as calibration_images
+    from lcnn_core.compress import check_dense as check_dense
     from lcnn_core.compress import compress_from_dense as compress_from_dense
     from lcnn_core.compress import convert_and_train as convert_and_train
     from lcnn_core.compress import convert_to_budget as convert_to_budget
+    from lcnn_core.compress import count_macs as count_macs
     from lcnn_core.compress import train_low_rank as train_low_rank
     from lcnn_core.compress import train_narrow as train_narrow
     from lcnn_core.convert import ConversionReport as ConversionReport

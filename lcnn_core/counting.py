@@ -125,13 +125,14 @@ def count_layer(layer: LayerSpec) -> LayerCount:
     return formula(layer)
 
 
-def counted_speedup(layers: Iterable[LayerSpec]) -> float:
-    """Dense twin's MACs / the model's MACs under ``published``.
+def counted_speedup(layers: Iterable[LayerSpec], dense: int | None = None) -> float:
+    """MACs of another network, or of the dense twin / the model's MACs under ``published``.
 
-    Infinite for a model that multiplies nothing where its twin does, 1 where neither does.
+    Infinite for a model that multiplies nothing where the other does, 1 where neither does.
     """
     counts = [count_layer(layer) for layer in layers]
-    dense, total = sum(count.dense for count in counts), sum(count.total for count in counts)
+    dense = sum(count.dense for count in counts) if dense is None else dense
+    total = sum(count.total for count in counts)
     if total == 0:
         return math.inf if dense else 1.0
     return dense / total

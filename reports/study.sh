@@ -2,9 +2,10 @@
 # The study on Fashion-MNIST, one process, resumable: stop it at any time and run it again.
 # usage: reports/study.sh FOLDER [DATA]     DATA: idx:FOLDER with the four files of Fashion-MNIST
 # `timeout 9000 reports/study.sh FOLDER` is a part of 150 minutes; what it was at goes on from its last epoch.
-# PART=3 runs one part alone; DENSE_EPOCHS and EPOCHS say how long the dense references (48) and each trial (6) are trained.
+# PART=3 runs one part alone; EPOCHS says how long each trial is trained (6). The dense references, 48 epochs each, lie in
+# reports/study/NETWORK/dense/best.pt; DENSE_EPOCHS=48 trains them again, bit by bit the same on a machine of the same kind.
 # At the end reports/study/ holds each network's figures and the page made of them. What is done there already is not done
-# again: the dense reference comes out bit by bit the same on a machine of the same kind, and the study goes on from there.
+# again, unless EPOCHS or DENSE_EPOCHS is given.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 study=$1
@@ -14,8 +15,13 @@ lcnn="$python -m lcnn_analyze"
 epochs=${EPOCHS:-6}
 export OMP_NUM_THREADS=1
 
-dense() { # NETWORK: its dense reference, gone on with where it was stopped
-  local folder=$study/$1/dense
+dense() { # NETWORK: its dense reference: the one kept here, or trained, gone on with where it was stopped
+  local folder=$study/$1/dense kept=$here/study/$1/dense/best.pt
+  if [ -z "${DENSE_EPOCHS:-}" ] && [ -f "$kept" ] && [ ! -e "$folder" ]; then
+    mkdir -p "$folder"
+    cp "$kept" "$folder/best.pt"
+  fi
+  if [ -f "$folder/best.pt" ] && [ ! -f "$folder/state.pt" ]; then return; fi  # a copy, which is not trained on
   if grep -qs '"TrainingFinished"' "$folder/log.jsonl"; then return; fi
   if [ -f "$folder/state.pt" ]; then
     $lcnn train --resume "$folder" --log-every 100
@@ -28,13 +34,14 @@ dense() { # NETWORK: its dense reference, gone on with where it was stopped
 sweep() { # NETWORK OPTION...: adds to the network's journal; what is done is not done again
   local network=$1 known=()
   shift
-  if [ -f "$here/study/$network.json" ]; then known=(--from-report "$here/study/$network.json"); fi
+  # What is done there is of these networks, trained as long as that.
+  if [ -z "${EPOCHS:-}${DENSE_EPOCHS:-}" ] && [ -f "$here/study/$network.json" ]; then known=(--from-report "$here/study/$network.json"); fi
   $lcnn spectrum "$study/$network/dense/best.pt" --data "$data" --epochs "$epochs" --batch-size 64 --keep all \
     -o "$study/$network/spectrum" ${known[@]+"${known[@]}"} "$@"
 }
 
 # What starts from scratch is trained twice as long as what starts from the dense reference.
-main=from-dense,pruning,published:epochs=12
+main=from-dense,pruning,pruning:ranking=fisher,published:epochs=12
 others=lookup-only,converted,low-rank,narrow:epochs=12
 ingredients=ranking=magnitude,distillation=0,start=scratch,thresholds=soft,regrowth=0.2,layer_budgets=uniform,layer_budgets=measured
 ingredients=$ingredients,forms=measured,schedule=cosine,schedule=constant

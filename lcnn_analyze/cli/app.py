@@ -35,7 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "analyze": ("lcnn_analyze.cli.analyze:analyze", "Count what models cost, layer by layer."),
     "bench": ("lcnn_analyze.cli.bench:bench", "Measure the engine against dense runtimes."),
-    "export": ("lcnn_analyze.cli.export:export", "Write a checkpoint as an ONNX file."),
+    "export": ("lcnn_analyze.cli.export:export", "Write a checkpoint as a packed plan (.lcnn) or an ONNX file."),
 }
 """name -> (``module:function``, the line in ``lcnn --help``). To add a command: its file and one line here."""
 

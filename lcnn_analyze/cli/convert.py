@@ -15,8 +15,10 @@ from lcnn_core import ConfigError
 if TYPE_CHECKING:
     from torch import nn
 
-    from lcnn_core import Dataset, LayerChoice, Opened, PostTrainingReport
+    from lcnn_core import Dataset, LayerChoice, Opened, PostTrainingConfig, PostTrainingReport
 
+SPENT = 1.02
+"""Counted speedup over the one asked for, from which the report says that some of the budget is left."""
 _BUDGET, _IMAGES, _OUTPUT = "Budget", "Images", "Output"
 
 
@@ -54,6 +56,7 @@ def convert(
     Each layer becomes dense, sparse or lookup, with the k and density that cost the network's answers least. With
     --finetune it is then trained, taught by the dense network; what is zero stays zero.
     """
+    from lcnn_analyze.cli.output import check_output
     from lcnn_core import PostTrainingConfig, calibration_images, checkpoint, convert_to_budget
 
     if dense is not None and weights is not None:
@@ -65,6 +68,7 @@ def convert(
         raise ConfigError(f"finetune is {finetune}; expected 0 epochs or more")
     if output.suffix not in checkpoint.FORMATS:
         raise ConfigError(f"output {str(output)!r} ends in {output.suffix}; expected {' or '.join(checkpoint.FORMATS)}")
+    check_output(output, source)
     config = PostTrainingConfig(speedup, forms=tuple(part.strip() for part in forms.split(",")), images=images)
     opened, model, dataset = _open(source, arch, data)
     with _telling(quiet) as tell:
@@ -73,7 +77,7 @@ def convert(
         _train(converted, model, dataset, finetune, quiet)
     metrics = _accuracies(converted, model, dataset) if evaluate else []
     _save(output, opened, converted, dataset, metrics, report, ctx.obj["command"])
-    typer.echo(_json(report, metrics) if as_json else _text(report, metrics, output))
+    typer.echo(_json(report, metrics) if as_json else _text(report, metrics, output, config))
 
 
 def _open(path: Path, arch: str | None, data: str) -> tuple[Opened, nn.Module, Dataset]:
@@ -177,7 +181,7 @@ def _json(report: PostTrainingReport, metrics: list[dict[str, Any]]) -> str:
     return json.dumps({**dataclasses.asdict(report), "metrics": metrics})
 
 
-def _text(report: PostTrainingReport, metrics: list[dict[str, Any]], output: Path) -> str:
+def _text(report: PostTrainingReport, metrics: list[dict[str, Any]], output: Path, config: PostTrainingConfig) -> str:
     """The table, then one line with the speedup and the accuracies."""
     titles = ("layer", "form", "k", "P", "D", "output error", "MACs", "of dense")
     rows = [titles, *map(_cells, report.layers)]
@@ -194,6 +198,8 @@ def _text(report: PostTrainingReport, metrics: list[dict[str, Any]], output: Pat
     parts = [f"{named[m['name']]} {m['value']:.2%} (dense {m['dense']:.2%})" for m in metrics]
     if parts:
         total += f"; {', '.join(parts)} on {metrics[0]['count']:,} validation images"
+    if report.speedup > SPENT * config.speedup:
+        total += f"; {config.speedup:g}x was asked for, but layers as {', '.join(config.forms)} spend no more"
     return "\n".join([*(line.rstrip() for line in lines), total])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from lcnn_analyze.render import Renderer
 from lcnn_analyze.report import Report
-from lcnn_core import atomic_write
+from lcnn_core import ConfigError, atomic_write
 
 PIPE_WIDTH = 140
 """Columns of a table that goes to a pipe, where COLUMNS does not say otherwise."""
@@ -24,6 +25,21 @@ def print_report(report: Report, renderer: Renderer) -> None:
     text = renderer.render(report, **options).decode()
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+
+
+def check_output(path: Path, source: Path) -> None:
+    """Before long work: raise ConfigError where its result would replace its source, OSError where it cannot be kept.
+
+    Nothing is left behind by this.
+    """
+    if path.resolve() == source.resolve():
+        raise ConfigError(f"output {str(path)!r} is the network that it is made from; choose another -o")
+    with contextlib.suppress(_NotYet), atomic_write(path):
+        raise _NotYet
+
+
+class _NotYet(Exception):
+    """Ends a trial of writing before anything is written."""
 
 
 def write_file(path: Path, content: bytes, quiet: bool = False) -> None:

@@ -30,10 +30,14 @@ def config_of(recipe: str, speedup: float, seed: int, given: Mapping[str, Any]) 
             close = get_close_matches(key, known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(known)}"
             raise ConfigError(f"{name} has no setting {key!r}; {hint}")
+        if key in METHODS[name].fixed:
+            raise ConfigError(f"{key} cannot be a setting of {name}, which decides that; leave it out")
     try:
         return _changed(config, {**given, **changes, "seed": seed})
     except TypeError as error:
         raise ConfigError(f"{recipe}: a value is of the wrong kind: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{recipe}: {error}") from error
 
 
 def with_ablations(methods: Sequence[str], changes: Sequence[str]) -> list[str]:
@@ -42,7 +46,9 @@ def with_ablations(methods: Sequence[str], changes: Sequence[str]) -> list[str]:
 
 
 def whole(recipe: str, key: str) -> bool | None:
-    """Whether a setting of the recipe's method takes whole numbers; None where it has no such setting."""
+    """Whether a setting of the recipe's method takes whole numbers; None where it has none that can be chosen."""
+    if key in METHODS[recipe.partition(":")[0]].fixed:
+        return None
     for known, value in _settings(config_of(recipe, 2.0, 0, {})):
         if known == key:
             return type(value) is int

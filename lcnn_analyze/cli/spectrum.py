@@ -54,7 +54,7 @@ def spectrum(
         ),
     ] = None,
     vary: Annotated[
-        str, typer.Option(help="What else it chooses: lr=0.01..0.1,forms=mixed|lookup.", rich_help_panel=_SEARCH)
+        str, typer.Option(help="What else it chooses: lr=0.01..0.1,temperature=1..4.", rich_help_panel=_SEARCH)
     ] = "",
     storage: Annotated[
         str | None,
@@ -69,7 +69,9 @@ def spectrum(
     workers: Annotated[
         int, typer.Option(help="Processes; more may join by the same command.", rich_help_panel=_RUN)
     ] = 1,
-    keep: Annotated[str, typer.Option(help="Networks to keep: front or all.", rich_help_panel=_RUN)] = "front",
+    keep: Annotated[
+        str | None, typer.Option(help="Networks to keep: front or all. [front]", rich_help_panel=_RUN)
+    ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try failed trials again.", rich_help_panel=_RUN)
     ] = False,
@@ -92,8 +94,8 @@ def spectrum(
     Run again, the same command goes on where it was stopped; run elsewhere on the same folder, it joins in; with other
     methods, speedups or seeds it adds to the study; with the report of another folder it goes on from there. With
     --trials, Optuna chooses what to try, for counted speedup and validation accuracy at once. Accuracies shown are
-    those on test images, each network's looked at once, when it is finished; what is chosen is chosen on validation
-    images. Only networks on the front are kept.
+    those on test images, each network's looked at once, when it is finished; the front is chosen on validation images.
+    Only networks on the front are kept, unless a worker of the study says --keep all.
     """
     from lcnn_analyze.cli.recipes import with_ablations
     from lcnn_analyze.cli.sweep_report import read_done
@@ -101,7 +103,7 @@ def spectrum(
 
     if workers < 1:
         raise ConfigError(f"workers is {workers}; expected 1 or more")
-    if keep not in KEEP:
+    if keep not in (None, *KEEP):
         raise ConfigError(f"keep is {keep!r}; expected one of {', '.join(KEEP)}")
     _check_search(trials, vary, storage, from_report)
     settings: dict[str, Any] = {
@@ -116,12 +118,14 @@ def spectrum(
     )  # fmt: skip
     _check(plan)
     taken = read_done(from_report, plan) if from_report else []
-    source = plan.open(taken)
+    source = plan.open(taken, ask=not report_only)
+    kept = plan.journal.keep(keep)
+    if report_only:
+        return _end(plan, source, clean=keep == "front")
     if retry_failed:
         source.reopen_failed()
-    if not report_only:
-        _run(plan, source, workers, quiet)
-    _end(plan, source, keep)
+    _run(plan, source, workers, quiet)
+    _end(plan, source, clean=kept == "front")
 
 
 def _check_search(trials: int | None, vary: str, storage: str | None, from_report: Path | None) -> None:
@@ -165,12 +169,11 @@ def _digest(path: Path) -> str:
 
 def _check(plan: Plan) -> None:
     """What would fail every trial fails now."""
-    from lcnn_analyze.cli.train_job import check_fit
-    from lcnn_core import checkpoint, load_dataset
+    from lcnn_analyze.cli.trials import load_subject
+    from lcnn_core import check_dense
 
     plan.check()
-    loaded = checkpoint.load(plan.settings["dense"])
-    check_fit(loaded, load_dataset(plan.settings["data"], loaded.normalization), Path(plan.settings["dense"]))
+    check_dense(load_subject(plan.settings)[0])
 
 
 def _run(plan: Plan, source: Source, workers: int, quiet: bool) -> None:
@@ -234,13 +237,15 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _end(plan: Plan, source: Source, keep: str) -> None:
-    from lcnn_analyze.cli.sweep_report import LEFT, keep_front, write_report
+def _end(plan: Plan, source: Source, clean: bool) -> None:
+    """Write the report; ``clean``: and where nothing is left to do, delete the networks that are on no front."""
+    from lcnn_analyze.cli.sweep_report import keep_front, write_report
     from lcnn_analyze.cli.train_job import say
+    from lcnn_analyze.study import LEFT
 
     ended = source.ended()
     count = Counter(state.status for _, state in ended)
-    if keep == "front" and not any(count[status] for status in LEFT):
+    if clean and not any(count[status] for status in LEFT):
         keep_front(plan, ended)
     write_report(plan, ended)
     for trial, state in ended:

@@ -12,12 +12,11 @@ from typing import Any
 
 from lcnn_analyze.cli.output import write_file
 from lcnn_analyze.cli.trials import GIVEN, Plan
-from lcnn_analyze.comparison import Mean, means
+from lcnn_analyze.comparison import Mean, means, unpacked
 from lcnn_analyze.study import State, Trial, check_same, grid
 from lcnn_core import DataError
 
 NETWORKS = ("network.pt", "network.pt2")
-LEFT = ("waiting", "running")
 _TRIAL = ("trial", "method", "target", "seed", "status", "reason", "command", "checkpoint")
 """What a report says of a trial beside its result."""
 Ended = Sequence[tuple[Trial, State]]
@@ -71,9 +70,24 @@ def read_done(path: Path, plan: Plan) -> list[tuple[Trial, dict[str, Any]]]:
         raise DataError(f"{path} cannot be read: {error.strerror}; expected a study's spectrum.json") from error
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is no report of a study; expected a spectrum.json") from error
-    here = {"dense": str(settings.get("dense"))}  # the same network may lie elsewhere
-    check_same(f"the study in {path}", {**settings, **here}, {**plan.identity, **here}, "choose its own report")
+    if settings.get("data") != plan.settings["data"] and _same_images(document, plan.settings):
+        settings["data"] = plan.settings["data"]
+    check_same(f"the study in {path}", settings, plan.identity, "choose its own report")
     return named
+
+
+def _same_images(document: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether the data set of a report lies elsewhere here: its dense network answers the same test images rightly.
+
+    But for one in a thousand, as another machine may round otherwise.
+    """
+    theirs = document.get("dense", {})
+    if document["settings"].get("sha256") != settings["sha256"] or "right" not in theirs:
+        return False
+    ours = _dense_facts(settings)["dense"]
+    if ours["count"] != theirs["count"]:
+        return False
+    return bool((unpacked(ours) != unpacked(theirs)).sum() <= ours["count"] // 1000)
 
 
 def _taken(row: Mapping[str, Any]) -> tuple[Trial, dict[str, Any]]:
@@ -122,51 +136,68 @@ def dense_facts(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     kept = folder / "dense.json"
     if kept.exists():
         return json.loads(kept.read_text())
-    from lcnn_analyze.cli.trials import accuracies, load_subject, macs_of
-    from lcnn_core import checkpoint
+    found = _dense_facts(settings)
+    write_file(kept, json.dumps(found).encode(), quiet=True)
+    return found
+
+
+def _dense_facts(settings: Mapping[str, Any]) -> dict[str, Any]:
+    from lcnn_analyze.cli.trials import accuracies, load_subject
+    from lcnn_core import checkpoint, count_macs
 
     loaded = checkpoint.load(settings["dense"])
     model, dataset = load_subject(settings)
     dense = {
         **accuracies(model, dataset),
-        "macs": macs_of(model, dataset),
+        "macs": count_macs(model, dataset.input_shape),
         "command": loaded.provenance.get("command"),
     }
-    found = {"network": loaded.architecture, "dataset": dataset.name, "dense": dense}
-    write_file(kept, json.dumps(found).encode(), quiet=True)
-    return found
+    return {"network": loaded.architecture, "dataset": dataset.name, "dense": dense}
 
 
 def command(trial: Trial, settings: Mapping[str, Any]) -> str:
     """What makes this trial's network again, to the same bits: ``last.pt`` in a folder of its own.
 
     A plain ``lcnn train``; for what trains nothing ``lcnn convert``, which makes a file; a study of one trial where the
-    recipe has settings that are no option of these.
+    recipe has settings that are no option of these. On the CPU, as the trials of a study.
     """
     from lcnn_analyze.cli.recipes import config_of
-    from lcnn_analyze.cli.train_options import OPTIONS
     from lcnn_core import METHODS
 
     recipe, speedup, seed = (trial.settings[key] for key in ("method", "speedup", "seed"))
     method, *own = recipe.split(":")
     changes = dict(change.split("=", 1) for change in own)
-    start = ["lcnn", "train", "--from", settings["dense"], "--method", method, "--speedup", f"{speedup:.12g}"]
+    target = f"{speedup:.12g}"
     if not METHODS[method].trained and set(changes) <= {"images", "forms"}:
         if "forms" in changes:
             changes["forms"] = ",".join(config_of(recipe, speedup, seed, {}).forms)
-        options = {"data": settings["data"], "speedup": f"{speedup:.12g}", **changes, "output": f"{trial.name}.pt"}
+        options = {"data": settings["data"], "speedup": target, **changes, "output": f"{trial.name}.pt"}
         return _line("lcnn", "convert", settings["dense"], **options)
-    if not METHODS[method].trained or not all(key in OPTIONS and value != "None" for key, value in changes.items()):
-        start = ["lcnn", "spectrum", settings["dense"], "--methods", recipe, "--speedups", f"{speedup:.12g}"]
-        changes = {}
     given = {key: f"{settings[key]:.12g}" for key in GIVEN if settings[key] is not None}
-    seeds = {"seed" if start[1] == "train" else "seeds": str(seed)}
-    options = {"data": settings["data"], **seeds, **given, **changes, "output": trial.name}
-    return _line(*start, **options)
+    common = {"data": settings["data"], **given}
+    if not METHODS[method].trained or not _options_of_train(method, changes):
+        options = {"methods": recipe, "speedups": target, "seeds": str(seed), **common}
+        return _line("lcnn", "spectrum", settings["dense"], **options, output=trial.name)
+    options = {"from": settings["dense"], "method": method, "speedup": target, "seed": str(seed), **common, **changes}
+    return _line("lcnn", "train", **options, device="cpu", output=trial.name)
+
+
+def _options_of_train(method: str, changes: Mapping[str, str]) -> bool:
+    """Whether ``lcnn train`` takes these settings of a recipe beside the method."""
+    from lcnn_analyze.cli.train_job import BUDGETED
+    from lcnn_analyze.cli.train_options import OPTIONS
+    from lcnn_core import METHODS
+
+    own = {field.name for field in dataclasses.fields(METHODS[method].config(speedup=2.0))}
+    known = [key for key in changes if key in OPTIONS and (key not in BUDGETED or key in own)]
+    return len(known) == len(changes) and "None" not in changes.values()
 
 
 def _line(*start: str, **options: str) -> str:
-    flags = [part for key, value in options.items() for part in (f"--{key.replace('_', '-')}", value)]
+    flags: list[str] = []
+    for key, value in options.items():
+        name = key.replace("_", "-")
+        flags += {"True": [f"--{name}"], "False": [f"--no-{name}"]}.get(value, [f"--{name}", value])
     return f"OMP_NUM_THREADS=1 {shlex.join([*start, *flags])}"
 
 

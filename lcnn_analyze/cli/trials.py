@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lcnn_analyze.cli.recipes import config_of, whole
 from lcnn_analyze.comparison import packed
 from lcnn_analyze.search import Axis, Search, Space, axes
-from lcnn_analyze.study import Journal, Source, Trial, grid
+from lcnn_analyze.study import PLACES, Journal, Source, Trial, grid
 from lcnn_core import METHODS, ConfigError, Event, StateReached, atomic_write
 
 if TYPE_CHECKING:
@@ -86,28 +86,41 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """What makes results this study's, as JSON holds it."""
         search = {"search": self.study} if self.points else {}
-        return json.loads(json.dumps({**self.settings, **search}))
+        return json.loads(json.dumps(_without_places({**self.settings, **search})))
 
     @property
     def trials(self) -> list[Trial]:
-        """The grid, seeds outermost, one of them for what trains nothing; empty where Optuna chooses."""
-        axes = {"seed": self.seeds, "speedup": self.speedups, "method": self.recipes}
-        asked = [] if self.points else grid(axes)
-        return [trial for trial in asked if trial.settings["seed"] == self.seeds[0] or _method(trial).trained]
+        """The grid, seeds outermost; what trains nothing is seed 0's, whichever are asked for. Empty where Optuna
+        chooses."""
+        asked = []
+        for seed in () if self.points else self.seeds:
+            axes = {"seed": [seed], "speedup": self.speedups, "method": self.recipes}
+            once = {"seed": [0], "speedup": self.speedups, "method": self.recipes}
+            pairs = zip(grid(axes), grid(once), strict=True)
+            asked += [own if _method(own).trained else alike for own, alike in pairs]
+        return list({trial.name: trial for trial in asked}.values())
 
     @property
     def total(self) -> int | None:
         """Trials that a search comes to; those of a grid are counted as they are asked for."""
         return self.points and self.points * len(self.seeds)
 
-    def open(self, done: Sequence[tuple[Trial, Mapping[str, Any]]] = ()) -> Source:
+    @property
+    def journal(self) -> Journal:
+        """The file in which the study's settings stand, and those of its trials that are of a grid."""
+        return Journal(self.folder / "journal.jsonl")
+
+    def open(self, done: Sequence[tuple[Trial, Mapping[str, Any]]] = (), ask: bool = True) -> Source:
         """Start the study, or join it. Raises ConfigError, naming what differs, where it has other settings.
 
-        done: trials of the grid that were finished elsewhere, and what they came to.
+        done: trials of the grid that were finished elsewhere, and what they came to. ask: False for one who only looks
+        at what others have asked for.
         """
-        journal = Journal(self.folder / "journal.jsonl")
+        journal = self.journal
+        if not ask and not done and not journal.path.exists():
+            raise ConfigError(f"{self.folder} holds no study to report; choose the -o that it was made with")
         if self.points is None:
-            journal.begin(self.settings, self.trials)
+            journal.begin(self.settings, self.trials if ask else [])
             journal.adopt(done)
             return journal
         journal.begin(self.settings, [])
@@ -162,17 +175,25 @@ def _method(trial: Trial) -> Any:
 
 
 def load_subject(settings: Mapping[str, Any]) -> tuple[nn.Module, Dataset]:
-    """The dense network and its data."""
+    """The dense network and its data. Raises ConfigError where the one does not fit the other."""
+    from lcnn_analyze.cli.train_job import check_fit, data_options
     from lcnn_core import checkpoint, load_dataset
 
     loaded = checkpoint.load(settings["dense"])
-    return loaded.build(), load_dataset(settings["data"], loaded.normalization)
+    options = data_options({}, settings["data"], loaded.input_shape[-1])
+    dataset = load_dataset(settings["data"], loaded.normalization, options)
+    check_fit(loaded, dataset, Path(settings["dense"]))
+    return loaded.build(), dataset
+
+
+def _without_places(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in PLACES}
 
 
 def kept_result(folder: Path, identity: Mapping[str, Any], name: str) -> dict[str, Any] | None:
     """What a trial of this name came to in this folder, if it was finished here in the study of this identity."""
     path = folder / "trials" / name / "result.json"
-    if not path.exists() or _origin(path.parent).get("study", identity) != identity:
+    if not path.exists() or _without_places(_origin(path.parent).get("study", identity)) != identity:
         return None
     return json.loads(path.read_text())
 
@@ -187,7 +208,8 @@ def _own_folder(plan: Plan, trial: Trial) -> Path:
     """The trial's folder, marked as this trial's. Raises ConfigError where it holds something else's."""
     folder = plan.folder / "trials" / trial.name
     own = json.loads(json.dumps({"trial": dict(trial.settings), "study": plan.identity}))
-    if _origin(folder) not in ({}, own):
+    found = _origin(folder)
+    if found and {**found, "study": _without_places(found.get("study", {}))} != own:
         raise ConfigError(f"{folder} is of another study, or was made with other settings; choose another -o")
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "trial.json") as file:
@@ -203,7 +225,7 @@ def _result(
     The result is in the trial's folder before the study hears of it: a kill or a lost database costs nothing.
     """
     from lcnn_analyze.cli.progress import progress
-    from lcnn_core import load_state, save_state
+    from lcnn_core import count_macs, load_state, save_state
 
     folder = _own_folder(plan, trial)
     kept = kept_result(plan.folder, plan.identity, trial.name)
@@ -229,7 +251,7 @@ def _result(
         model, _ = _method(trial).compress(dense, dataset, config, listen, state)
     seconds = before + time.perf_counter() - started
     timed = _latency(model, dense, dataset) if plan.settings["measure"] else None
-    speedup = macs_of(dense, dataset) / macs_of(model, dataset)
+    speedup = count_macs(dense, dataset.input_shape) / count_macs(model, dataset.input_shape)
     measured = {**accuracies(model, dataset), "speedup": speedup, "latency": timed}
     result = {**measured, "seconds": seconds, "machine": machine()}
     _save(folder, model, dense, trial, plan.settings, dataset, result)
@@ -253,13 +275,6 @@ def accuracies(model: nn.Module, dataset: Dataset) -> dict[str, Any]:
         "right": packed(found.right.tolist()),
         "validation": evaluate(model, dataset.validation).top1,
     }
-
-
-def macs_of(model: nn.Module, dataset: Dataset) -> int:
-    """MACs on one image, ``published`` convention."""
-    from lcnn_core import count_layer, describe
-
-    return sum(count_layer(layer).total for layer in describe(model, dataset.input_shape).layers)
 
 
 def _latency(model: nn.Module, dense: nn.Module, dataset: Dataset) -> dict[str, float]:

@@ -41,7 +41,7 @@ METHOD = (
     "Counts are those of the published convention (`lcnn analyze NETWORK --baseline DENSE` prints the same speedup): "
     "D at every position of the padded input, one multiplication for each entry of P that is not zero.",
     "The command beside a trial is for the folder in which `lcnn spectrum` was run; on a machine of the same kind it "
-    "gives the same weights, bit by bit.",
+    "gives the same weights, bit by bit, in `last.pt` of its output.",
 )
 
 

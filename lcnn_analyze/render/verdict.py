@@ -51,7 +51,7 @@ def findings(document: Document, points: Sequence[Mean]) -> list[str]:
     if "search" in document["settings"]:
         return [*lines, *_front_finding(main)]
     if len({point.method for point in main}) > 1:
-        lines += [_use(main), *_losses(main), *_alike(main, points)]
+        lines += [_use(main), *_losses(main, points), *_alike(main, points)]
     return [*lines, *_cost(document, main)]
 
 
@@ -67,13 +67,15 @@ def _use(points: Sequence[Mean]) -> str:
     """Which method is best at which target, methods that tie together."""
     chosen: dict[tuple[str, ...], list[float]] = {}
     for target in _compared(points):
-        names = tuple(mean.method for mean in best(at_target(points, target)))
+        found = best(at_target(points, target))
+        alike = len({len(mean.seeds) for mean in found}) == 1
+        names = tuple(mean.method if alike else f"{mean.method} (seeds: {len(mean.seeds)})" for mean in found)
         chosen.setdefault(names, []).append(target)
     parts = [
         f"{' or '.join(names)}{' (a tie)' if len(names) > 1 else ''} at {_speedups(targets)}"
         for names, targets in chosen.items()
     ]
-    return f"Which to use for accuracy: {'; '.join(parts)}."
+    return f"Which to use for accuracy on the test images: {'; '.join(parts)}."
 
 
 def _compared(points: Sequence[Mean]) -> list[float]:
@@ -82,13 +84,12 @@ def _compared(points: Sequence[Mean]) -> list[float]:
     return [target for target in targets if len(at_target(points, target)) > 1] or targets
 
 
-def _losses(points: Sequence[Mean]) -> list[str]:
-    """Where methods without dictionaries beat all that have them, and where our default loses to any."""
+def _losses(main: Sequence[Mean], points: Sequence[Mean]) -> list[str]:
+    """Where methods without dictionaries, with any settings, beat all that have them, and where our default loses."""
     lines, won = [], []
-    for target in targets_of(points):
-        here = at_target(points, target)
-        others = [mean for mean in here if mean.base in ALTERNATIVES]
-        ours = [mean for mean in here if mean.base not in ALTERNATIVES]
+    for target in targets_of(main):
+        others = [mean for mean in at_target(points, target) if mean.base in ALTERNATIVES]
+        ours = [mean for mean in at_target(main, target) if mean.base not in ALTERNATIVES]
         if not others or not ours:
             continue
         first, rival = best(ours)[0], best(others)[0]
@@ -102,7 +103,7 @@ def _losses(points: Sequence[Mean]) -> list[str]:
     if won:
         names = joined(sorted({mean.method for mean in points if mean.target in won and mean.base in ALTERNATIVES}))
         lines.append(f"At {_speedups(won)} no method without dictionaries ({names}) beats the best with them.")
-    return lines + _against_default(points)
+    return lines + _against_default(main)
 
 
 def _against_default(points: Sequence[Mean]) -> list[str]:

@@ -13,7 +13,7 @@ from lcnn_core.compress.calibration import calibration_images
 from lcnn_core.compress.converted import ConvertedConfig, convert_and_train, convert_only
 from lcnn_core.compress.from_dense import FromDenseConfig, compress_from_dense
 from lcnn_core.compress.low_rank import LowRankConfig, train_low_rank
-from lcnn_core.compress.narrow import NarrowConfig, narrowed_architecture, train_narrow
+from lcnn_core.compress.narrow import NarrowConfig, count_macs, narrowed_architecture, train_narrow
 from lcnn_core.compress.post_training import (
     FINE_TUNING,
     LayerChoice,
@@ -21,6 +21,7 @@ from lcnn_core.compress.post_training import (
     PostTrainingReport,
     convert_to_budget,
 )
+from lcnn_core.compress.teacher import check_dense
 from lcnn_core.train import TrainResult
 
 Saved = tuple[str, Mapping[str, Any]]
@@ -97,7 +98,7 @@ METHODS: dict[str, Method] = {
         train_low_rank,
     ),
     "narrow": Method(
-        "the dense network with fewer channels, trained from scratch",
+        "the dense network with fewer channels, trained from scratch under its distillation",
         NarrowConfig,
         train_narrow,
         saved_as=narrowed_architecture,
@@ -116,10 +117,12 @@ __all__ = [
     "PostTrainingConfig",
     "PostTrainingReport",
     "calibration_images",
+    "check_dense",
     "compress_from_dense",
     "convert_and_train",
     "convert_only",
     "convert_to_budget",
+    "count_macs",
     "train_low_rank",
     "train_narrow",
 ]

@@ -29,7 +29,7 @@ class ConvertedConfig:
     train: TrainConfig = FINE_TUNING
 
     def __post_init__(self) -> None:
-        check_target(self.speedup, self.temperature, self.distillation)
+        check_target(self.speedup, self.temperature, self.distillation, self.train)
 
 
 def convert_and_train(

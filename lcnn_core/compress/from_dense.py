@@ -81,7 +81,7 @@ class FromDenseConfig:
     train: TrainConfig = COMPRESSION
 
     def __post_init__(self) -> None:
-        check_target(self.speedup, self.temperature, self.distillation)
+        check_target(self.speedup, self.temperature, self.distillation, self.train)
         if self.dictionary_ratio is not None and not 0 < self.dictionary_ratio < math.inf:
             raise ConfigError(f"dictionary_ratio is {self.dictionary_ratio}; expected a number above 0")
         if not 0 < self.phase <= 1 or self.cuts < 1 or not 0 <= self.floor <= 1 or not 0 <= self.regrowth < 1:

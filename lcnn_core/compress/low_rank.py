@@ -41,7 +41,7 @@ class LowRankConfig:
     train: TrainConfig = COMPRESSION
 
     def __post_init__(self) -> None:
-        check_target(self.speedup, self.temperature, self.distillation)
+        check_target(self.speedup, self.temperature, self.distillation, self.train)
 
 
 def factorized(dense: nn.Module, images: Tensor, speedup: float) -> nn.Module:

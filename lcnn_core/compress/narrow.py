@@ -37,10 +37,10 @@ class NarrowConfig:
     train: TrainConfig = FROM_SCRATCH
 
     def __post_init__(self) -> None:
-        check_target(self.speedup, self.temperature, self.distillation)
+        check_target(self.speedup, self.temperature, self.distillation, self.train)
 
 
-def macs(model: nn.Module, input_shape: Sequence[int]) -> int:
+def count_macs(model: nn.Module, input_shape: Sequence[int]) -> int:
     """MACs of ``model`` on one image, ``published`` convention."""
     return sum(count_layer(layer).total for layer in describe(model, input_shape).layers)
 
@@ -116,15 +116,15 @@ def narrow_to(dense: nn.Module, input_shape: Sequence[int], speedup: float) -> n
 
     Raises ConfigError, with the reachable maximum, where one channel everywhere costs more.
     """
-    whole = macs(dense, input_shape)
+    whole = count_macs(dense, input_shape)
     low, high = 0.0, 1.0
-    least = macs(narrowed(dense, input_shape, low), input_shape)
+    least = count_macs(narrowed(dense, input_shape, low), input_shape)
     if least > whole / speedup:
         reach = math.floor(100 * whole / least) / 100
         raise ConfigError(f"a speedup of {speedup:g} cannot be met: at most {reach:g}, with one channel everywhere")
     for _ in range(12):
         middle = (low + high) / 2
-        fits = macs(narrowed(dense, input_shape, middle), input_shape) <= whole / speedup
+        fits = count_macs(narrowed(dense, input_shape, middle), input_shape) <= whole / speedup
         low, high = (middle, high) if fits else (low, middle)
     return narrowed(dense, input_shape, low)
 
@@ -164,7 +164,7 @@ def train_narrow(
     on_event: Listener = ignore,
     resume: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, TrainResult]:
-    """Train a narrower copy of ``dense`` from scratch; events count it against its own dense self, that is as 1x."""
+    """Train a narrower copy of ``dense`` from scratch, taught by it; counted speedups are over ``dense``."""
     config = config or NarrowConfig()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
@@ -172,4 +172,5 @@ def train_narrow(
     objective = taught_by(dense, config.temperature, config.distillation)
     # With odd numbers of channels oneDNN's backward pass damages the heap (seen with torch 2.13, widths 5, 11 and 22).
     with _without_onednn():
-        return model, train(model, dataset, config.train, on_event, objective, resume=resume)
+        whole = count_macs(dense, dataset.input_shape)
+        return model, train(model, dataset, config.train, on_event, objective, resume=resume, dense_macs=whole)

@@ -23,8 +23,10 @@ def check_dense(model: nn.Module) -> None:
             raise ConfigError(f"{name!r} is already a lookup layer; start from a dense network")
 
 
-def check_target(speedup: float, temperature: float, distillation: float) -> None:
+def check_target(speedup: float, temperature: float, distillation: float, train: TrainConfig) -> None:
     """Raise ConfigError unless these can be asked of a method."""
+    if distillation and train.label_smoothing:
+        raise ConfigError("label_smoothing cannot go with distillation, which has targets of its own; set one to 0")
     if not 1 < speedup < math.inf:
         raise ConfigError(f"speedup is {speedup}; expected a finite number above 1")
     check_distillation(temperature, distillation)

@@ -62,7 +62,7 @@ class EpochFinished:
     """Share of training images classified right, each before the step that used it."""
     validation: Accuracy
     counted_speedup: float
-    """Dense twin's MACs / the model's MACs, ``published`` convention."""
+    """Dense twin's MACs, or what ``train`` was given, / the model's MACs, ``published`` convention."""
     densities: Mapping[str, float]
     """nnz(P) / size of P, for each lookup layer by name."""
     learning_rate: float

@@ -87,6 +87,7 @@ def train(
     objective: Objective | None = None,
     controller: Controller | None = None,
     resume: Mapping[str, Any] | None = None,
+    dense_macs: int | None = None,
 ) -> TrainResult:
     """Train ``model`` in place on ``dataset.train``, measured on ``dataset.validation`` after every epoch.
 
@@ -101,7 +102,8 @@ def train(
     if objective is not None and config.label_smoothing:
         raise ConfigError("label_smoothing belongs to cross entropy, and this run minimises something else; leave it 0")
     with _own_random_state(config.seed), _deterministic(config):
-        run = _Run(model, dataset, config, on_event, objective or CrossEntropy(config.label_smoothing), controller)
+        objective = objective or CrossEntropy(config.label_smoothing)
+        run = _Run(model, dataset, config, on_event, objective, controller, dense_macs)
         try:
             with worker_deaths_said():
                 return run.go(resume)
@@ -155,9 +157,10 @@ class _Run:
         on_event: Listener,
         objective: Objective,
         controller: Controller | None,
+        dense_macs: int | None,
     ) -> None:
         self.model, self.dataset, self.config = model, dataset, config
-        self.on_event, self.controller = on_event, controller
+        self.on_event, self.controller, self.dense_macs = on_event, controller, dense_macs
         self.processes = Processes.current()
         self.average = Average(model, config.ema) if config.ema else None
         self.step = Step(model, config, objective, self.processes, len(dataset.class_names))
@@ -187,7 +190,7 @@ class _Run:
         started = time.perf_counter()
         if resume is not None:
             self.load_state(resume)
-        speedup = counted_speedup(describe(self.result, self.dataset.input_shape).layers)
+        speedup = counted_speedup(describe(self.result, self.dataset.input_shape).layers, self.dense_macs)
         done = (self.at.epoch - 1) * self.batches + self.at.batch
         images = min(self.batches * self.config.batch_size, len(self.dataset.train))
         self.on_event(TrainingStarted(self.result, self.config.epochs, self.batches, images, speedup, done))
@@ -304,7 +307,7 @@ class _Run:
             at.loss / at.images,
             at.right / at.images,
             validation,
-            counted_speedup(spec.layers),
+            counted_speedup(spec.layers, self.dense_macs),
             {layer.name: layer.lookup.coefficients_nnz / layer.lookup.coefficients_size for layer in lookups},  # type: ignore[union-attr]
             self.rate,
             self.config.decay(at.epoch - 1),

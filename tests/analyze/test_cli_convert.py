@@ -93,6 +93,8 @@ def test_a_bare_state_dict_is_named_and_the_table_says_what_each_layer_became(
         (["DENSE", "--forms", "tiny"], 2, "forms are ('tiny',); expected one or more of dense, sparse, lookup"),
         (["DENSE", "--finetune", "-1"], 2, "finetune is -1; expected 0 epochs or more"),
         (["DENSE", "--data", "fake:40x10"], 2, "dense.pt takes images of shape (1, 8, 8)"),
+        (["DENSE", "-o", "DENSE"], 2, "is the network that it is made from; choose another -o"),
+        (["DENSE", "-o", "none/x.pt"], 5, "cannot write 'none/x.pt'"),
         (["DENSE", "-o", "x.onnx"], 2, "output 'x.onnx' ends in .onnx; expected .pt or .safetensors"),
     ],
 )
@@ -111,3 +113,9 @@ def test_mistakes_are_one_line(
     assert (out, err.count("\n")) == ("", 1)
     assert message in err
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_left_of_a_budget_is_said(dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--speedup", 1.2, "--forms", "lookup", "--images", 32, "--no-evaluate", "-q")
+    assert lcnn(dense, *arguments, "-o", tmp_path / "out.pt") == 0
+    assert "; 1.2x was asked for, but layers as lookup spend no more" in capsys.readouterr().out

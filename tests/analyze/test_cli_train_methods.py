@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,8 @@ def test_every_method_by_one_command_lands_and_is_analysed(method: str, dense: P
     assert saved.provenance["method"] == method
     over = {found.kind: found.speedup for found in analyze(run / "last.pt", baseline=str(dense)).model.baselines}
     assert 4 <= over["checkpoint"] <= (4.6 if method == "narrow" else 4.08)  # whole channels are coarse
+    last = json.loads((run / "log.jsonl").read_text().splitlines()[-2])
+    assert (last["event"], last["counted_speedup"]) == ("EpochFinished", over["checkpoint"])
     assert over["twin"] == (1 if method == "narrow" else over["checkpoint"])
     assert saved.build()(load_dataset("digits").validation.images[:3]).shape == (3, 10)
 

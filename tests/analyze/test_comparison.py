@@ -199,7 +199,7 @@ GRID = {
 def test_the_page_says_which_to_use_when_and_where_lcnn_loses() -> None:
     study = sweep_study([document(many(GRID))])
     assert study.findings == (
-        "Which to use for accuracy: pruning at 3x; from-dense or pruning (a tie) at 10x.",
+        "Which to use for accuracy on the test images: pruning at 3x; from-dense or pruning (a tie) at 10x.",
         "LCNN loses at 3x: pruning is 0.80 ± 0.42 points ahead of from-dense, the best with dictionaries.",
         "At 10x no method without dictionaries (pruning) beats the best with them.",
         "Our default, from-dense, is 0.80 ± 0.42 points behind pruning at 3x.",
@@ -247,7 +247,10 @@ def test_what_is_trained_with_the_settings_of_another_method_is_compared_with_it
 
 def test_a_method_that_stands_alone_at_a_target_is_not_called_the_best_there() -> None:
     study = sweep_study([document(many({**GRID, ("narrow", 2.0): [0.915]}))])
-    assert study.findings[0] == "Which to use for accuracy: pruning at 3x; from-dense or pruning (a tie) at 10x."
+    assert (
+        study.findings[0]
+        == "Which to use for accuracy on the test images: pruning at 3x; from-dense or pruning (a tie) at 10x."
+    )
     assert [row[5] for row in study.tables[0].rows if row[1] == "2x"] == ["alone"]
     assert "2x" not in study.findings[-1]
 

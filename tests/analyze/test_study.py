@@ -56,6 +56,16 @@ def test_workers_share_the_trials_and_each_ends_once(tmp_path: Path) -> None:
     assert two.claim() == second
 
 
+def test_a_trial_given_back_while_another_asks_is_waited_for(tmp_path: Path) -> None:
+    _, (one, two) = journals(tmp_path, trials=TRIALS[:1])
+    taken = one.claim()
+    assert taken is not None
+    assert two.claim() is None
+    one.release(taken)  # as by an interrupt, between the two questions of the other worker
+    assert two.busy()
+    assert two.claim() == taken
+
+
 def test_a_silent_worker_loses_its_trial_and_what_it_says_later_counts_for_nothing(tmp_path: Path) -> None:
     (trial,) = TRIALS[:1]
     clock, (one, two) = journals(tmp_path, trials=[trial])
