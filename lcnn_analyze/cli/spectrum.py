@@ -98,6 +98,7 @@ def spectrum(
     Only networks on the front are kept, unless a worker of the study says --keep all.
     """
     from lcnn_analyze.cli.recipes import with_ablations
+    from lcnn_analyze.cli.study import numbers
     from lcnn_analyze.cli.sweep_report import read_done
     from lcnn_analyze.cli.trials import Plan
 
@@ -113,8 +114,8 @@ def spectrum(
     if trials is not None:
         settings["search"] = {"methods": methods, "speedups": speedups, "seeds": seeds, "vary": vary}
     plan = Plan(
-        output, settings, with_ablations(_words(methods), _words(ablate)), _numbers("speedups", speedups, float),
-        _numbers("seeds", seeds, int), trials, vary, storage, study,
+        output, settings, with_ablations(_words(methods), _words(ablate)), numbers("--speedups", speedups, float),
+        numbers("--seeds", seeds, int), trials, vary, storage, study,
     )  # fmt: skip
     _check(plan)
     taken = read_done(from_report, plan) if from_report else []
@@ -141,13 +142,6 @@ def _check_search(trials: int | None, vary: str, storage: str | None, from_repor
 def _words(text: str) -> list[str]:
     """What stands between commas, but for those within brackets."""
     return [word.strip() for word in re.split(r",(?![^(]*\))", text) if word.strip()]
-
-
-def _numbers(name: str, text: str, kind: type) -> list[Any]:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"{name} are {text!r}; expected numbers with commas between them, such as 1,2") from None
 
 
 def _digest(path: Path) -> str:
