@@ -225,14 +225,14 @@ def _result(
     The result is in the trial's folder before the study hears of it: a kill or a lost database costs nothing.
     """
     from lcnn_analyze.cli.progress import progress
-    from lcnn_core import count_macs, load_state, save_state
+    from lcnn_core import count_macs, save_state
 
     folder = _own_folder(plan, trial)
+    saved, clock = folder / "state.pt", folder / "seconds.json"
+    state = _state_left(saved)
     kept = kept_result(plan.folder, plan.identity, trial.name)
     if kept is not None:
         return kept
-    saved, clock = folder / "state.pt", folder / "seconds.json"
-    state = load_state(saved) if saved.exists() else None
     before = json.loads(clock.read_text()) if state is not None and clock.exists() else 0.0
     started = time.perf_counter()
     with progress(trial.name, quiet) as show:
@@ -260,6 +260,18 @@ def _result(
     for done in (saved, clock):
         done.unlink(missing_ok=True)
     return result
+
+
+def _state_left(path: Path) -> dict[str, Any] | None:
+    """What another worker left of the trial; None where there is nothing, or where it has just been finished."""
+    from lcnn_core import CheckpointError, load_state
+
+    try:
+        return load_state(path) if path.exists() else None
+    except CheckpointError:
+        if path.exists():
+            raise
+        return None
 
 
 def accuracies(model: nn.Module, dataset: Dataset) -> dict[str, Any]:

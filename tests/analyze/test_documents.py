@@ -10,10 +10,14 @@ import pytest
 from test_comparison import document as sweep
 from test_comparison import row
 
+from lcnn_analyze.cli.spectrum import _digest
+from lcnn_analyze.comparison import unpacked
 from lcnn_analyze.documents import DOCUMENTS, audit, document, study, zoo
 from lcnn_analyze.documents.page import Heading, Paragraph, Table, html, markdown
+from lcnn_core import Split, checkpoint, count_macs, evaluate_classes, load_dataset
 
 REPORTS = Path(__file__).parents[2] / "reports"
+FASHION = REPORTS.parents[1] / "shared" / "data" / "fashion-mnist"
 SLOW = {"audit", "zoo"}  # minutes: what the engine executes, and every network three times
 
 
@@ -23,6 +27,21 @@ def test_committed_documents_are_current(name):
         if file.endswith(".png"):  # whose bytes hang on the version of matplotlib
             continue
         assert (REPORTS / file).read_bytes() == content, f"make it again: python -m lcnn_analyze.documents {name}"
+
+
+@pytest.mark.parametrize("network", sorted(path.name for path in (REPORTS / "study").iterdir() if path.is_dir()))
+def test_the_dense_network_beside_a_study_is_the_one_that_it_is_of(network):
+    path = REPORTS / "study" / network / "dense" / "best.pt"
+    known = json.loads((REPORTS / "study" / f"{network}.json").read_text())
+    assert known["settings"]["sha256"] == _digest(path)
+    assert all(f"--from {network}/dense/best.pt " in t["command"] for t in known["trials"] if "train" in t["command"])
+    loaded = checkpoint.load(path)
+    assert known["dense"]["macs"] == count_macs(loaded.build(), loaded.input_shape)
+    if not FASHION.exists():
+        pytest.skip("needs shared/data/fashion-mnist, which is not here")
+    test = load_dataset(f"idx:{FASHION}", loaded.normalization).test
+    right = evaluate_classes(loaded.build(), Split(test.images[:1000], test.labels[:1000])).right.numpy()
+    assert (right != unpacked(known["dense"])[:1000]).sum() <= 1
 
 
 def test_every_document_and_its_command_are_listed():

@@ -15,10 +15,10 @@ from lcnn_analyze.cli.app import app, load_command
 from lcnn_analyze.cli.errors import run
 from lcnn_analyze.cli.recipes import OWN, _settings
 from lcnn_analyze.cli.sweep_report import command
-from lcnn_analyze.cli.trials import load_subject
+from lcnn_analyze.cli.trials import _state_left, load_subject
 from lcnn_analyze.comparison import packed, unpacked
 from lcnn_analyze.study import Trial
-from lcnn_core import METHODS, Checkpoint, build, load_dataset, save
+from lcnn_core import METHODS, Checkpoint, CheckpointError, build, load_dataset, save
 
 QUICK = ("--epochs", 1, "--batch-size", 256, "-q")
 SETTINGS = {"dense": "d.pt", "data": "digits", "epochs": 2, "batch_size": None, "lr": None}
@@ -157,3 +157,21 @@ def test_a_lookup_network_is_refused_before_any_trial(
     assert lcnn("spectrum", lookups, *QUICK, "-o", tmp_path / "study") == 2
     assert "is already a lookup layer; start from a dense network" in capsys.readouterr().err
     assert not (tmp_path / "study").exists()
+
+
+def test_a_state_that_another_worker_takes_away_meanwhile_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It wrote the result before, which is looked for after."""
+    path = tmp_path / "state.pt"
+    assert _state_left(path) is None
+    path.write_bytes(b"damaged")
+    with pytest.raises(CheckpointError):
+        _state_left(path)
+
+    def load(path: Path) -> None:
+        path.unlink()
+        raise CheckpointError(f"{path} does not exist")
+
+    monkeypatch.setattr("lcnn_core.load_state", load)
+    assert _state_left(path) is None
