@@ -69,13 +69,17 @@ def _use(points: Sequence[Mean]) -> str:
     for target in _compared(points):
         found = best(at_target(points, target))
         alike = len({len(mean.seeds) for mean in found}) == 1
-        names = tuple(mean.method if alike else f"{mean.method} (seeds: {len(mean.seeds)})" for mean in found)
+        names = tuple(mean.method if alike else f"{mean.method} ({_seeds(mean)})" for mean in found)
         chosen.setdefault(names, []).append(target)
     parts = [
         f"{' or '.join(names)}{' (a tie)' if len(names) > 1 else ''} at {_speedups(targets)}"
         for names, targets in chosen.items()
     ]
     return f"Which to use for accuracy on the test images: {'; '.join(parts)}."
+
+
+def _seeds(mean: Mean) -> str:
+    return f"{len(mean.seeds)} seed{'s' if len(mean.seeds) > 1 else ''}"
 
 
 def _compared(points: Sequence[Mean]) -> list[float]:

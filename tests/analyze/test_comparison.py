@@ -224,6 +224,18 @@ def test_the_page_says_which_to_use_when_and_where_lcnn_loses() -> None:
     assert [curve.label for curve in study.charts[0].curves] == ["from-dense", "lookup-only", "pruning", "narrow"]
 
 
+def test_a_baseline_counts_with_its_best_settings_and_a_tie_says_how_many_seeds_it_has() -> None:
+    points = {
+        ("from-dense", 9.0): [0.90, 0.902],
+        ("pruning", 9.0): [0.9005],
+        ("pruning:ranking=fisher", 9.0): [0.93, 0.932],
+    }
+    study = sweep_study([document(many(points))])
+    assert study.findings[0].endswith(": from-dense (2 seeds) or pruning (1 seed) (a tie) at 9x.")
+    assert study.findings[1].startswith("LCNN loses at 9x: pruning:ranking=fisher is 3.00 ± ")
+    assert [row[:2] for row in study.tables[1].rows][1] == ("with ranking = fisher", "9x")
+
+
 def test_what_is_trained_with_the_settings_of_another_method_is_compared_with_it() -> None:
     plain = {("from-dense", 5.0): [0.911, 0.913], ("pruning", 5.0): [0.91, 0.912]}
     longer = {("pruning:epochs=12:lr=1", 5.0): [0.913, 0.915], ("narrow:epochs=12:lr=1", 5.0): [0.90, 0.902]}
