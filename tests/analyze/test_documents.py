@@ -34,7 +34,9 @@ def test_the_dense_network_beside_a_study_is_the_one_that_it_is_of(network):
     path = REPORTS / "study" / network / "dense" / "best.pt"
     known = json.loads((REPORTS / "study" / f"{network}.json").read_text())
     assert known["settings"]["sha256"] == _digest(path)
-    assert all(f"--from {network}/dense/best.pt " in t["command"] for t in known["trials"] if "lcnn train" in t["command"])
+    assert all(
+        f"--from {network}/dense/best.pt " in t["command"] for t in known["trials"] if "lcnn train" in t["command"]
+    )
     loaded = checkpoint.load(path)
     assert known["dense"]["macs"] == count_macs(loaded.build(), loaded.input_shape)
     if not FASHION.exists():
