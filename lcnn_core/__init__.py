@@ -17,10 +17,10 @@ _ROOMS = {
     "checkpoint.zoo": "build_named channels_option is_architecture",
     "compress": """FINE_TUNING METHODS ConvertedConfig FromDenseConfig LayerChoice LowRankConfig NarrowConfig
         PostTrainingConfig PostTrainingReport calibration_images check_dense compress_from_dense convert_and_train
-        convert_to_budget count_macs train_low_rank train_narrow""",
+        convert_to_budget train_low_rank train_narrow""",
     "convert": "ConversionReport ConvertedLayer LeftLayer convert convert_",
     "counting": """FORMULAS LayerCount conv_macs count_layer counted_speedup dictionary_macs linear_macs lookup_macs
-        matmul_macs output_positions padded_positions""",
+        matmul_macs output_positions padded_positions total_macs""",
     "data": "DATASETS DataOptions Dataset Images Split load_dataset",
     "describe": "describe",
     "engine": "CompiledModel Plan PlanStep compile",
@@ -111,7 +111,6 @@ if TYPE_CHECKING:
     from lcnn_core.compress import compress_from_dense as compress_from_dense
     from lcnn_core.compress import convert_and_train as convert_and_train
     from lcnn_core.compress import convert_to_budget as convert_to_budget
-    from lcnn_core.compress import count_macs as count_macs
     from lcnn_core.compress import train_low_rank as train_low_rank
     from lcnn_core.compress import train_narrow as train_narrow
     from lcnn_core.convert import ConversionReport as ConversionReport
@@ -130,6 +129,7 @@ if TYPE_CHECKING:
     from lcnn_core.counting import matmul_macs as matmul_macs
     from lcnn_core.counting import output_positions as output_positions
     from lcnn_core.counting import padded_positions as padded_positions
+    from lcnn_core.counting import total_macs as total_macs
     from lcnn_core.data import DATASETS as DATASETS
     from lcnn_core.data import DataOptions as DataOptions
     from lcnn_core.data import Dataset as Dataset

@@ -125,6 +125,11 @@ def count_layer(layer: LayerSpec) -> LayerCount:
     return formula(layer)
 
 
+def total_macs(layers: Iterable[LayerSpec]) -> int:
+    """MACs of all the layers on one image, ``published`` convention."""
+    return sum(count_layer(layer).total for layer in layers)
+
+
 def counted_speedup(layers: Iterable[LayerSpec], dense: int | None = None) -> float:
     """MACs of another network, or of the dense twin / the model's MACs under ``published``.
 

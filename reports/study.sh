@@ -76,7 +76,7 @@ fi
 mkdir -p "$here/study"
 for network in small-resnet small-alexnet; do
   if [ -f "$study/$network/spectrum/spectrum.json" ]; then
-    if [ -z "${PART:-}" ]; then sweep "$network" --report-only --keep front --methods from-dense --speedups 10; fi
+    if [ -z "${PART:-}" ]; then sweep "$network" --report-only --keep front; fi
     cp "$study/$network/spectrum/spectrum.json" "$here/study/$network.json"
   fi
 done

@@ -18,7 +18,7 @@ import lcnn_core
 from lcnn_analyze.bench.report import Kind, NetworkInfo, Target
 from lcnn_analyze.cost import TWIN
 from lcnn_analyze.inputs import default_reference, open_subject
-from lcnn_core import ConfigError, LookupLayer, ModelSpec, count_layer, models, plain_layers
+from lcnn_core import ConfigError, LookupLayer, ModelSpec, models, plain_layers, total_macs
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Network:
 
     @cached_property
     def info(self) -> NetworkInfo:
-        macs = sum(count_layer(layer).total for layer in self.spec.layers)
+        macs = total_macs(self.spec.layers)
         return NetworkInfo(self.kind, self.name, macs, self.spec.parameters)
 
 

@@ -143,13 +143,13 @@ def dense_facts(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _dense_facts(settings: Mapping[str, Any]) -> dict[str, Any]:
     from lcnn_analyze.cli.trials import accuracies, load_subject
-    from lcnn_core import checkpoint, count_macs
+    from lcnn_core import checkpoint, describe, total_macs
 
     loaded = checkpoint.load(settings["dense"])
     model, dataset = load_subject(settings)
     dense = {
         **accuracies(model, dataset),
-        "macs": count_macs(model, dataset.input_shape),
+        "macs": total_macs(describe(model, dataset.input_shape).layers),
         "command": loaded.provenance.get("command"),
     }
     return {"network": loaded.architecture, "dataset": dataset.name, "dense": dense}

@@ -92,12 +92,9 @@ class Plan:
     def trials(self) -> list[Trial]:
         """The grid, seeds outermost; what trains nothing is seed 0's, whichever are asked for. Empty where Optuna
         chooses."""
-        asked = []
-        for seed in () if self.points else self.seeds:
-            axes = {"seed": [seed], "speedup": self.speedups, "method": self.recipes}
-            once = {"seed": [0], "speedup": self.speedups, "method": self.recipes}
-            pairs = zip(grid(axes), grid(once), strict=True)
-            asked += [own if _method(own).trained else alike for own, alike in pairs]
+        axes = {"seed": self.seeds, "speedup": self.speedups, "method": self.recipes}
+        asked = [] if self.points else grid(axes)
+        asked = [trial if _method(trial).trained else _of_seed_0(trial) for trial in asked]
         return list({trial.name: trial for trial in asked}.values())
 
     @property
@@ -174,6 +171,11 @@ def _method(trial: Trial) -> Any:
     return METHODS[trial.settings["method"].partition(":")[0]]
 
 
+def _of_seed_0(trial: Trial) -> Trial:
+    (alike,) = grid({name: [value] for name, value in {**trial.settings, "seed": 0}.items()})
+    return alike
+
+
 def load_subject(settings: Mapping[str, Any]) -> tuple[nn.Module, Dataset]:
     """The dense network and its data. Raises ConfigError where the one does not fit the other."""
     from lcnn_analyze.cli.train_job import check_fit, data_options
@@ -225,7 +227,7 @@ def _result(
     The result is in the trial's folder before the study hears of it: a kill or a lost database costs nothing.
     """
     from lcnn_analyze.cli.progress import progress
-    from lcnn_core import count_macs, save_state
+    from lcnn_core import counted_speedup, describe, save_state, total_macs
 
     folder = _own_folder(plan, trial)
     saved, clock = folder / "state.pt", folder / "seconds.json"
@@ -251,7 +253,8 @@ def _result(
         model, _ = _method(trial).compress(dense, dataset, config, listen, state)
     seconds = before + time.perf_counter() - started
     timed = _latency(model, dense, dataset) if plan.settings["measure"] else None
-    speedup = count_macs(dense, dataset.input_shape) / count_macs(model, dataset.input_shape)
+    dense_macs = total_macs(describe(dense, dataset.input_shape).layers)
+    speedup = counted_speedup(describe(model, dataset.input_shape).layers, dense_macs)
     measured = {**accuracies(model, dataset), "speedup": speedup, "latency": timed}
     result = {**measured, "seconds": seconds, "machine": machine()}
     _save(folder, model, dense, trial, plan.settings, dataset, result)

@@ -13,7 +13,7 @@ from lcnn_core.compress.calibration import calibration_images
 from lcnn_core.compress.converted import ConvertedConfig, convert_and_train, convert_only
 from lcnn_core.compress.from_dense import FromDenseConfig, compress_from_dense
 from lcnn_core.compress.low_rank import LowRankConfig, train_low_rank
-from lcnn_core.compress.narrow import NarrowConfig, count_macs, narrowed_architecture, train_narrow
+from lcnn_core.compress.narrow import NarrowConfig, narrowed_architecture, train_narrow
 from lcnn_core.compress.post_training import (
     FINE_TUNING,
     LayerChoice,
@@ -122,7 +122,6 @@ __all__ = [
     "convert_and_train",
     "convert_only",
     "convert_to_budget",
-    "count_macs",
     "train_low_rank",
     "train_narrow",
 ]

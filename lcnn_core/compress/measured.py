@@ -16,7 +16,7 @@ from lcnn_core.compress import calibration, fitting
 from lcnn_core.compress.allocation import DENSE, Option, out_of_reach, pareto
 from lcnn_core.compress.fitting import Problem
 from lcnn_core.convert import convert
-from lcnn_core.counting import count_layer, output_positions, padded_positions
+from lcnn_core.counting import output_positions, padded_positions, total_macs
 from lcnn_core.describe import describe
 from lcnn_core.errors import ConfigError
 from lcnn_core.spec import LayerSpec, LookupConfig
@@ -68,7 +68,7 @@ def problems(dense: nn.Module, images: Tensor, tell: Telling = silent) -> tuple[
     moments = calibration.input_moments(dense, {name: modules[name] for name in names}, images)
     normed = calibration.has_batch_norm(dense)
     layers = []
-    costs = {name: sum(count_layer(spec).total for spec in calls) for name, calls in specs.items()}
+    costs = {name: total_macs(calls) for name, calls in specs.items()}
     for name in names:
         module, seen = modules[name], moments[name]
         weight: Tensor = module.weight.detach().float()  # type: ignore[union-attr,operator]

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lcnn_core.checkpoint.record import CUSTOM
 from lcnn_core.compress.teacher import COMPRESSION, check_target, taught_by
-from lcnn_core.counting import count_layer
+from lcnn_core.counting import total_macs
 from lcnn_core.data import Dataset
 from lcnn_core.describe import describe
 from lcnn_core.errors import ConfigError
@@ -40,9 +40,8 @@ class NarrowConfig:
         check_target(self.speedup, self.temperature, self.distillation, self.train)
 
 
-def count_macs(model: nn.Module, input_shape: Sequence[int]) -> int:
-    """MACs of ``model`` on one image, ``published`` convention."""
-    return sum(count_layer(layer).total for layer in describe(model, input_shape).layers)
+def _macs(model: nn.Module, input_shape: Sequence[int]) -> int:
+    return total_macs(describe(model, input_shape).layers)
 
 
 @torch.no_grad()
@@ -116,15 +115,15 @@ def narrow_to(dense: nn.Module, input_shape: Sequence[int], speedup: float) -> n
 
     Raises ConfigError, with the reachable maximum, where one channel everywhere costs more.
     """
-    whole = count_macs(dense, input_shape)
+    whole = _macs(dense, input_shape)
     low, high = 0.0, 1.0
-    least = count_macs(narrowed(dense, input_shape, low), input_shape)
+    least = _macs(narrowed(dense, input_shape, low), input_shape)
     if least > whole / speedup:
         reach = math.floor(100 * whole / least) / 100
         raise ConfigError(f"a speedup of {speedup:g} cannot be met: at most {reach:g}, with one channel everywhere")
     for _ in range(12):
         middle = (low + high) / 2
-        fits = count_macs(narrowed(dense, input_shape, middle), input_shape) <= whole / speedup
+        fits = _macs(narrowed(dense, input_shape, middle), input_shape) <= whole / speedup
         low, high = (middle, high) if fits else (low, middle)
     return narrowed(dense, input_shape, low)
 
@@ -172,5 +171,5 @@ def train_narrow(
     objective = taught_by(dense, config.temperature, config.distillation)
     # With odd numbers of channels oneDNN's backward pass damages the heap (seen with torch 2.13, widths 5, 11 and 22).
     with _without_onednn():
-        whole = count_macs(dense, dataset.input_shape)
+        whole = _macs(dense, dataset.input_shape)
         return model, train(model, dataset, config.train, on_event, objective, resume=resume, dense_macs=whole)
