@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 
 from lcnn_analyze.bench.contenders import CONTENDERS
-from lcnn_analyze.bench.machine import this_machine, usable_cores
+from lcnn_analyze.bench.machine import this_machine
 from lcnn_analyze.bench.report import SCHEMA_VERSION, UNITS, BenchCase, BenchReport
 from lcnn_analyze.bench.roofline import measure_peaks
 from lcnn_analyze.bench.run import Say, Settings, run_case
 from lcnn_analyze.bench.trial import Trial
 from lcnn_analyze.latency import Protocol
 from lcnn_core import ConfigError
+from lcnn_core.cores import usable_cores
 
 SECONDS_PER_ROUND = 0.2
 """What one contender may take in a round on average; slower ones take part in fewer rounds."""

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from lcnn_analyze.bench.report import Machine
+from lcnn_core.cores import usable_cores
 
 PACKAGES = ("lcnn", "torch", "onnxruntime", "openvino")
 
@@ -24,11 +25,6 @@ def this_machine() -> Machine:
             versions[package] = "not installed"
     system = f"{platform.system()} {platform.machine()}"
     return Machine(_processor(), usable_cores(), system, load, versions)
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -59,7 +59,7 @@ OPTIONS: dict[str, Option] = {
         Option("image_size", int, "Pixels a side of what the network sees; for image files.", DATA),
         Option("resize", int, "Shorter side before the crop. [8/7 of the image size: 256]", DATA),
         Option("augment", str, "resized (random area), crop (as published) or none. [resized]", DATA),
-        Option("workers", int, "Processes that read images. [2]", DATA, free=True),
+        Option("workers", int, "Processes that read images. [2, at most one a core]", DATA, free=True),
         Option("unreadable_limit", int, "Unreadable images that are passed over. [10]", DATA, free=True),
         Option("from", str, "Checkpoint to go on from, or to compress with --speedup.", START),
         Option("load", str, "File whose tensors are taken by name; says what matched.", START),

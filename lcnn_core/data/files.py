@@ -20,12 +20,13 @@ from torch.utils.data import DataLoader
 
 from lcnn_core.checkpoint import Normalization
 from lcnn_core.checkpoint.torchvision_shim import import_torchvision
+from lcnn_core.cores import usable_cores
 from lcnn_core.data.base import DataOptions
 from lcnn_core.errors import ConfigError, DataError
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 IMAGE_SIZE, RESIZE_RATIO = 224, 8 / 7
-WORKERS, UNREADABLE_LIMIT = 2, 10
+WORKERS, UNREADABLE_LIMIT = 2, 10  # workers: at most one a core
 CROPS = (1, 5, 10)
 
 
@@ -139,7 +140,7 @@ class ImageFiles:
         loader = DataLoader(
             Reader(self, View(self.options, self.normalization, seed, crops)),
             batch_sampler=[batch.tolist() for batch in batches],
-            num_workers=WORKERS if self.options.workers is None else self.options.workers,
+            num_workers=min(WORKERS, usable_cores()) if self.options.workers is None else self.options.workers,
             collate_fn=list,
             generator=torch.Generator(),  # its own: the loader draws from the global one otherwise
         )

@@ -14,7 +14,7 @@ from torch import nn
 from lcnn_analyze.bench.bench import bench
 from lcnn_analyze.bench.chart import draw
 from lcnn_analyze.bench.contenders import CONTENDERS, Contender, Ready, StepTime, UnavailableError
-from lcnn_analyze.bench.machine import this_machine, usable_cores
+from lcnn_analyze.bench.machine import this_machine
 from lcnn_analyze.bench.render import FORMATS, terminal_case, terminal_summary
 from lcnn_analyze.bench.report import UNITS, BenchCase, BenchReport, Peaks, Reading, Roofline, Speedup, Target
 from lcnn_analyze.bench.roofline import layer_seconds, read_gbytes, roofline_seconds, weight_bytes
@@ -23,6 +23,7 @@ from lcnn_analyze.bench.run import Settings, fastest_dense, run_case
 from lcnn_analyze.bench.trial import error_of, float64_outputs, open_trial
 from lcnn_analyze.latency import Latency, Protocol
 from lcnn_core import ConfigError, DataError, LookupConv2d, LookupLayer, LookupLinear, build, describe
+from lcnn_core.cores import usable_cores
 
 PROTOCOL = Protocol(rounds=3, sample_seconds=0, settle_seconds=0)
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from lcnn_core.checkpoint import Normalization
-from lcnn_core.data import DataOptions, load_dataset
+from lcnn_core.data import DataOptions, files, load_dataset
 from lcnn_core.data.files import IMAGENET, decode
 from lcnn_core.errors import ConfigError, DataError
 from lcnn_core.models import build
@@ -127,6 +127,20 @@ def test_training_views_are_a_function_of_seed_and_image_whatever_the_workers() 
     for (a, b), (c, d) in zip(views[0], views[2], strict=True):
         assert torch.equal(a, c)
         assert torch.equal(b, d)
+
+
+@pytest.mark.parametrize(("cores", "asked", "made"), [(1, None, 1), (2, None, 2), (64, None, 2), (1, 3, 3), (4, 0, 0)])
+def test_no_more_workers_than_cores_unless_they_are_asked_for(cores, asked, made, monkeypatch) -> None:
+    found, loader = [], files.DataLoader
+
+    def watched(*arguments: Any, num_workers: int, **options: Any) -> Any:
+        found.append(num_workers)
+        return loader(*arguments, num_workers=0, **options)
+
+    monkeypatch.setattr(files, "usable_cores", lambda: cores)
+    monkeypatch.setattr(files, "DataLoader", watched)
+    all_of(load_dataset("fake:8x3", None, DataOptions(image_size=16, workers=asked)).validation)
+    assert set(found) == {made}
 
 
 @pytest.mark.parametrize("augment", ["resized", "crop", "none"])
