@@ -29,25 +29,43 @@ WIDEST = 8192
 """Entries of a patch up to which a whole covariance is kept; beyond it, only the variances."""
 
 
+FAR = 100.0
+"""Squared mean of a layer's inputs over their variance, from which on the mean is taken from them before products are
+summed: float32 keeps seven digits, and the variance would be in the last ones."""
+
+
 @dataclass
 class Moments:
-    """Second moments of a layer's input patches, sums over what was seen so far.
+    """Second moments of a layer's input patches less ``origin``, sums over what was seen so far.
 
     products: (groups, d, d), d = (m / groups) * kh * kw in the order of the layer's weight; sums: (groups, d).
+    origin: (groups, 1, d), or None for 0.
     """
 
     products: Tensor
     sums: Tensor
     count: int = 0
+    origin: Tensor | None = None
 
     def add(self, patches: Tensor) -> None:
         """patches: (groups, count, d)."""
+        if not self.count:
+            mean = patches.mean(1, keepdim=True)
+            if float(mean.square().mean()) > FAR * float((patches - mean).square().mean()):
+                self.origin = mean
+        if self.origin is not None:
+            patches = patches - self.origin
         self.count += patches.shape[1]
         self.sums += patches.sum(1)
         if self.products.shape[1] == self.products.shape[2]:
             self.products.baddbmm_(patches.transpose(1, 2), patches)
         else:
             self.products += patches.square().sum(1, keepdim=True)
+
+    def mean(self) -> Tensor:
+        """Of the patches, (groups, d)."""
+        mean = self.sums / self.count
+        return mean if self.origin is None else mean + self.origin[:, 0]
 
     def covariance(self, centred: bool) -> Tensor:
         """(groups, d, d), or without ``centred`` the mean product; its diagonal raised by a ten-thousandth of its mean.
@@ -61,6 +79,13 @@ class Moments:
                 found = found - mean[:, :, None] * mean[:, None, :]
         else:
             found = torch.diag_embed(self.products[:, 0] / self.count - (mean.square() if centred else 0))
+        if self.origin is not None and not centred:
+            # (y + o)(y + o)^T of the patches y + o: with m the mean of y, y y^T and m o^T + o m^T + o o^T in the mean
+            origin = self.origin[:, 0]
+            more = mean[:, :, None] * origin[:, None] + origin[:, :, None] * (mean + origin)[:, None]
+            found += (
+                more if self.products.shape[1] == self.products.shape[2] else torch.diag_embed(more.diagonal(0, 1, 2))
+            )
         diagonal = found.diagonal(dim1=1, dim2=2)
         diagonal += 1e-4 * diagonal.mean(1, keepdim=True).clamp_min(1e-12)
         return found

@@ -76,11 +76,15 @@ def problems(dense: nn.Module, images: Tensor, tell: Telling = silent) -> tuple[
         shaped = weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)
         positions = sum(map(output_positions, specs[name])), sum(map(padded_positions, specs[name]))
         covariance = seen.covariance(centred=normed or module.bias is not None)
-        layers.append(
-            Convertible(name, module, Problem(shaped, covariance, *positions), costs[name], seen.sums / seen.count)
-        )
+        layers.append(Convertible(name, module, Problem(shaped, covariance, *positions), costs[name], seen.mean()))
     fixed = {name: cost for name, cost in costs.items() if cost and name not in names}
     return layers, fixed, sum(costs.values())
+
+
+def speedup_of_layers(speedup: float, fixed: Mapping[str, int], dense_cost: int) -> float:
+    """What the layers that can be converted must reach together, as the ``fixed`` ones stay as they are."""
+    stays = sum(fixed.values())
+    return (dense_cost - stays) / max(dense_cost / speedup - stays, 1.0)
 
 
 def options_of(
@@ -88,7 +92,7 @@ def options_of(
 ) -> tuple[list[Option], Tensor]:
     """The layer's costs and errors with these dictionary sizes, and filters that are wrong by about ``PROBE_ERROR``.
 
-    dense: whether to stay as it is is one of them. speedup: what all layers together are to reach.
+    dense: whether to stay as it is is one of them. speedup: what all such layers together are to reach.
     """
     options = [Option(DENSE, layer.dense_cost, 0.0)] if dense else []
     probe, distance = layer.problem.weight, math.inf

@@ -13,7 +13,16 @@ from lcnn_core.compress import calibration, fitting
 from lcnn_core.compress.allocation import DENSE, Option, allocate
 from lcnn_core.compress.fitting import Fit
 from lcnn_core.compress.from_dense import balance_
-from lcnn_core.compress.measured import Convertible, Telling, allowance, options_of, problems, silent, weigh
+from lcnn_core.compress.measured import (
+    Convertible,
+    Telling,
+    allowance,
+    options_of,
+    problems,
+    silent,
+    speedup_of_layers,
+    weigh,
+)
 from lcnn_core.convert import convert
 from lcnn_core.errors import ConfigError
 from lcnn_core.layers import LookupLayer
@@ -104,11 +113,11 @@ def convert_to_budget(
     config = config or PostTrainingConfig()
     images = _checked(dense, images, config)
     layers, fixed, dense_cost = problems(dense, images, tell)
-    menus, probes = [], {}
+    menus, probes, needed = [], {}, speedup_of_layers(config.speedup, fixed, dense_cost)
     for done, layer in enumerate(layers):
         tell("fitting", done, len(layers))
         sizes, dense_too = _sizes(layer, config), "dense" in config.forms
-        options, probes[layer.name] = options_of(layer, sizes, config.speedup, dense_too)
+        options, probes[layer.name] = options_of(layer, sizes, needed, dense_too)
         menus.append(options)
     budget = allowance(config.speedup, menus, fixed, dense_cost)
     weights = weigh(dense, layers, probes, images, tell)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lcnn_core.compress.allocation import Option, allocate
 from lcnn_core.compress.ledger import Ledger
-from lcnn_core.compress.measured import allowance, options_of, problems, weigh
+from lcnn_core.compress.measured import Telling, allowance, options_of, problems, silent, speedup_of_layers, weigh
 
 LAYER_BUDGETS = ("ranking", "uniform", "measured")
 
@@ -22,19 +22,22 @@ def uniform_shares(ledger: Ledger) -> dict[str, float]:
     return {layer.name: layer.dense() / whole for layer in ledger.layers}
 
 
-def measured_choices(dense: nn.Module, speedup: float, images: Tensor, sizes: Sizes) -> dict[str, Option]:
+def measured_choices(
+    dense: nn.Module, speedup: float, images: Tensor, sizes: Sizes, tell: Telling = silent
+) -> dict[str, Option]:
     """For every layer a dictionary size and a cost, such that the errors that matter to the answers are least together.
 
     D and P of each size are fitted to the dense filters at many costs, as in post-training conversion, and dynamic
     programming picks one a layer. images: (N, c, h, w). Raises ConfigError where the cheapest cost too much.
     """
-    layers, fixed, dense_cost = problems(dense, images)
-    menus, probes = [], {}
-    for layer in layers:
-        options, probes[layer.name] = options_of(layer, sizes(layer.shape), speedup, dense=False)
+    layers, fixed, dense_cost = problems(dense, images, tell)
+    menus, probes, needed = [], {}, speedup_of_layers(speedup, fixed, dense_cost)
+    for done, layer in enumerate(layers):
+        tell("fitting", done, len(layers))
+        options, probes[layer.name] = options_of(layer, sizes(layer.shape), needed, dense=False)
         menus.append(options)
     budget = allowance(speedup, menus, fixed, dense_cost)
-    chosen = allocate(menus, weigh(dense, layers, probes, images), budget)
+    chosen = allocate(menus, weigh(dense, layers, probes, images, tell), budget)
     return {layer.name: option for layer, option in zip(layers, chosen, strict=True)}
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -68,6 +68,37 @@ def test_moments_of_pieces_are_those_of_the_whole() -> None:
         found = moments.covariance(centred)[0].numpy()
         np.testing.assert_allclose(found - np.diag(np.diag(found - expected)), expected, rtol=1e-9)
         np.testing.assert_allclose(np.diag(found), np.diag(expected) + 1e-4 * np.diag(expected).mean(), rtol=1e-9)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**16), st.floats(-5, 5), st.booleans(), st.booleans())
+def test_inputs_far_from_zero_keep_their_variance(seed: int, distance: float, centred: bool, whole: bool) -> None:
+    """Of inputs around 10^distance that vary by about 1; in float32 their products hold little of that."""
+    numbers = np.random.default_rng(seed)
+    rows = (numbers.normal(size=(2, 90, 5)) @ numbers.normal(size=(2, 5, 5)) + 10**distance).astype(np.float32)
+    moments = Moments(torch.zeros(2, 5 if whole else 1, 5), torch.zeros(2, 5))
+    for piece in torch.from_numpy(rows).split(40, 1):
+        moments.add(piece)
+    exact = rows.astype(np.float64)
+    np.testing.assert_allclose(moments.mean(), exact.mean(1), rtol=1e-5, atol=1e-5)
+    for group, found in zip(exact, moments.covariance(centred).double().numpy(), strict=True):
+        expected = np.cov(group.T, bias=True) if centred else group.T @ group / len(group)
+        if not whole:
+            expected = np.diag(np.diag(expected))
+        expected = expected + 1e-4 * np.diag(expected).mean() * np.eye(5)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=3e-5 * np.diag(expected).max())
+
+
+def test_a_layer_whose_inputs_hardly_vary_is_fitted_as_another() -> None:
+    """Of fewer images than inputs, all close to a mean: where it is lost in float32, fits go to infinity."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(96, 64), torch.randn(40, 96) * 0.1 + 8
+    near, far = (
+        [(fit.cost, fit.error) for fit in fitting.menu(problem_of(layer, inputs), 48, 300)] for inputs in (x - 8, x)
+    )
+    assert len(near) == len(far)
+    for (_, error), (_, other) in zip(near, far, strict=True):
+        assert other == pytest.approx(error, rel=0.2, abs=1e-4)
 
 
 @pytest.mark.parametrize("limit", [1, 300, 10**9])
