@@ -36,7 +36,7 @@ _ROOMS = {
     "plain": "PlainLayer cheaper_forms plain_layers",
     "spec": "Finding LayerSpec LookupConfig LookupSpec ModelSpec Uncounted",
     "train": """OPTIMIZERS SCHEDULES Accuracy BatchFinished CrossEntropy Distillation EpochFinished Evaluation Event
-        LayerDied Listener Matched Processes Recorder RunFiles RunLog StateReached TrainConfig TrainResult
+        LayerDied Listener Matched Preparing Processes Recorder RunFiles RunLog StateReached TrainConfig TrainResult
         TrainingFinished TrainingStarted evaluate evaluate_classes find_schedule join_processes keep_zeros l1_penalty
         load_matching_ load_state open_log redraw_coefficients_ save_state sparsify_ train""",
     "transfer": """Estimate Family FewIterationConfig FewIterationResult FewIterationSummary FewShotConfig
@@ -189,6 +189,7 @@ if TYPE_CHECKING:
     from lcnn_core.train import LayerDied as LayerDied
     from lcnn_core.train import Listener as Listener
     from lcnn_core.train import Matched as Matched
+    from lcnn_core.train import Preparing as Preparing
     from lcnn_core.train import Processes as Processes
     from lcnn_core.train import Recorder as Recorder
     from lcnn_core.train import RunFiles as RunFiles

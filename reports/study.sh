@@ -44,7 +44,7 @@ sweep() { # NETWORK OPTION...: adds to the network's journal; what is done is no
 main=from-dense,pruning,pruning:ranking=fisher,published:epochs=12
 others=lookup-only,converted,low-rank,narrow:epochs=12
 ingredients=ranking=magnitude,distillation=0,start=scratch,thresholds=soft,regrowth=0.2,layer_budgets=uniform,layer_budgets=measured
-ingredients=$ingredients,forms=measured,schedule=cosine,schedule=constant
+ingredients=$ingredients,forms=mixed,schedule=cosine,schedule=constant
 
 part() {
   case $1 in
@@ -60,16 +60,17 @@ part() {
     10) sweep small-resnet --methods $others --speedups 3,30 --seeds 0 ;;
     11) sweep small-alexnet --methods $main,$others --speedups 3,30 --seeds 0 ;;
     12) sweep small-resnet --methods from-dense,pruning --speedups 5,20,40 --seeds 0 ;;
-    13) sweep small-resnet --methods lookup-only --speedups 10,30,3 --seeds 1,2 ;;
+    13) sweep small-resnet --methods narrow:epochs=12,lookup-only --speedups 10,30 --seeds 1,2 ;;
     14) sweep small-resnet --methods post-training --speedups 2,4,10 --seeds 0 ;;
     15) sweep small-resnet --methods from-dense:epochs=12,pruning:epochs=12 --speedups 30 --seeds 0,1,2 ;;
+    16) sweep small-resnet --methods from-dense:forms=mixed --speedups 10,30 --seeds 0,1,2 ;;
   esac
 }
 
 if [ -n "${PART:-}" ]; then
   part "$PART"
 else
-  for number in $(seq 15); do part "$number"; done
+  for number in $(seq 16); do part "$number"; done
 fi
 
 # The page, from whatever is there; of the networks only those on the front are kept when all is done.

@@ -13,7 +13,16 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from lcnn_core import BatchFinished, EpochFinished, Event, LayerDied, Listener, TrainingFinished, TrainingStarted
+from lcnn_core import (
+    BatchFinished,
+    EpochFinished,
+    Event,
+    LayerDied,
+    Listener,
+    Preparing,
+    TrainingFinished,
+    TrainingStarted,
+)
 
 REFRESH = 0.1
 """Seconds between two redraws: drawing must not cost the run anything."""
@@ -21,6 +30,8 @@ RATE_OVER = 50
 """Batches over which the rate is taken."""
 FILE_WIDTH = 160
 """Characters in a line where stderr is no terminal, so that an epoch's figures stay on one."""
+PATIENCE = 10.0
+"""Seconds of preparing after which a line says how far it is, where there is no bar."""
 WORTH_SAYING = 0.05
 """Share of the time spent waiting for images from which on it is shown."""
 
@@ -56,14 +67,20 @@ class _Display:
         self.title, self.epochs, self.console, self.bars = title, epochs, console, bars
         self.task = bars.add_task(title, total=None, state="")
         self.drawn = 0.0
+        self.said = time.monotonic()
         self.validated = ""
         self.recent: deque[tuple[int, float, float]] = deque(maxlen=RATE_OVER)
         self.last: EpochFinished | None = None
 
     def __call__(self, event: Event) -> None:
         match event:
+            case Preparing():
+                self.bars.update(self.task, total=event.total, completed=event.done, state=event.what)
+                if not self.console.is_terminal and time.monotonic() - self.said >= PATIENCE:
+                    self.said = time.monotonic()
+                    self.console.print(f"{self.title}: {event.what}, {event.done} of {event.total}")
             case TrainingStarted():
-                self.bars.update(self.task, total=event.epochs * event.batches, completed=event.steps_done)
+                self.bars.update(self.task, total=event.epochs * event.batches, completed=event.steps_done, state="")
             case BatchFinished():
                 self.recent.append((event.images, event.seconds, event.waited))
                 if time.monotonic() - self.drawn >= REFRESH:

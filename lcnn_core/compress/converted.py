@@ -14,7 +14,7 @@ from lcnn_core.compress.post_training import FINE_TUNING, PostTrainingConfig, co
 from lcnn_core.compress.teacher import check_target, taught_by
 from lcnn_core.data import Dataset
 from lcnn_core.train import TrainConfig, TrainResult, train
-from lcnn_core.train.events import Listener, ignore
+from lcnn_core.train.events import Listener, ignore, telling
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ def convert_and_train(
     """
     config = config or ConvertedConfig()
     images = calibration_images(dataset, config.conversion.images)
-    model, _ = convert_to_budget(dense, images, replace(config.conversion, speedup=config.speedup))
+    conversion = replace(config.conversion, speedup=config.speedup)
+    model, _ = convert_to_budget(dense, images, conversion, telling(on_event))
     objective = taught_by(dense, config.temperature, config.distillation)
     return model, train(model, dataset, config.train, on_event, objective, resume=resume)
 
@@ -59,8 +60,8 @@ def convert_only(
 ) -> tuple[nn.Module, TrainResult]:
     """Convert ``dense`` on training images without their labels, and train nothing: what the run did is empty.
 
-    There are no events and nothing to resume. Raises what ``convert_to_budget`` raises.
+    Events are of what is measured and fitted; there is nothing to resume. Raises what ``convert_to_budget`` raises.
     """
     config, started = config or PostTrainingConfig(), time.perf_counter()
-    model, _ = convert_to_budget(dense, calibration_images(dataset, config.images), config)
+    model, _ = convert_to_budget(dense, calibration_images(dataset, config.images), config, telling(on_event))
     return model, TrainResult((), 0, time.perf_counter() - started)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,9 +24,9 @@ from lcnn_core.errors import ConfigError
 from lcnn_core.layers import LookupLayer
 from lcnn_core.spec import LookupConfig, default_threshold
 from lcnn_core.train import TrainConfig, TrainResult, train
-from lcnn_core.train.events import Listener, ignore
+from lcnn_core.train.events import Listener, ignore, telling
 
-FORMS = ("mixed", "lookup", "sparse", "measured")
+FORMS = ("measured", "mixed", "lookup", "sparse")
 STARTS = ("dense", "scratch")
 THRESHOLDS = ("hard", "soft")
 DICTIONARIES = ("sparse", "dense")
@@ -39,9 +40,9 @@ RATIOS = (0.125, 0.25, 0.5)
 class FromDenseConfig:
     """speedup: counted, over the dense twin, ``published`` convention; it is met exactly or by a hair more.
 
-    dictionary_ratio: k over the input channels of layers with kernels beyond 1x1; None for 0.5 at 10x, falling with
-        the root of the speedup (0.29 at 30x). Ratios of 1 or more mean a plain sparse layer. Of dense dictionaries None
-        stands for what half of the budget buys, at most 0.5.
+    dictionary_ratio: k over the input channels, of layers that get a dictionary. None stands for one of ``RATIOS``
+        where forms are measured; else for 0.5 at 10x, falling with the root of the speedup (0.29 at 30x), of dense
+        dictionaries for what half of the budget buys, at most 0.5. Ratios of 1 or more mean a plain sparse layer.
     dictionaries: "sparse" prunes entries of D too, "dense" only rows that nothing reads, as published.
     phase: share of the run in which the cost is lowered; cuts: in how many steps.
     floor: share of an even split of the budget that every tensor keeps; 1 gives every tensor the same density.
@@ -55,9 +56,10 @@ class FromDenseConfig:
         the one at which the errors of the layers, measured on training images without labels, are least together.
     temperature, distillation: temperature and weight of the distillation from the dense network; weight 0 trains on
         the labels alone.
-    forms: "mixed" gives dictionaries to layers with kernels beyond 1x1 and makes the others plain sparse, "lookup"
-        gives one to every layer that has vectors to share, "sparse" to none: gradual pruning; "measured" gives each
-        layer what costs the answers least, as post-training conversion does.
+    forms: "measured" gives each layer a dictionary, or none and plain sparsity, by what costs the answers least, as
+        post-training conversion does; "mixed" gives dictionaries to layers with kernels beyond 1x1 and makes the others
+        plain sparse, "lookup" gives one to every layer that has vectors to share, "sparse" to none: gradual pruning.
+        None stands for "measured", from fresh weights or with dense dictionaries for "mixed".
     start: "dense" begins with the dense weights, "scratch" with fresh ones, as published.
     threshold_scale, l1_scale: c and lambda' of the published threshold and l1 penalty, beside the budget; 0 for none.
     """
@@ -74,7 +76,7 @@ class FromDenseConfig:
     layer_budgets: str = "ranking"
     temperature: float = 2.0
     distillation: float = 0.7
-    forms: str = "mixed"
+    forms: str | None = None
     start: str = "dense"
     threshold_scale: float = 0.0
     l1_scale: float = 0.0
@@ -89,11 +91,13 @@ class FromDenseConfig:
                 f"phase is {self.phase}, cuts {self.cuts}, floor {self.floor}, regrowth {self.regrowth}; expected "
                 "0 < phase <= 1, cuts of 1 or more, 0 <= floor <= 1, 0 <= regrowth < 1"
             )
-        choices = {"forms": FORMS, "start": STARTS, "thresholds": THRESHOLDS, "ranking": RANKINGS,
+        choices = {"forms": (None, *FORMS), "start": STARTS, "thresholds": THRESHOLDS, "ranking": RANKINGS,
                    "layer_budgets": LAYER_BUDGETS, "dictionaries": DICTIONARIES}  # fmt: skip
         for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}; expected one of {', '.join(filter(None, known))}"
+                )
         self._check_together()
 
     def _check_together(self) -> None:
@@ -102,8 +106,10 @@ class FromDenseConfig:
             raise ConfigError(
                 "dictionary_ratio cannot go with forms 'sparse', which has no dictionaries; leave one out"
             )
-        if self.dictionaries == "dense" and (self.thresholds == "soft" or self.forms == "sparse"):
-            other = "soft thresholds, which shrink D" if self.thresholds == "soft" else "forms 'sparse', which has none"
+        if self.dictionaries == "dense" and (self.thresholds == "soft" or self.forms in ("sparse", "measured")):
+            known = {"sparse": "which has none", "measured": "which measures sparse ones"}
+            soft = self.thresholds == "soft"
+            other = "soft thresholds, which shrink D" if soft else f"forms {self.forms!r}, {known[str(self.forms)]}"
             raise ConfigError(f"dense dictionaries cannot go with {other}; leave one out")
         if self.regrowth and self.cuts == 1:
             raise ConfigError("regrowth cannot go with a single cut, which is the last; ask for 2 cuts or more")
@@ -121,6 +127,12 @@ class FromDenseConfig:
                 )
 
     @property
+    def chosen_forms(self) -> str:
+        """``forms``, or what None stands for."""
+        unmeasured = self.start == "scratch" or self.dictionaries == "dense"
+        return self.forms or ("mixed" if unmeasured else "measured")
+
+    @property
     def ratio(self) -> float:
         if self.dictionary_ratio is not None:
             return self.dictionary_ratio
@@ -135,15 +147,16 @@ def dictionary_sizes(weight: Sequence[int], config: FromDenseConfig) -> list[int
     """
     n, width, *kernel = weight
     most = min(width, n * math.prod(kernel)) - 1
-    if config.forms == "measured":
+    forms = config.chosen_forms
+    if forms == "measured":
         ratios = RATIOS if config.dictionary_ratio is None else (config.dictionary_ratio,)
         sizes = sorted({max(1, round(ratio * width)) for ratio in ratios})
         return [None, *(size for size in sizes if size <= most)]
     size = max(1, round(config.ratio * width))
-    shared = math.prod(kernel) > 1 and width >= 8 if config.forms == "mixed" else width > 1
-    if config.forms == "lookup":
+    shared = math.prod(kernel) > 1 and width >= 8 if forms == "mixed" else width > 1
+    if forms == "lookup":
         size = min(size, width - 1)
-    return [None] if config.forms == "sparse" or not shared or size > most else [size]
+    return [None] if forms == "sparse" or not shared or size > most else [size]
 
 
 def lookup_config(size: int | None, kernel: Sequence[int], config: FromDenseConfig) -> LookupConfig:
@@ -154,9 +167,12 @@ def lookup_config(size: int | None, kernel: Sequence[int], config: FromDenseConf
     return LookupConfig(size, threshold=threshold, l1_weight=config.l1_scale * threshold)
 
 
-def choices_of(dense: nn.Module, images: Tensor, config: FromDenseConfig) -> dict[str, Option]:
+def choices_of(
+    dense: nn.Module, images: Tensor, config: FromDenseConfig, on_event: Listener = ignore
+) -> dict[str, Option]:
     """Each layer's dictionary size and cost as measured on ``images`` (N, c, h, w), of those that it may have."""
-    return measured_choices(dense, config.speedup, images, lambda shape: dictionary_sizes(shape, config))
+    sizes = partial(dictionary_sizes, config=config)
+    return measured_choices(dense, config.speedup, images, sizes, telling(on_event))
 
 
 def started(dense: nn.Module, config: FromDenseConfig, choices: Mapping[str, Option] | None = None) -> nn.Module:
@@ -230,8 +246,8 @@ def compress_from_dense(
     choices = None
     if config.dictionaries == "dense" and config.dictionary_ratio is None:
         config = replace(config, dictionary_ratio=half_of_the_budget(dense, dataset.input_shape, config))
-    if "measured" in (config.forms, config.layer_budgets):
-        choices = choices_of(dense, calibration_images(dataset, CALIBRATION), config)
+    if "measured" in (config.chosen_forms, config.layer_budgets):
+        choices = choices_of(dense, calibration_images(dataset, CALIBRATION), config, on_event)
     model = started(dense, config, choices)
     if config.start == "scratch":
         _restart_(model, config.train.seed)

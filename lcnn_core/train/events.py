@@ -12,6 +12,15 @@ from lcnn_core.train.evaluation import Accuracy
 
 
 @dataclass(frozen=True)
+class Preparing:
+    """What is done to the dense network before training, where that takes time: ``done`` parts of it of ``total``."""
+
+    what: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class TrainingStarted:
     """Before the first batch: what is to come."""
 
@@ -107,8 +116,13 @@ class TrainingFinished:
     best_epoch: int
 
 
-Event = TrainingStarted | BatchFinished | EpochFinished | LayerDied | StateReached | TrainingFinished
+Event = Preparing | TrainingStarted | BatchFinished | EpochFinished | LayerDied | StateReached | TrainingFinished
 Listener = Callable[[Event], None]
+
+
+def telling(on_event: Listener) -> Callable[[str, int, int], None]:
+    """Preparing's fields, one call each, made an event for the listener."""
+    return lambda what, done, total: on_event(Preparing(what, done, total))
 
 
 def ignore(event: Event) -> None:

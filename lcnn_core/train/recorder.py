@@ -21,7 +21,7 @@ from lcnn_core import checkpoint
 from lcnn_core.checkpoint import Checkpoint
 from lcnn_core.errors import CheckpointError, ConfigError
 from lcnn_core.layers import LookupLayer
-from lcnn_core.train.events import BatchFinished, EpochFinished, Event, StateReached, TrainingStarted
+from lcnn_core.train.events import BatchFinished, EpochFinished, Event, Preparing, StateReached, TrainingStarted
 from lcnn_core.train.state import save_state
 
 Metrics = Sequence[Mapping[str, Any]]
@@ -156,6 +156,8 @@ class Recorder:
             case EpochFinished():
                 self.log.write("EpochFinished", vars(event))
                 self.keep(event)
+            case Preparing():  # nothing of the run is there yet
+                pass
             case _:
                 self.log.write(type(event).__name__, vars(event))
 

@@ -27,6 +27,7 @@ from lcnn_core import (
     BatchFinished,
     EpochFinished,
     LayerDied,
+    Preparing,
     TrainingFinished,
     TrainingStarted,
     checkpoint,
@@ -351,6 +352,23 @@ def test_progress_is_a_bar_on_a_terminal_and_plain_lines_elsewhere() -> None:
     assert line in on_terminal.replace("\r", "").replace("\x1b[2K", "")
     assert "demo ━" in on_terminal
     assert "loss 2.500 train 20%" in on_terminal
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_is_measured_before_training_is_shown_and_said_where_it_takes_long(terminal: bool, monkeypatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=160, color_system=None, highlight=False)
+    with progress("demo", False, True, console) as listen:
+        for done in range(4):
+            now[0] += 4
+            listen(Preparing("fitting", done, 21))
+    if terminal:
+        assert "demo ━" in stream.getvalue()
+        assert "fitting" in stream.getvalue()
+    else:
+        assert stream.getvalue() == "demo: fitting, 2 of 21\n"
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -39,7 +39,7 @@ from lcnn_core.describe import describe
 from lcnn_core.errors import CheckpointError, ConfigError
 from lcnn_core.layers import LookupConv2d, LookupLinear
 from lcnn_core.models import build
-from lcnn_core.train import StateReached, TrainConfig, evaluate, load_state, save_state, train
+from lcnn_core.train import Preparing, StateReached, TrainConfig, evaluate, load_state, save_state, train
 from tests.core.test_compress import lookups, mlp, small_data
 
 SHORT = TrainConfig(2, 16, lr=0.02, clip_norm=1.0)
@@ -404,7 +404,7 @@ def test_a_run_with_all_ingredients_resumes_to_the_same_bits(tmp_path: Path) -> 
 
 def test_uniform_budgets_give_every_layer_the_same_speedup() -> None:
     torch.manual_seed(0)
-    model = started(build("digits-resnet"), FromDenseConfig())
+    model = started(build("digits-resnet"), FromDenseConfig(forms="mixed"))
     ledger = Ledger.of(model, (1, 8, 8))
     shares = uniform_shares(ledger)
     assert sum(shares.values()) == pytest.approx(1)
@@ -412,7 +412,7 @@ def test_uniform_budgets_give_every_layer_the_same_speedup() -> None:
     for cost in ledger.layers:
         assert cost.dense() / spent_by_layer(ledger)[cost.name] == pytest.approx(6, rel=0.06), cost.name
     assert 6 <= counted_speedup(describe(model, (1, 8, 8)).layers) < 6.03
-    ranked = started(build("digits-resnet"), FromDenseConfig())
+    ranked = started(build("digits-resnet"), FromDenseConfig(forms="mixed"))
     free = Ledger.of(ranked, (1, 8, 8))
     prune_to_(free, free.allowance(6))
     speedups = [cost.dense() / spent_by_layer(free)[cost.name] for cost in free.layers]
@@ -432,7 +432,7 @@ def test_measured_budgets_spare_the_layers_whose_errors_matter() -> None:
 
     torch.manual_seed(0)
     dense = Branches()
-    config = FromDenseConfig(4.0)
+    config = FromDenseConfig(4.0, forms="mixed")
     choices = choices_of(dense, torch.randn(128, 8, 8, 8), config)
     shares = measured_shares(choices)
     ledger = Ledger.of(started(dense, config), (8, 8, 8))
@@ -469,15 +469,29 @@ def test_measured_forms_give_shared_filters_a_dictionary_and_scattered_ones_none
     with torch.no_grad():
         dense[0].weight.copy_(torch.einsum("nkyx,km->nmyx", torch.randn(24, 4, 3, 3), torch.randn(4, 16)))
         dense[2].weight.mul_(torch.rand_like(dense[2].weight) < 0.1)
-    config = FromDenseConfig(3.5, forms="measured")
+    config = FromDenseConfig(3.5)
     choices = choices_of(dense, torch.randn(64, 16, 8, 8), config)
     assert isinstance(choices["0"].start, int)
     assert choices["2"].start is None
     model = started(dense, config, choices)
     assert model[0].dictionary_size == choices["0"].start
     assert model[2].dictionary is None
-    unmeasured = choices_of(dense, torch.randn(64, 16, 8, 8), FromDenseConfig(3.5, 0.3))
+    unmeasured = choices_of(dense, torch.randn(64, 16, 8, 8), FromDenseConfig(3.5, 0.3, forms="mixed"))
     assert {name: option.start for name, option in unmeasured.items()} == {"0": 5, "2": 7}
+
+
+@pytest.mark.parametrize("method", ["from-dense", "converted", "post-training", "lookup-only"])
+def test_what_is_measured_is_told_before_training(method: str) -> None:
+    told: list[Any] = []
+    made = METHODS[method]
+    more = {"train": dataclasses.replace(SHORT, epochs=1)} if made.trained else {}
+    made.compress(build("digits-resnet"), small_data(), made.config(speedup=3.0, **more), told.append)
+    preparing = [event for event in told if isinstance(event, Preparing)]
+    assert told[: len(preparing)] == preparing
+    stages = list(dict.fromkeys(event.what for event in preparing))
+    expected = ["measuring inputs", "fitting", "probing", "converting"]
+    assert stages == {"from-dense": expected[:3], "lookup-only": []}.get(method, expected)
+    assert all(0 <= event.done < event.total for event in preparing)
 
 
 # --- landing ---------------------------------------------------------------------------------------------------------
@@ -531,7 +545,7 @@ def test_what_was_counted_at_the_last_cut_stays_whatever_threshold_and_penalty_w
 
 
 def test_a_budget_that_the_dictionaries_cannot_spend_is_refused() -> None:
-    config = FromDenseConfig(3, dictionary_ratio=0.1, train=SHORT)
+    config = FromDenseConfig(3, dictionary_ratio=0.1, forms="mixed", train=SHORT)
     with pytest.raises(
         ConfigError, match=r"speedup of 3 cannot be met: with these .* starts at 6\.\d+x already; ask for"
     ):
@@ -626,6 +640,10 @@ def test_low_rank_trains_and_is_refused_beyond_rank_one() -> None:
         ({"forms": "sparse", "dictionary_ratio": 0.5}, r"dictionary_ratio cannot go with forms 'sparse'"),
         ({"dictionaries": "whole"}, r"dictionaries is 'whole'; expected one of sparse, dense"),
         ({"dictionaries": "dense", "forms": "sparse"}, r"dense dictionaries cannot go with forms 'sparse'"),
+        (
+            {"dictionaries": "dense", "forms": "measured"},
+            r"cannot go with forms 'measured', which measures sparse ones",
+        ),
         ({"dictionaries": "dense", "thresholds": "soft"}, r"dense dictionaries cannot go with soft thresholds"),
     ],
 )
