@@ -19,6 +19,7 @@ _ROOMS = {
         PostTrainingConfig PostTrainingReport calibration_images check_dense compress_from_dense convert_and_train
         convert_to_budget train_low_rank train_narrow""",
     "convert": "ConversionReport ConvertedLayer LeftLayer convert convert_",
+    "cores": "usable_cores",
     "counting": """FORMULAS LayerCount conv_macs count_layer counted_speedup dictionary_macs linear_macs lookup_macs
         matmul_macs output_positions padded_positions total_macs""",
     "data": "DATASETS DataOptions Dataset Images Split load_dataset",
@@ -118,6 +119,7 @@ if TYPE_CHECKING:
     from lcnn_core.convert import LeftLayer as LeftLayer
     from lcnn_core.convert import convert as convert
     from lcnn_core.convert import convert_ as convert_
+    from lcnn_core.cores import usable_cores as usable_cores
     from lcnn_core.counting import FORMULAS as FORMULAS
     from lcnn_core.counting import LayerCount as LayerCount
     from lcnn_core.counting import conv_macs as conv_macs

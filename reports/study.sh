@@ -44,7 +44,7 @@ sweep() { # NETWORK OPTION...: adds to the network's journal; what is done is no
 main=from-dense,pruning,pruning:ranking=fisher,published:epochs=12
 others=lookup-only,converted,low-rank,narrow:epochs=12
 ingredients=ranking=magnitude,distillation=0,start=scratch,thresholds=soft,regrowth=0.2,layer_budgets=uniform,layer_budgets=measured
-ingredients=$ingredients,forms=mixed,schedule=cosine,schedule=constant
+ingredients=$ingredients,forms=measured,schedule=cosine,schedule=constant
 
 part() {
   case $1 in
@@ -63,7 +63,7 @@ part() {
     13) sweep small-resnet --methods narrow:epochs=12,lookup-only --speedups 10,30 --seeds 1,2 ;;
     14) sweep small-resnet --methods post-training --speedups 2,4,10 --seeds 0 ;;
     15) sweep small-resnet --methods from-dense:epochs=12,pruning:epochs=12 --speedups 30 --seeds 0,1,2 ;;
-    16) sweep small-resnet --methods from-dense:forms=mixed --speedups 10,30 --seeds 0,1,2 ;;
+    16) for network in small-resnet small-alexnet; do sweep $network --methods from-dense:forms=measured --speedups 10,30,3 --seeds 0,1,2; done ;;
   esac
 }
 

@@ -26,7 +26,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 # A room may import its own line and the lines above, at run time.
 ORDER = {
     "lcnn_core": """
-        errors files activations chunked
+        errors files activations chunked cores
         spec
         functional counting factors meta
         layers

@@ -12,8 +12,7 @@ from lcnn_analyze.bench.roofline import measure_peaks
 from lcnn_analyze.bench.run import Say, Settings, run_case
 from lcnn_analyze.bench.trial import Trial
 from lcnn_analyze.latency import Protocol
-from lcnn_core import ConfigError
-from lcnn_core.cores import usable_cores
+from lcnn_core import ConfigError, usable_cores
 
 SECONDS_PER_ROUND = 0.2
 """What one contender may take in a round on average; slower ones take part in fewer rounds."""

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from lcnn_analyze.bench.report import Machine
-from lcnn_core.cores import usable_cores
+from lcnn_core import usable_cores
 
 PACKAGES = ("lcnn", "torch", "onnxruntime", "openvino")
 

@@ -17,8 +17,7 @@ from lcnn_analyze.bench.rows import Grid, ms_text
 from lcnn_analyze.codec import encode
 from lcnn_analyze.latency import Latency, Protocol, measure
 from lcnn_analyze.render.numbers import ABSENT
-from lcnn_core import ConfigError, build, dense_twin, input_shape_of, l1_penalty, models
-from lcnn_core.cores import usable_cores
+from lcnn_core import ConfigError, build, dense_twin, input_shape_of, l1_penalty, models, usable_cores
 
 FAST_AT_MOST, ACCURATE_AT_MOST = 0.6, 1.25
 BATCH = 32

@@ -145,14 +145,23 @@ def _write_run(
             with _terminable():
                 result = job.train(job.dataset, job.training, listen, state)
         except KeyboardInterrupt as stop:
-            word, held = str(stop) or "interrupted", f"{files.last} holds the network after epoch {recorder.epoch}"
-            say(f"{word}; {held}; go on with --resume {_run(files)}")
+            say(f"{str(stop) or 'interrupted'}; {_left(recorder, state)}")
             raise typer.Exit(143 if str(stop) else 130) from None
     best = result.history[result.best_epoch - 1]
     typer.echo(
         f"{files.best}: epoch {best.epoch} of {best.epochs}, validation top-1 {best.validation.top1:.2%}, "
         f"top-5 {best.validation.top5:.2%}, counted speedup {best.counted_speedup:.2f}x"
     )
+
+
+def _left(recorder: Recorder, state: Mapping[str, Any] | None) -> str:
+    """What an interrupt leaves, in words."""
+    if recorder.begun:
+        held = f"{recorder.files.last} holds the network after epoch {recorder.epoch}"
+        return f"{held}; go on with --resume {_run(recorder.files)}"
+    if state is None:
+        return "nothing was trained yet, and nothing written; start it again"
+    return f"nothing was trained yet, and the run is as it was; go on with --resume {_run(recorder.files)}"
 
 
 def _beginning(files: RunFiles, settings: Mapping[str, Any], log: RunLog, state: Mapping[str, Any] | None) -> Listener:

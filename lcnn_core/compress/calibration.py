@@ -72,20 +72,17 @@ class Moments:
 
         The raise keeps inputs that are never on, or always on together, from leaving their weights undecided.
         """
-        mean = self.sums / self.count
-        if self.products.shape[1] == self.products.shape[2]:
-            found = self.products / self.count
-            if centred:
-                found = found - mean[:, :, None] * mean[:, None, :]
-        else:
-            found = torch.diag_embed(self.products[:, 0] / self.count - (mean.square() if centred else 0))
+        whole = self.products.shape[1] == self.products.shape[2]
+
+        def squared(mean: Tensor) -> Tensor:
+            return mean[:, :, None] * mean[:, None, :] if whole else mean.square()[:, None]
+
+        found = self.products / self.count
+        if centred or self.origin is not None:
+            found = found - squared(self.sums / self.count)
         if self.origin is not None and not centred:
-            # (y + o)(y + o)^T of the patches y + o: with m the mean of y, y y^T and m o^T + o m^T + o o^T in the mean
-            origin = self.origin[:, 0]
-            more = mean[:, :, None] * origin[:, None] + origin[:, :, None] * (mean + origin)[:, None]
-            found += (
-                more if self.products.shape[1] == self.products.shape[2] else torch.diag_embed(more.diagonal(0, 1, 2))
-            )
+            found = found + squared(self.mean())
+        found = found if whole else torch.diag_embed(found[:, 0])
         diagonal = found.diagonal(dim1=1, dim2=2)
         diagonal += 1e-4 * diagonal.mean(1, keepdim=True).clamp_min(1e-12)
         return found
@@ -162,9 +159,12 @@ def run(model: nn.Module, images: Tensor) -> Tensor:
 @torch.no_grad()
 def input_moments(model: nn.Module, layers: Mapping[str, nn.Module], images: Tensor) -> dict[str, Moments]:
     """Moments of the input of each of ``layers`` that ``images`` (N, c, h, w) reach, in evaluation mode."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
     with watching(layers, len(images)) as moments:
         run(model, images)
+    for module in training:  # each alone: parts may have been in evaluation mode
+        module.training = True
     return moments
 
 

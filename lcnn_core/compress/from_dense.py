@@ -26,7 +26,7 @@ from lcnn_core.spec import LookupConfig, default_threshold
 from lcnn_core.train import TrainConfig, TrainResult, train
 from lcnn_core.train.events import Listener, ignore, telling
 
-FORMS = ("measured", "mixed", "lookup", "sparse")
+FORMS = ("mixed", "lookup", "sparse", "measured")
 STARTS = ("dense", "scratch")
 THRESHOLDS = ("hard", "soft")
 DICTIONARIES = ("sparse", "dense")
@@ -56,10 +56,9 @@ class FromDenseConfig:
         the one at which the errors of the layers, measured on training images without labels, are least together.
     temperature, distillation: temperature and weight of the distillation from the dense network; weight 0 trains on
         the labels alone.
-    forms: "measured" gives each layer a dictionary, or none and plain sparsity, by what costs the answers least, as
-        post-training conversion does; "mixed" gives dictionaries to layers with kernels beyond 1x1 and makes the others
-        plain sparse, "lookup" gives one to every layer that has vectors to share, "sparse" to none: gradual pruning.
-        None stands for "measured", from fresh weights or with dense dictionaries for "mixed".
+    forms: "mixed" gives dictionaries to layers with kernels beyond 1x1 and makes the others plain sparse, "lookup"
+        gives one to every layer that has vectors to share, "sparse" to none: gradual pruning; "measured" gives each
+        layer a dictionary, or none, by what costs the answers least, as post-training conversion does.
     start: "dense" begins with the dense weights, "scratch" with fresh ones, as published.
     threshold_scale, l1_scale: c and lambda' of the published threshold and l1 penalty, beside the budget; 0 for none.
     """
@@ -76,7 +75,7 @@ class FromDenseConfig:
     layer_budgets: str = "ranking"
     temperature: float = 2.0
     distillation: float = 0.7
-    forms: str | None = None
+    forms: str = "mixed"
     start: str = "dense"
     threshold_scale: float = 0.0
     l1_scale: float = 0.0
@@ -91,13 +90,11 @@ class FromDenseConfig:
                 f"phase is {self.phase}, cuts {self.cuts}, floor {self.floor}, regrowth {self.regrowth}; expected "
                 "0 < phase <= 1, cuts of 1 or more, 0 <= floor <= 1, 0 <= regrowth < 1"
             )
-        choices = {"forms": (None, *FORMS), "start": STARTS, "thresholds": THRESHOLDS, "ranking": RANKINGS,
+        choices = {"forms": FORMS, "start": STARTS, "thresholds": THRESHOLDS, "ranking": RANKINGS,
                    "layer_budgets": LAYER_BUDGETS, "dictionaries": DICTIONARIES}  # fmt: skip
         for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)!r}; expected one of {', '.join(filter(None, known))}"
-                )
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
         self._check_together()
 
     def _check_together(self) -> None:
@@ -106,10 +103,9 @@ class FromDenseConfig:
             raise ConfigError(
                 "dictionary_ratio cannot go with forms 'sparse', which has no dictionaries; leave one out"
             )
-        if self.dictionaries == "dense" and (self.thresholds == "soft" or self.forms in ("sparse", "measured")):
-            known = {"sparse": "which has none", "measured": "which measures sparse ones"}
-            soft = self.thresholds == "soft"
-            other = "soft thresholds, which shrink D" if soft else f"forms {self.forms!r}, {known[str(self.forms)]}"
+        unfit = {"sparse": "forms 'sparse', which has none", "measured": "forms 'measured', which measures sparse ones"}
+        if self.dictionaries == "dense" and (self.thresholds == "soft" or self.forms in unfit):
+            other = unfit.get(self.forms, "soft thresholds, which shrink D")
             raise ConfigError(f"dense dictionaries cannot go with {other}; leave one out")
         if self.regrowth and self.cuts == 1:
             raise ConfigError("regrowth cannot go with a single cut, which is the last; ask for 2 cuts or more")
@@ -127,12 +123,6 @@ class FromDenseConfig:
                 )
 
     @property
-    def chosen_forms(self) -> str:
-        """``forms``, or what None stands for."""
-        unmeasured = self.start == "scratch" or self.dictionaries == "dense"
-        return self.forms or ("mixed" if unmeasured else "measured")
-
-    @property
     def ratio(self) -> float:
         if self.dictionary_ratio is not None:
             return self.dictionary_ratio
@@ -147,16 +137,15 @@ def dictionary_sizes(weight: Sequence[int], config: FromDenseConfig) -> list[int
     """
     n, width, *kernel = weight
     most = min(width, n * math.prod(kernel)) - 1
-    forms = config.chosen_forms
-    if forms == "measured":
+    if config.forms == "measured":
         ratios = RATIOS if config.dictionary_ratio is None else (config.dictionary_ratio,)
         sizes = sorted({max(1, round(ratio * width)) for ratio in ratios})
         return [None, *(size for size in sizes if size <= most)]
     size = max(1, round(config.ratio * width))
-    shared = math.prod(kernel) > 1 and width >= 8 if forms == "mixed" else width > 1
-    if forms == "lookup":
+    shared = math.prod(kernel) > 1 and width >= 8 if config.forms == "mixed" else width > 1
+    if config.forms == "lookup":
         size = min(size, width - 1)
-    return [None] if forms == "sparse" or not shared or size > most else [size]
+    return [None] if config.forms == "sparse" or not shared or size > most else [size]
 
 
 def lookup_config(size: int | None, kernel: Sequence[int], config: FromDenseConfig) -> LookupConfig:
@@ -246,7 +235,7 @@ def compress_from_dense(
     choices = None
     if config.dictionaries == "dense" and config.dictionary_ratio is None:
         config = replace(config, dictionary_ratio=half_of_the_budget(dense, dataset.input_shape, config))
-    if "measured" in (config.chosen_forms, config.layer_budgets):
+    if "measured" in (config.forms, config.layer_budgets):
         choices = choices_of(dense, calibration_images(dataset, CALIBRATION), config, on_event)
     model = started(dense, config, choices)
     if config.start == "scratch":

@@ -102,6 +102,9 @@ def options_of(
                 options.append(Option(size, fit.cost, fit.error))
             if abs(math.log(fit.error / PROBE_ERROR)) < distance:
                 probe, distance = fit.dense(), abs(math.log(fit.error / PROBE_ERROR))
+    if not options:  # a layer of one weight, say
+        fit = fitting.fit_to(layer.problem, sizes[0], 1)
+        options.append(Option(sizes[0], fit.cost, min(fit.error, 1.0)))
     return pareto(options), probe
 
 

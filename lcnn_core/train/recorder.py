@@ -142,6 +142,8 @@ class Recorder:
         self.files, self.log, self.snapshot, self.dataset = files, log, snapshot, dataset
         self.header, self.settings, self.log_every = header, settings, log_every
         self.epoch = 0
+        self.begun = False
+        """Whether training has; before that nothing is written."""
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -169,12 +171,14 @@ class Recorder:
                 left.unlink(missing_ok=True)
         if event.steps_done:
             self.epoch = event.steps_done // event.batches
+            self.begun = True
             return
         checkpoint.save(self.files.last, self.snapshot(self.model, (), 0))  # first: there may be no space for it
         self.log.cut(0)
         for old in (self.files.best, self.files.state, self.files.report, self.files.curves):
             old.unlink(missing_ok=True)
         self.log.write("Configured", self.header)
+        self.begun = True
         self.log.write("TrainingStarted", {k: v for k, v in vars(event).items() if k not in ("model", "steps_done")})
 
     def keep(self, event: EpochFinished) -> None:

@@ -22,8 +22,7 @@ from lcnn_analyze.bench.rows import MOST_STEPS, steps, summary, verdict_line
 from lcnn_analyze.bench.run import Settings, fastest_dense, run_case
 from lcnn_analyze.bench.trial import error_of, float64_outputs, open_trial
 from lcnn_analyze.latency import Latency, Protocol
-from lcnn_core import ConfigError, DataError, LookupConv2d, LookupLayer, LookupLinear, build, describe
-from lcnn_core.cores import usable_cores
+from lcnn_core import ConfigError, DataError, LookupConv2d, LookupLayer, LookupLinear, build, describe, usable_cores
 
 PROTOCOL = Protocol(rounds=3, sample_seconds=0, settle_seconds=0)
 

@@ -36,6 +36,7 @@ from lcnn_core import (
     evaluate,
     load_dataset,
 )
+from lcnn_core.compress import shares
 
 TINY = ("--model", "digits-resnet", "--batch-size", "128", "--lr", "0.1")
 
@@ -314,6 +315,27 @@ def test_an_interrupt_leaves_a_whole_last_checkpoint(tmp_path: Path) -> None:
     assert saved.provenance["epoch"] >= 2
     assert lines(tmp_path / "log.jsonl")[-1]["epoch"] == saved.provenance["epoch"]
     saved.build()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_interrupt_before_training_says_that_nothing_changed(
+    again: bool, dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    arguments: tuple[object, ...] = ("train", "--from", dense, "--speedup", 3, "--epochs", 1, "--forms", "measured")
+    if again:
+        assert lcnn(*arguments, "-o", folder, "-q") == 0  # type: ignore[arg-type]
+    before = {path.name: path.read_bytes() for path in folder.glob("*")}
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shares, "options_of", stopped)
+    capsys.readouterr()
+    assert (lcnn("train", "--resume", folder) if again else lcnn(*arguments, "-o", folder)) == 130  # type: ignore[arg-type]
+    told = f"and the run is as it was; go on with --resume {folder}" if again else "and nothing written; start it again"
+    assert capsys.readouterr().err == f"interrupted; nothing was trained yet, {told}\n"
+    assert {path.name: path.read_bytes() for path in folder.glob("*")} == before
 
 
 def shown(epochs: bool, terminal: bool, quiet: bool = False) -> str:

@@ -60,7 +60,7 @@ def lookups(model: nn.Module) -> dict[str, LookupLayer]:
 
 
 def start(dense: nn.Module, ratio: float = 0.5) -> nn.Module:
-    return started(dense, FromDenseConfig(dictionary_ratio=ratio, forms="mixed"))
+    return started(dense, FromDenseConfig(dictionary_ratio=ratio))
 
 
 # --- what entries cost and are worth --------------------------------------------------------------------------------
@@ -445,14 +445,14 @@ def test_what_cannot_be_met_is_refused_with_the_reachable_maximum() -> None:
     stay = r"bounded by layers that stay dense \(up: 4,608 MACs in all\) and "
     for forms, bound in (
         ("mixed", r"9.76, " + stay + r"one entry in each D and P of 2 lookup layers \(165 MACs\); ask for less"),
-        (None, r"9.97, " + stay + r"the cheapest forms of 2 layers \(65 MACs\); ask for less"),
+        ("measured", r"9.97, " + stay + r"the cheapest forms of 2 layers \(65 MACs\); ask for less"),
     ):
         with pytest.raises(ConfigError, match="a speedup of 20 cannot be met: at most " + bound):
             compress_from_dense(WithFixed(), data, FromDenseConfig(speedup=20, forms=forms))
-    run = TrainConfig(1, 16, lr=0.01)
-    _, result = compress_from_dense(WithFixed(), data, FromDenseConfig(9.7, train=run))  # what stays is nearly all
+    config = FromDenseConfig(9.7, forms="measured", train=TrainConfig(1, 16, lr=0.01))
+    _, result = compress_from_dense(WithFixed(), data, config)  # what stays is nearly all
     assert 9.7 <= result.last.counted_speedup < 9.72
-    with pytest.raises(ConfigError, match=r"has no layer that can be converted"):
+    with pytest.raises(ConfigError, match=r"has no layer that can become a lookup layer"):
         compress_from_dense(nn.Sequential(nn.Flatten(), nn.Identity()), data, FromDenseConfig(speedup=2))
     with pytest.raises(ConfigError, match=r"'conv1'.* already.*lookup.*start from a dense network"):
         compress_from_dense(build("digits-resnet-lcnn"), data, FromDenseConfig(speedup=2))
@@ -465,7 +465,7 @@ def test_what_cannot_be_met_is_refused_with_the_reachable_maximum() -> None:
         ({"speedup": float("inf")}, r"speedup is inf; expected a finite number above 1"),
         ({"dictionary_ratio": 0.0}, r"dictionary_ratio is 0.0; expected a number above 0"),
         ({"phase": 0.0}, r"phase is 0.0, cuts \d+, floor 0.25, regrowth 0.0; expected 0 < phase <= 1"),
-        ({"forms": "tiny"}, r"forms is 'tiny'; expected one of measured, mixed, lookup, sparse"),
+        ({"forms": "tiny"}, r"forms is 'tiny'; expected one of mixed, lookup, sparse"),
         ({"start": "cold"}, r"start is 'cold'; expected one of dense, scratch"),
         ({"distillation": 2.0}, r"distillation weight is 2.0; expected 0 to 1"),
     ],

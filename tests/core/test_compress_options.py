@@ -404,7 +404,7 @@ def test_a_run_with_all_ingredients_resumes_to_the_same_bits(tmp_path: Path) -> 
 
 def test_uniform_budgets_give_every_layer_the_same_speedup() -> None:
     torch.manual_seed(0)
-    model = started(build("digits-resnet"), FromDenseConfig(forms="mixed"))
+    model = started(build("digits-resnet"), FromDenseConfig())
     ledger = Ledger.of(model, (1, 8, 8))
     shares = uniform_shares(ledger)
     assert sum(shares.values()) == pytest.approx(1)
@@ -412,7 +412,7 @@ def test_uniform_budgets_give_every_layer_the_same_speedup() -> None:
     for cost in ledger.layers:
         assert cost.dense() / spent_by_layer(ledger)[cost.name] == pytest.approx(6, rel=0.06), cost.name
     assert 6 <= counted_speedup(describe(model, (1, 8, 8)).layers) < 6.03
-    ranked = started(build("digits-resnet"), FromDenseConfig(forms="mixed"))
+    ranked = started(build("digits-resnet"), FromDenseConfig())
     free = Ledger.of(ranked, (1, 8, 8))
     prune_to_(free, free.allowance(6))
     speedups = [cost.dense() / spent_by_layer(free)[cost.name] for cost in free.layers]
@@ -432,7 +432,7 @@ def test_measured_budgets_spare_the_layers_whose_errors_matter() -> None:
 
     torch.manual_seed(0)
     dense = Branches()
-    config = FromDenseConfig(4.0, forms="mixed")
+    config = FromDenseConfig(4.0)
     choices = choices_of(dense, torch.randn(128, 8, 8, 8), config)
     shares = measured_shares(choices)
     ledger = Ledger.of(started(dense, config), (8, 8, 8))
@@ -469,22 +469,44 @@ def test_measured_forms_give_shared_filters_a_dictionary_and_scattered_ones_none
     with torch.no_grad():
         dense[0].weight.copy_(torch.einsum("nkyx,km->nmyx", torch.randn(24, 4, 3, 3), torch.randn(4, 16)))
         dense[2].weight.mul_(torch.rand_like(dense[2].weight) < 0.1)
-    config = FromDenseConfig(3.5)
+    config = FromDenseConfig(3.5, forms="measured")
     choices = choices_of(dense, torch.randn(64, 16, 8, 8), config)
     assert isinstance(choices["0"].start, int)
     assert choices["2"].start is None
     model = started(dense, config, choices)
     assert model[0].dictionary_size == choices["0"].start
     assert model[2].dictionary is None
-    unmeasured = choices_of(dense, torch.randn(64, 16, 8, 8), FromDenseConfig(3.5, 0.3, forms="mixed"))
+    unmeasured = choices_of(dense, torch.randn(64, 16, 8, 8), FromDenseConfig(3.5, 0.3))
     assert {name: option.start for name, option in unmeasured.items()} == {"0": 5, "2": 7}
+
+
+def test_a_layer_of_one_weight_is_measured_and_the_dense_network_stays_in_training() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.gate, self.fc = nn.Conv2d(1, 8, 3), nn.Linear(1, 1), nn.Linear(288, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return self.fc(y.flatten(1)) * torch.sigmoid(self.gate(y.mean((1, 2, 3))[:, None]))
+
+    torch.manual_seed(0)
+    dense = Gated()
+    dense.conv.eval()
+    config = FromDenseConfig(4, forms="measured", train=dataclasses.replace(SHORT, epochs=1, lr=0.01))
+    model, result = compress_from_dense(dense, small_data(), config)
+    assert result.last.counted_speedup >= 4
+    assert isinstance(model.gate, LookupLinear)
+    assert [dense.training, dense.conv.training, dense.fc.training] == [True, False, True]
 
 
 @pytest.mark.parametrize("method", ["from-dense", "converted", "post-training", "lookup-only"])
 def test_what_is_measured_is_told_before_training(method: str) -> None:
     told: list[Any] = []
     made = METHODS[method]
-    more = {"train": dataclasses.replace(SHORT, epochs=1)} if made.trained else {}
+    more: dict[str, Any] = {"train": dataclasses.replace(SHORT, epochs=1)} if made.trained else {}
+    if method == "from-dense":
+        more["forms"] = "measured"
     made.compress(build("digits-resnet"), small_data(), made.config(speedup=3.0, **more), told.append)
     preparing = [event for event in told if isinstance(event, Preparing)]
     assert told[: len(preparing)] == preparing
@@ -545,7 +567,7 @@ def test_what_was_counted_at_the_last_cut_stays_whatever_threshold_and_penalty_w
 
 
 def test_a_budget_that_the_dictionaries_cannot_spend_is_refused() -> None:
-    config = FromDenseConfig(3, dictionary_ratio=0.1, forms="mixed", train=SHORT)
+    config = FromDenseConfig(3, dictionary_ratio=0.1, train=SHORT)
     with pytest.raises(
         ConfigError, match=r"speedup of 3 cannot be met: with these .* starts at 6\.\d+x already; ask for"
     ):
