@@ -70,7 +70,8 @@ class Moments:
     def covariance(self, centred: bool) -> Tensor:
         """(groups, d, d), or without ``centred`` the mean product; its diagonal raised by a ten-thousandth of its mean.
 
-        The raise keeps inputs that are never on, or always on together, from leaving their weights undecided.
+        The diagonal alone, (groups, d), where patches are wider than ``WIDEST``. The raise keeps inputs that are never
+        on, or always on together, from leaving their weights undecided.
         """
         whole = self.products.shape[1] == self.products.shape[2]
 
@@ -82,8 +83,9 @@ class Moments:
             found = found - squared(self.sums / self.count)
         if self.origin is not None and not centred:
             found = found + squared(self.mean())
-        found = found if whole else torch.diag_embed(found[:, 0])
-        diagonal = found.diagonal(dim1=1, dim2=2)
+        if not whole:
+            found = found[:, 0]
+        diagonal = found.diagonal(dim1=1, dim2=2) if whole else found
         diagonal += 1e-4 * diagonal.mean(1, keepdim=True).clamp_min(1e-12)
         return found
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -31,13 +32,24 @@ class Problem:
     """A layer's filters, its inputs, and what an entry of P and of D costs.
 
     weight: (groups, n / groups, m / groups, area), area = kh * kw (1 for linear layers); covariance: (groups, d, d),
-    d = m / groups * area. coefficient, row: MACs on one image of an entry of P, of an entry of D.
+    d = m / groups * area, or the variances alone, (groups, d), with which only the identity dictionary can be fitted.
+    coefficient, row: MACs on one image of an entry of P, of an entry of D.
     """
 
     weight: Tensor
     covariance: Tensor
     coefficient: int
     row: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether the covariance is there, not the variances alone."""
+        return self.covariance.ndim == 3
+
+    @property
+    def variances(self) -> Tensor:
+        """(groups, d)."""
+        return self.covariance.diagonal(dim1=1, dim2=2) if self.whole else self.covariance
 
     @property
     def energy(self) -> float:
@@ -50,7 +62,8 @@ class Problem:
 
     def seen(self, weight: Tensor) -> Tensor:
         """E C, of the shape of E."""
-        return (weight.flatten(2) @ self.covariance).reshape(weight.shape)
+        flat = weight.flatten(2)
+        return (flat @ self.covariance if self.whole else flat * self.covariance[:, None]).reshape(weight.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,8 +152,7 @@ class Path:
 
     def inner_covariance(self) -> Tensor:
         """Covariance of the response's patches: C seen through D, (groups, k * area, k * area)."""
-        if self.dictionary is None:
-            return self.problem.covariance
+        assert self.dictionary is not None
         groups, k, m = self.dictionary.shape
         area = self.problem.weight.shape[3]
         found = self.problem.covariance.reshape(groups, m, area * m * area)
@@ -149,14 +161,16 @@ class Path:
         return found.transpose(2, 3).reshape(groups, k * area, k * area)
 
     def refit_coefficients(self) -> None:
-        shape = self.coefficients.shape
-        seen = self.inner_covariance()
-        right = self.target
+        shape, steps = self.coefficients.shape, self.steps
+        right, apply, scale = self.target, self.problem.seen, self.problem.variances
         if self.dictionary is not None:
-            right = torch.einsum("gnma,gkm->gnka", right, self.dictionary)
-        scale = seen.diagonal(dim1=1, dim2=2)[:, None]
+            seen = self.inner_covariance()
+            right, scale = torch.einsum("gnma,gkm->gnka", right, self.dictionary), seen.diagonal(dim1=1, dim2=2)
+            apply = partial(torch.matmul, other=seen)
+        elif not self.problem.whole:
+            steps = 0  # each entry alone: those of W are the solution
         right = right.flatten(2)
-        found, left = solve(lambda x: x @ seen, right, self.coefficients.flatten(2), scale, self.steps, (2,))
+        found, left = solve(apply, right, self.coefficients.flatten(2), scale[:, None], steps, (2,))
         self.coefficients = found.reshape(shape)
         # trace(E C E^T) = W C W^T - P (2 right - P seen), and P seen = right - left where P is not zero
         self.about = max(1 - _inner(found, right + left) / self.energy, 1e-6)
@@ -198,11 +212,10 @@ class Path:
 
     def prune(self, budget: int) -> None:
         """Zero the entries of least loss for their cost until what is left costs at most ``budget``."""
-        curvature = (
-            self.inner_covariance()
-            .diagonal(dim1=1, dim2=2)
-            .reshape(len(self.coefficients), 1, -1, self.coefficients.shape[3])
-        )
+        seen = self.problem.variances
+        if self.dictionary is not None:
+            seen = self.inner_covariance().diagonal(dim1=1, dim2=2)
+        curvature = seen.reshape(len(self.coefficients), 1, -1, self.coefficients.shape[3])
         worth = [(self.coefficients.square() * curvature / self.problem.coefficient).flatten()]
         costs = [torch.full_like(worth[0], self.problem.coefficient, dtype=torch.int64)]
         if self.dictionary is not None:
@@ -237,6 +250,8 @@ def start(problem: Problem, dictionary_size: int | None, steps: int = STEPS) -> 
     """
     if dictionary_size is None:
         return Path(problem, None, problem.weight, steps)
+    if not problem.whole:
+        raise ValueError("a dictionary needs the covariance of the inputs; only their variances are there")
     groups, n, m, area = problem.weight.shape
     channels = problem.covariance.reshape(groups, m, area, m, area).diagonal(dim1=2, dim2=4).sum(-1).double()
     values, vectors = torch.linalg.eigh(channels)

@@ -81,7 +81,9 @@ def _cost(layer: Convertible, rank: int) -> int:
 
 
 def _ranks(layer: Convertible) -> range:
-    """Those at which two layers are cheaper than one, and fewer than its channels."""
+    """Those at which two layers are cheaper than one, and fewer than its channels; none without a covariance."""
+    if not layer.problem.whole:
+        return range(0)
     _, n, m, area = layer.problem.weight.shape
     return range(1, min(m, n * area, -(-layer.dense_cost // _cost(layer, 1))))
 

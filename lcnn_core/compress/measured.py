@@ -92,10 +92,12 @@ def options_of(
 ) -> tuple[list[Option], Tensor]:
     """The layer's costs and errors with these dictionary sizes, and filters that are wrong by about ``PROBE_ERROR``.
 
+    Layers too wide for a covariance of their inputs get no dictionary.
     dense: whether to stay as it is is one of them. speedup: what all such layers together are to reach.
     """
     options = [Option(DENSE, layer.dense_cost, 0.0)] if dense else []
     probe, distance = layer.problem.weight, math.inf
+    sizes = sizes if layer.problem.whole else [None]
     for size in sizes:
         for fit in fitting.menu(layer.problem, size, math.ceil(LEAST_SHARE / speedup * layer.dense_cost)):
             if fit.cost and fit.error < 1:
