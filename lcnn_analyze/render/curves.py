@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import matplotlib
 from markupsafe import Markup, escape
@@ -47,11 +47,13 @@ class Mark:
 
 @dataclass(frozen=True)
 class Curve:
-    """Marks in rising order of x. joined: by lines; else the marks alone are drawn."""
+    """Marks in rising order of x. joined: by lines; else the marks alone are drawn. look: which of ``LOOKS``, where
+    several charts show the same; otherwise that of its place in the chart."""
 
     label: str
     marks: tuple[Mark, ...]
     joined: bool = True
+    look: int | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,22 @@ class Chart:
         return (log_ticks(low, high) or [low]) if self.log else linear_ticks(low, high, 8)
 
 
+def looks_of(chart: Chart) -> list[tuple[str, str, str]]:
+    """The entry of ``LOOKS`` of each of its curves."""
+    return [LOOKS[place if curve.look is None else curve.look] for place, curve in enumerate(chart.curves[:MOST])]
+
+
+def alike(charts: Sequence[Chart]) -> tuple[Chart, ...]:
+    """The same charts, curves of one label looking the same in all of them, if all labels together are few enough."""
+    labels = list(dict.fromkeys(curve.label for chart in charts for curve in chart.curves))
+    if len(labels) > MOST:
+        return tuple(charts)
+    return tuple(
+        replace(chart, curves=tuple(replace(curve, look=labels.index(curve.label)) for curve in chart.curves))
+        for chart in charts
+    )
+
+
 def inline(chart: Chart, name: str) -> Markup:
     """The chart for an HTML page; widths in percent, colours by class."""
     bottom, top = chart.y_bounds
@@ -145,7 +163,7 @@ def inline(chart: Chart, name: str) -> Markup:
             f'<line class="level" x1="4%" x2="100%" y1="{y(level)}" y2="{y(level)}"/>'
             f'<text class="axis value" x="100%" y="{y(level) - 5}">{escape(safe(label))}</text>'
         )
-    for place, (curve, (style, _, _)) in enumerate(zip(chart.curves, LOOKS, strict=False)):
+    for place, (curve, (style, _, _)) in enumerate(zip(chart.curves, looks_of(chart), strict=False)):
         shift = _beside(chart, place) * 100
         drawn += _inline_curve(chart, curve, style, lambda value, shift=shift: x(value, shift), y)  # type: ignore[misc]
     drawn.append(
@@ -199,7 +217,7 @@ def png(charts: Sequence[Chart]) -> bytes:
 def _draw(axis: Axes, chart: Chart) -> None:
     if chart.level:
         axis.axhline(chart.level[1], color=MUTED, linestyle="--", linewidth=1, label=safe(chart.level[0]))
-    for place, (curve, (_, color, stroke)) in enumerate(zip(chart.curves, LOOKS, strict=False)):
+    for place, (curve, (_, color, stroke)) in enumerate(zip(chart.curves, looks_of(chart), strict=False)):
         at = [chart.place(mark.x) + _beside(chart, place) for mark in curve.marks]
         spread = [[abs(m.y - chart.spread(m)[end]) for m in curve.marks] for end in (0, 1)]
         axis.errorbar(

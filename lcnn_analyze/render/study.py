@@ -64,7 +64,10 @@ def html(study: Study) -> bytes:
     page = environment().get_template("study.html.j2")
     return page.render(
         study=study,
-        charts=[(chart, curves.inline(chart, f"c{place}")) for place, chart in enumerate(study.charts)],
+        charts=[
+            (chart, curves.inline(chart, f"c{place}"), [style for style, _, _ in curves.looks_of(chart)])
+            for place, chart in enumerate(study.charts)
+        ],
         looks=[style for style, _, _ in curves.LOOKS],
         labels=rules,
         style=asset("report.css"),

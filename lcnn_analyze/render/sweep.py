@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from lcnn_analyze.comparison import DEFAULT, PLAIN, Mean, best, dense_mean, difference, means, paired, split
-from lcnn_analyze.render.curves import MOST, Chart, Curve, Mark
+from lcnn_analyze.render.curves import MOST, Chart, Curve, Mark, alike
 from lcnn_analyze.render.numbers import ABSENT, count_text, joined, ratio_text
 from lcnn_analyze.render.study import Study, Table
 from lcnn_analyze.render.verdict import (
@@ -56,7 +56,7 @@ def sweep_study(documents: Sequence[Document]) -> Study:
     return Study(
         "Accuracy against speedup: " + joined(titles),
         tuple(t + line for t, (d, points) in zip(lead, pairs, strict=True) for line in findings(d, points)),
-        tuple(chart for pair in pairs for chart in _charts(*pair)),
+        alike([chart for pair in pairs for chart in _charts(*pair)]),
         tuple(table for pair in pairs for table in _tables(*pair)),
         tuple(dict.fromkeys([*METHOD, *(f"{n}: {doc}." for d in documents for n, doc in d["methods"].items())])),
         tuple(fact for title, document in zip(lead, documents, strict=True) for fact in _facts(title, document)),

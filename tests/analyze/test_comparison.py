@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lcnn_analyze.cli.sweep_report import _plain
 from lcnn_analyze.comparison import UNTRAINED, best, difference, means, packed, paired, split, tie
 from lcnn_analyze.render import study as rendered
+from lcnn_analyze.render.curves import LOOKS, looks_of
 from lcnn_analyze.render.sweep import sweep_study
 from lcnn_analyze.render.verdict import progress_text
 from lcnn_core import METHODS
@@ -277,6 +278,23 @@ def test_of_more_methods_than_a_chart_can_tell_apart_the_plain_ones_are_drawn_an
     assert study.notes[-1] == f"Not drawn, for want of room, but in the table: {' and '.join(recipes)}."
     assert {row[0] for row in study.tables[0].rows} == {*plain, *recipes}
     assert not any("Not drawn" in note for note in sweep_study([document(many(GRID))]).notes)
+
+
+def test_a_method_looks_the_same_in_every_chart_of_a_page() -> None:
+    first = document(many({(method, 3.0): [0.9] for method in ("from-dense", "pruning")}))
+    second = document(many({(method, 3.0): [0.9] for method in ("from-dense", "lookup-only", "pruning", "narrow")}))
+    study = sweep_study([{**first, "network": "another"}, second])
+    looks = [dict(zip([c.label for c in chart.curves], looks_of(chart), strict=True)) for chart in study.charts]
+    assert looks[0].items() <= looks[1].items()
+    assert len(set(looks[1].values())) == 4
+    page = rendered.html(study).decode()
+    for chart, found in zip(study.charts, looks, strict=True):
+        for curve in chart.curves:
+            assert f'<i class="{found[curve.label][0]}"></i>{curve.label}' in page
+    many_methods = [document(many({(f"narrow:epochs={n}", 3.0): [0.9]})) for n in range(1, 9)]
+    assert {looks_of(chart)[0] for chart in sweep_study(many_methods).charts} == {
+        LOOKS[0]
+    }  # too many for one look each
 
 
 def test_counted_and_measured_share_neither_panel_nor_column() -> None:
