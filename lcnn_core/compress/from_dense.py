@@ -164,6 +164,14 @@ def choices_of(
     return measured_choices(dense, config.speedup, images, sizes, telling(on_event))
 
 
+def kept_choices(state: Mapping[str, Tensor]) -> dict[str, Option]:
+    """The dictionary sizes of a run's network, from its weights: what is measured anew could differ by rounding."""
+    end = ".coefficients"
+    names = [name.removesuffix(end) for name in state if name.endswith(end)]
+    sizes = {name: state[name + end].shape[1] if f"{name}.dictionary" in state else None for name in names}
+    return {name: Option(size, 0, 0.0) for name, size in sizes.items()}
+
+
 def started(dense: nn.Module, config: FromDenseConfig, choices: Mapping[str, Option] | None = None) -> nn.Module:
     """The lookup network that a run begins with, from the dense weights; ``choices`` where sizes were measured."""
 
@@ -235,7 +243,9 @@ def compress_from_dense(
     choices = None
     if config.dictionaries == "dense" and config.dictionary_ratio is None:
         config = replace(config, dictionary_ratio=half_of_the_budget(dense, dataset.input_shape, config))
-    if "measured" in (config.forms, config.layer_budgets):
+    if resume is not None and config.forms == "measured" and config.layer_budgets != "measured":
+        choices = kept_choices(resume["model"])
+    elif "measured" in (config.forms, config.layer_budgets):
         choices = choices_of(dense, calibration_images(dataset, CALIBRATION), config, on_event)
     model = started(dense, config, choices)
     if config.start == "scratch":

@@ -322,7 +322,8 @@ def test_an_interrupt_before_training_says_that_nothing_changed(
     again: bool, dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
-    arguments: tuple[object, ...] = ("train", "--from", dense, "--speedup", 3, "--epochs", 1, "--forms", "measured")
+    options = ("--epochs", 1, "--layer-budgets", "measured")
+    arguments: tuple[object, ...] = ("train", "--from", dense, "--speedup", 3, *options)
     if again:
         assert lcnn(*arguments, "-o", folder, "-q") == 0  # type: ignore[arg-type]
     before = {path.name: path.read_bytes() for path in folder.glob("*")}

@@ -20,6 +20,7 @@ from lcnn_core.compress import (
     LowRankConfig,
     calibration_images,
     compress_from_dense,
+    from_dense,
     train_low_rank,
 )
 from lcnn_core.compress.allocation import DENSE
@@ -397,6 +398,29 @@ def test_a_run_with_all_ingredients_resumes_to_the_same_bits(tmp_path: Path) -> 
         again, _ = compress_from_dense(dense, data, config, resume=load_state(paths[number]))
         for name, value in whole.state_dict().items():
             assert torch.equal(again.state_dict()[name], value), (number, name)
+
+
+def test_a_run_of_measured_forms_resumes_to_the_same_bits_without_measuring_again(monkeypatch) -> None:
+    torch.manual_seed(0)
+    shared = nn.Conv2d(16, 24, 3, padding=1)
+    with torch.no_grad():  # filters of few directions, which a dictionary holds
+        shared.weight.copy_(torch.einsum("nkyx,km->nmyx", torch.randn(24, 4, 3, 3), torch.randn(4, 16)) / 12)
+    stem, head = nn.Conv2d(1, 16, 3, padding=1), nn.Linear(24 * 64, 10)
+    dense = nn.Sequential(stem, nn.ReLU(), shared, nn.ReLU(), nn.Flatten(), head)
+    run = TrainConfig(2, 16, lr=0.01, save_every=2, clip_norm=1.0)
+    data, config, states = small_data(images=60), FromDenseConfig(4, cuts=4, forms="measured", train=run), []
+
+    def keep(event: Any) -> None:
+        if isinstance(event, StateReached):
+            states.append(copy.deepcopy(event.state))
+
+    whole, _ = compress_from_dense(dense, data, config, keep)
+    assert [lookups(whole)[name].dictionary is None for name in ("0", "2", "5")] == [True, False, True]
+    monkeypatch.setattr(from_dense, "choices_of", None)
+    for state in states[:-1]:
+        again, _ = compress_from_dense(dense, data, config, resume=state)
+        for name, value in whole.state_dict().items():
+            assert torch.equal(again.state_dict()[name], value), name
 
 
 # --- layer budgets ---------------------------------------------------------------------------------------------------
