@@ -75,17 +75,12 @@ def _fit(layer: Convertible, rank: int) -> Fit:
     return path.fit()
 
 
-def _cost(layer: Convertible, rank: int) -> int:
-    groups, n, m, area = layer.problem.weight.shape
-    return groups * rank * (m * layer.problem.row + n * area * layer.problem.coefficient)
-
-
 def _ranks(layer: Convertible) -> range:
     """Those at which two layers are cheaper than one, and fewer than its channels; none without a covariance."""
     if not layer.problem.whole:
         return range(0)
     _, n, m, area = layer.problem.weight.shape
-    return range(1, min(m, n * area, -(-layer.dense_cost // _cost(layer, 1))))
+    return range(1, min(m, n * area, -(-layer.dense_cost // layer.whole_cost(1))))
 
 
 def _tried(ranks: range) -> Iterator[int]:
@@ -118,8 +113,8 @@ def _topped_up(layers: Sequence[Convertible], chosen: Sequence[Option], budget: 
     """What the budget leaves over spent on whole ranks, the most expensive that fit first."""
     found = list(chosen)
     left = budget - sum(option.cost for option in found)
-    for index in sorted(range(len(layers)), key=lambda index: -_cost(layers[index], 1)):
-        option, each = found[index], _cost(layers[index], 1)
+    for index in sorted(range(len(layers)), key=lambda index: -layers[index].whole_cost(1)):
+        option, each = found[index], layers[index].whole_cost(1)
         if isinstance(option.start, int):
             more = min(left // each, len(_ranks(layers[index])) - option.start)
             found[index] = Option(option.start + more, option.cost + more * each, option.error)

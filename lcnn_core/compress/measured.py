@@ -53,6 +53,13 @@ class Convertible:
         weight: Tensor = self.module.weight  # type: ignore[assignment]
         return tuple(weight.shape)
 
+    def whole_cost(self, start: int | str | None) -> int:
+        """MACs of a dictionary of this size and its P, none of their entries cut; without one, of the dense filters."""
+        groups, n, m, area = self.problem.weight.shape
+        if not isinstance(start, int):
+            return self.dense_cost
+        return groups * start * (m * self.problem.row + n * area * self.problem.coefficient)
+
 
 def problems(dense: nn.Module, images: Tensor, tell: Telling = silent) -> tuple[list[Convertible], dict[str, int], int]:
     """The layers that can be converted with their problems, the cost of all others, and the cost of everything."""

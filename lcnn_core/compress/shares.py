@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from lcnn_core.compress.allocation import Option, allocate
 from lcnn_core.compress.ledger import Ledger
-from lcnn_core.compress.measured import Telling, allowance, options_of, problems, silent, speedup_of_layers, weigh
+from lcnn_core.compress.measured import (
+    Convertible,
+    Telling,
+    allowance,
+    options_of,
+    problems,
+    silent,
+    speedup_of_layers,
+    weigh,
+)
 
 LAYER_BUDGETS = ("ranking", "uniform", "measured")
 
@@ -37,8 +47,21 @@ def measured_choices(
         options, probes[layer.name] = options_of(layer, sizes(layer.shape), needed, dense=False)
         menus.append(options)
     budget = allowance(speedup, menus, fixed, dense_cost)
-    chosen = allocate(menus, weigh(dense, layers, probes, images, tell), budget)
+    weights = weigh(dense, layers, probes, images, tell)
+    chosen = _spending(layers, allocate(menus, weights, budget), weights, sizes, budget)
     return {layer.name: option for layer, option in zip(layers, chosen, strict=True)}
+
+
+def _spending(
+    layers: Sequence[Convertible], chosen: Sequence[Option], weights: Sequence[float], sizes: Sizes, budget: int
+) -> list[Option]:
+    """The same, less the dictionaries, those that lose most first, with which the network whole costs under the budget."""
+    found = list(chosen)
+    for place in sorted(range(len(found)), key=lambda place: -weights[place] * chosen[place].error):
+        whole = sum(layer.whole_cost(option.start) for layer, option in zip(layers, found, strict=True))
+        if whole < budget and None in sizes(layers[place].shape):
+            found[place] = replace(found[place], start=None)
+    return found
 
 
 def measured_shares(choices: dict[str, Option]) -> dict[str, float]:

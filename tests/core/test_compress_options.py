@@ -400,6 +400,23 @@ def test_a_run_with_all_ingredients_resumes_to_the_same_bits(tmp_path: Path) -> 
             assert torch.equal(again.state_dict()[name], value), (number, name)
 
 
+@pytest.mark.parametrize("speedup", [1.5, 2.0, 3.0, 8.0])
+def test_measured_forms_spend_small_budgets_too(speedup: float) -> None:
+    """Filters of 4 shared vectors: the dictionaries that hold them exactly, all whole, cost less than the budget."""
+    torch.manual_seed(0)
+    convs = [nn.Conv2d(32, 32, 3, padding=1) for _ in range(2)]
+    with torch.no_grad():
+        for conv in convs:
+            conv.weight.copy_(torch.einsum("nkyx,km->nmyx", torch.randn(32, 4, 3, 3), torch.randn(4, 32)) / 24)
+    dense = nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1), convs[0], nn.ReLU(), convs[1], nn.Flatten(), nn.Linear(2048, 10)
+    )
+    config = FromDenseConfig(speedup, cuts=3, forms="measured", train=TrainConfig(1, 16, lr=0.001))
+    model, result = compress_from_dense(dense, small_data(images=40), config)
+    assert speedup <= result.last.counted_speedup <= 1.02 * speedup
+    assert (lookups(model)["1"].dictionary is None and lookups(model)["3"].dictionary is None) == (speedup == 1.5)
+
+
 def test_a_run_of_measured_forms_resumes_to_the_same_bits_without_measuring_again(monkeypatch) -> None:
     torch.manual_seed(0)
     shared = nn.Conv2d(16, 24, 3, padding=1)
