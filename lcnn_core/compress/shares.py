@@ -55,7 +55,8 @@ def measured_choices(
 def _spending(
     layers: Sequence[Convertible], chosen: Sequence[Option], weights: Sequence[float], sizes: Sizes, budget: int
 ) -> list[Option]:
-    """The same, less the dictionaries, those that lose most first, with which the network whole costs under the budget."""
+    """The same, less the dictionaries, those that lose most first, with which the whole network costs less than the
+    budget."""
     found = list(chosen)
     for place in sorted(range(len(found)), key=lambda place: -weights[place] * chosen[place].error):
         whole = sum(layer.whole_cost(option.start) for layer, option in zip(layers, found, strict=True))
