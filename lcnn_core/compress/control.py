@@ -50,7 +50,7 @@ class Budget:
             reached = ledger.dense / (self.start + sum(ledger.fixed.values()))
             raise ConfigError(
                 f"a speedup of {speedup:g} cannot be met: with these dictionaries the network starts at {reached:.3g}x "
-                "already; choose forms mixed or sparse, or a larger dictionary_ratio, or ask for more"
+                "already; choose a larger dictionary_ratio or forms 'sparse', or ask for more"
             )
         self.spare = 2 * max(map(LayerCost.whole_row, self.ledger.layers))
         self.phase, self.cuts, self.floor, self.regrowth, self.shares = phase, cuts, floor, regrowth, shares

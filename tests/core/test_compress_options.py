@@ -610,7 +610,7 @@ def test_what_was_counted_at_the_last_cut_stays_whatever_threshold_and_penalty_w
 def test_a_budget_that_the_dictionaries_cannot_spend_is_refused() -> None:
     config = FromDenseConfig(3, dictionary_ratio=0.1, train=SHORT)
     with pytest.raises(
-        ConfigError, match=r"speedup of 3 cannot be met: with these .* starts at 6\.\d+x already; ask for"
+        ConfigError, match=r"speedup of 3 cannot be met: with these .* starts at 6\.\d+x already; choose a larger"
     ):
         compress_from_dense(build("digits-resnet"), small_data(), config)
 

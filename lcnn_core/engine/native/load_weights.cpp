@@ -123,7 +123,8 @@ constexpr int64_t FEW_ROWS = 8;
 constexpr int64_t LEAST_LOOKUPS = 12;  // of a filter in a block, to pay for its partial sums
 
 int64_t l1_bytes() { return cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 << 10); }
-int64_t l2_bytes() { return cache_bytes(_SC_LEVEL2_CACHE_SIZE, 512 << 10); }
+/// A larger one counts as this: windows of S are scratch, which is to stay small beside the activations.
+int64_t l2_bytes() { return std::min<int64_t>(cache_bytes(_SC_LEVEL2_CACHE_SIZE, 512 << 10), 512 << 10); }
 
 /// Floats of a channel of the window of S: whole cache lines, and not a multiple of 2 KiB, so that channels lie in
 /// different sets of the first cache.
