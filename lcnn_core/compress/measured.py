@@ -157,3 +157,37 @@ def allowance(speedup: float, menus: Sequence[Sequence[Option]], fixed: Mapping[
     if least > budget:
         raise out_of_reach(speedup, dense_cost, fixed, least, f"the cheapest forms of {len(menus)} layers")
     return budget
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What a choice of forms goes by: for every layer its menu, and how far an error of it moves the answers."""
+
+    layers: list[Convertible]
+    fixed: dict[str, int]
+    """MACs of what cannot be converted, by name."""
+    dense_cost: int
+    menus: list[list[Option]]
+    weights: list[float]
+    budget: int
+    """MACs that the layers may cost together."""
+
+
+def measure(
+    dense: nn.Module,
+    speedup: float,
+    images: Tensor,
+    sizes: Callable[[Convertible], Sequence[int | None]],
+    stay: bool,
+    tell: Telling = silent,
+) -> Measured:
+    """The menus of all layers for ``speedup`` and their weights. sizes: dictionary sizes to try; stay: whether to stay
+    dense is on the menu. Raises ConfigError where even the cheapest forms cost too much."""
+    layers, fixed, dense_cost = problems(dense, images, tell)
+    menus, probes, needed = [], {}, speedup_of_layers(speedup, fixed, dense_cost)
+    for done, layer in enumerate(layers):
+        tell("fitting", done, len(layers))
+        options, probes[layer.name] = options_of(layer, sizes(layer), needed, stay)
+        menus.append(options)
+    budget = allowance(speedup, menus, fixed, dense_cost)
+    return Measured(layers, fixed, dense_cost, menus, weigh(dense, layers, probes, images, tell), budget)

@@ -13,16 +13,7 @@ from lcnn_core.compress import calibration, fitting
 from lcnn_core.compress.allocation import DENSE, Option, allocate
 from lcnn_core.compress.fitting import Fit
 from lcnn_core.compress.from_dense import balance_
-from lcnn_core.compress.measured import (
-    Convertible,
-    Telling,
-    allowance,
-    options_of,
-    problems,
-    silent,
-    speedup_of_layers,
-    weigh,
-)
+from lcnn_core.compress.measured import Convertible, Telling, measure, silent
 from lcnn_core.convert import convert
 from lcnn_core.errors import ConfigError
 from lcnn_core.layers import LookupLayer
@@ -112,16 +103,9 @@ def convert_to_budget(
     """
     config = config or PostTrainingConfig()
     images = _checked(dense, images, config)
-    layers, fixed, dense_cost = problems(dense, images, tell)
-    menus, probes, needed = [], {}, speedup_of_layers(config.speedup, fixed, dense_cost)
-    for done, layer in enumerate(layers):
-        tell("fitting", done, len(layers))
-        sizes, dense_too = _sizes(layer, config), "dense" in config.forms
-        options, probes[layer.name] = options_of(layer, sizes, needed, dense_too)
-        menus.append(options)
-    budget = allowance(config.speedup, menus, fixed, dense_cost)
-    weights = weigh(dense, layers, probes, images, tell)
-    chosen = _filled(layers, allocate(menus, weights, budget), budget)
+    found = measure(dense, config.speedup, images, lambda layer: _sizes(layer, config), "dense" in config.forms, tell)
+    layers, fixed, weights, budget = found.layers, found.fixed, found.weights, found.budget
+    chosen = _filled(layers, allocate(found.menus, weights, budget), budget)
     fits: dict[str, Fit] = {}
     for done, (layer, option) in enumerate(zip(layers, chosen, strict=True)):
         tell("converting", done, len(layers))
@@ -131,7 +115,7 @@ def convert_to_budget(
     calibration.reestimate_batch_norm_(model, images)
     rows = tuple(_row(layer, weight, fits.get(layer.name)) for layer, weight in zip(layers, weights, strict=True))
     total = sum(fixed.values()) + sum(row.cost for row in rows)
-    return model, PostTrainingReport(dense_cost / total, len(images), rows, fixed)
+    return model, PostTrainingReport(found.dense_cost / total, len(images), rows, fixed)
 
 
 def _checked(dense: nn.Module, images: Tensor, config: PostTrainingConfig) -> Tensor:

@@ -9,16 +9,7 @@ from torch import Tensor, nn
 
 from lcnn_core.compress.allocation import Option, allocate
 from lcnn_core.compress.ledger import Ledger
-from lcnn_core.compress.measured import (
-    Convertible,
-    Telling,
-    allowance,
-    options_of,
-    problems,
-    silent,
-    speedup_of_layers,
-    weigh,
-)
+from lcnn_core.compress.measured import Measured, Telling, measure, silent
 
 LAYER_BUDGETS = ("ranking", "uniform", "measured")
 
@@ -40,27 +31,18 @@ def measured_choices(
     D and P of each size are fitted to the dense filters at many costs, as in post-training conversion, and dynamic
     programming picks one a layer. images: (N, c, h, w). Raises ConfigError where the cheapest cost too much.
     """
-    layers, fixed, dense_cost = problems(dense, images, tell)
-    menus, probes, needed = [], {}, speedup_of_layers(speedup, fixed, dense_cost)
-    for done, layer in enumerate(layers):
-        tell("fitting", done, len(layers))
-        options, probes[layer.name] = options_of(layer, sizes(layer.shape), needed, dense=False)
-        menus.append(options)
-    budget = allowance(speedup, menus, fixed, dense_cost)
-    weights = weigh(dense, layers, probes, images, tell)
-    chosen = _spending(layers, allocate(menus, weights, budget), weights, sizes, budget)
-    return {layer.name: option for layer, option in zip(layers, chosen, strict=True)}
+    found = measure(dense, speedup, images, lambda layer: sizes(layer.shape), stay=False, tell=tell)
+    chosen = _spending(found, allocate(found.menus, found.weights, found.budget), sizes)
+    return {layer.name: option for layer, option in zip(found.layers, chosen, strict=True)}
 
 
-def _spending(
-    layers: Sequence[Convertible], chosen: Sequence[Option], weights: Sequence[float], sizes: Sizes, budget: int
-) -> list[Option]:
+def _spending(measured: Measured, chosen: Sequence[Option], sizes: Sizes) -> list[Option]:
     """The same, less the dictionaries, those that lose most first, with which the whole network costs less than the
     budget."""
-    found = list(chosen)
-    for place in sorted(range(len(found)), key=lambda place: -weights[place] * chosen[place].error):
+    found, layers = list(chosen), measured.layers
+    for place in sorted(range(len(found)), key=lambda place: -measured.weights[place] * chosen[place].error):
         whole = sum(layer.whole_cost(option.start) for layer, option in zip(layers, found, strict=True))
-        if whole < budget and None in sizes(layers[place].shape):
+        if whole < measured.budget and None in sizes(layers[place].shape):
             found[place] = replace(found[place], start=None)
     return found
 

@@ -36,7 +36,7 @@ from lcnn_core import (
     evaluate,
     load_dataset,
 )
-from lcnn_core.compress import shares
+from lcnn_core.compress import measured
 
 TINY = ("--model", "digits-resnet", "--batch-size", "128", "--lr", "0.1")
 
@@ -331,7 +331,7 @@ def test_an_interrupt_before_training_says_that_nothing_changed(
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shares, "options_of", stopped)
+    monkeypatch.setattr(measured, "options_of", stopped)
     capsys.readouterr()
     assert (lcnn("train", "--resume", folder) if again else lcnn(*arguments, "-o", folder)) == 130  # type: ignore[arg-type]
     told = f"and the run is as it was; go on with --resume {folder}" if again else "and nothing written; start it again"
