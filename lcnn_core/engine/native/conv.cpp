@@ -244,7 +244,7 @@ void run_lookup(const Plan& plan, const Prepared& p, const Place& place, int sta
     float* plane = place.scratch + DEPTH_BLOCK * LCNN_COLS * VL + (p.direct ? 0 : response.channels() * p.window_plane + GUARD);
     Window win{s.kh, s.kw, s.sy, s.sx, s.py, s.px, s.dy, s.dx};
     if (p.paired) return run_pairs({p, y, win, plane, plane + p.sparse.rows * p.line}, response, out, mine, ready);
-    int64_t plane_size = round16((p.tile_rows + s.kh * s.dy + s.sy) * x.stride + LCNN_ACCS * VL);
+    int64_t plane_size = round16((p.tile_rows + s.kh * s.dy + s.sy) * x.stride + LCNN_ACCS * LOOKUP_VL);
     Pooling pooling{p, x, y, win, plane, plane + plane_size, plane + plane_size + p.line};
     int64_t per_tile = s.pooled ? std::max<int64_t>(1, p.tile_rows / s.sy) : p.tile_rows;
     pooling.done = pooling.first_row(mine.y0);

@@ -115,7 +115,7 @@ void check_grid(const Step& s, const Tensor& x, const Tensor& y, int64_t& height
 
 /// Every read of a flat kernel must stay inside the arena: offsets of the first plane entry to the last pixel's vector.
 void check_reach(const Plan& plan, const Tensor& x, int64_t low, int64_t high, int64_t pixels) {
-    if (x.offset + low < -GUARD / 2 || x.offset + high + pixels + LCNN_ACCS * VL > plan.arena + GUARD / 2)
+    if (x.offset + low < -GUARD / 2 || x.offset + high + pixels + LCNN_ACCS * LOOKUP_VL > plan.arena + GUARD / 2)
         fail("a lookup or kernel entry reads outside its input");
 }
 
@@ -140,7 +140,7 @@ void choose_tiles(Prepared& p, const Tensor& x, int64_t height, int64_t channels
     int64_t halo = p.up + p.down, row_bytes = x.stride * 4 * (p.direct ? std::max<int64_t>(channels / 4, 1) : channels);
     double lookups = double(p.s.table_count) / double(p.s.filters), best = 1e30;
     for (int64_t rows = 1; rows <= height; ++rows) {
-        int64_t tiles = (height + rows - 1) / rows, vectors = (rows * x.stride + VL - 1) / VL;
+        int64_t tiles = (height + rows - 1) / rows, vectors = (rows * x.stride + LOOKUP_VL - 1) / LOOKUP_VL;
         if ((height + tiles - 1) / tiles != rows) continue;
         int64_t groups = (vectors + LCNN_ACCS - 1) / LCNN_ACCS;
         double v = double(vectors) / double(groups);
@@ -182,7 +182,7 @@ int64_t blocks_for(const Step& s, int64_t floats) {
 
 /// Of S as one group of pixels reads it.
 int64_t choose_blocks(const Prepared& p, const Tensor& x, int64_t channels) {
-    int64_t pixels = std::min<int64_t>(p.tile_rows * x.stride, LCNN_ACCS * VL) + (p.up + p.down) * x.stride + p.reach;
+    int64_t pixels = std::min<int64_t>(p.tile_rows * x.stride, LCNN_ACCS * LOOKUP_VL) + (p.up + p.down) * x.stride + p.reach;
     return blocks_for(p.s, channels * pixels);
 }
 

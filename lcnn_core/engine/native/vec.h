@@ -1,5 +1,6 @@
 // A vector of floats as wide as the instruction set this file is compiled for, and the few operations the kernels use.
-// LCNN_ROWS x LCNN_COLS is the register block of the matrix kernel, LCNN_ACCS the accumulators of the sparse one.
+// LCNN_ROWS x LCNN_COLS is the register block of the matrix kernel, LCNN_ACCS the accumulators of the sparse one, whose
+// vectors have LOOKUP_VL lanes.
 #pragma once
 
 #include <cmath>
@@ -26,7 +27,13 @@
 #define LCNN_ROWS 4
 #endif
 #define LCNN_COLS 3
+#if defined(__AVX512F__)
+#define LCNN_ACCS 24
+#define LOOKUP_VL 8
+#else
 #define LCNN_ACCS 13
+#define LOOKUP_VL LCNN_VL
+#endif
 #define LCNN_INLINE inline __attribute__((always_inline))
 
 namespace lcnn {
