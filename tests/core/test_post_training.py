@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 from collections.abc import Callable
@@ -490,7 +491,7 @@ def test_biases_take_up_the_change_of_the_means() -> None:
         (lambda m, x: (m, x, {"forms": ("tiny",)}), ConfigError, r"forms are \('tiny',\); expected one or more"),
         (lambda m, x: (m, x, {"ratios": (1.5,)}), ConfigError, r"ratios are \(1.5,\); expected numbers between"),
         (lambda m, x: (m, x, {"images": 1}), ConfigError, r"images is 1; expected 16 or more"),
-        (lambda m, x: (m, x, {"speedup": 5000.0}), ConfigError, r"5000 cannot be met: at most \d+.*bounded by the"),
+        (lambda m, x: (m, x, {"speedup": 5000.0}), ConfigError, r"5000 cannot be met: at most \d+.* by one nonzero"),
         (lambda m, x: (build("digits-resnet-lcnn"), x, {}), ConfigError, r"already a lookup layer; start from a dense"),
         (lambda m, x: (nn.Flatten(), x, {}), ConfigError, r"no layer that can be converted"),
     ],
@@ -504,6 +505,24 @@ def test_mistakes_are_named(digits: nn.Module, change: Callable, error: type[Exc
 
     with pytest.raises(error, match=message):
         attempt()
+
+
+def test_a_speedup_out_of_reach_is_refused_before_anything_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "menu", lambda *given: pytest.fail("fitted first"))
+    images, dense = load_dataset("digits").train.images[:32], build("digits-resnet").eval()
+    sizes: list[tuple[int, int]] = []  # a layer's pixels of output and of padded input
+    watched = copy.deepcopy(dense)
+    for module in watched.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(lambda m, x, y: sizes.append((y[0, 0].numel(), x[0][0, 0].numel())))
+    watched(images[:1])
+    one_of_each_p = sum(out for out, _ in sizes)
+    for forms in ("sparse",), ("lookup",):
+        with pytest.raises(ConfigError, match="one nonzero in each P and D") as refused:
+            convert_to_budget(dense, images, PostTrainingConfig(5000.0, (0.5,), forms))
+        spent = int(str(refused.value).split("layers (")[1].split(" MACs")[0].replace(",", ""))
+        # beside each P an entry of D, read on all pixels of the input and of its padding; a stem shares no vectors
+        assert spent == one_of_each_p if forms == ("sparse",) else spent > one_of_each_p + sum(i for _, i in sizes[1:])
 
 
 def test_conversion_as_a_method_takes_its_choices_and_trains_nothing() -> None:
