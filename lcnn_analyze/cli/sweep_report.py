@@ -8,13 +8,16 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lcnn_analyze.cli.output import write_file
 from lcnn_analyze.cli.trials import GIVEN, Plan
 from lcnn_analyze.comparison import Mean, means, unpacked
 from lcnn_analyze.study import State, Trial, check_same, grid
 from lcnn_core import DataError
+
+if TYPE_CHECKING:
+    from lcnn_core.compress import Method
 
 NETWORKS = ("network.pt", "network.pt2")
 _TRIAL = ("trial", "method", "target", "seed", "status", "reason", "command", "checkpoint")
@@ -43,12 +46,21 @@ def make_document(plan: Plan, ended: Ended, workers: int) -> dict[str, Any]:
         "kind": "spectrum",
         **dense_facts(plan.folder, plan.settings),
         "settings": dict(plan.settings),
-        "methods": {name: METHODS[name].doc for name in METHODS if name in bases},
+        "methods": {name: _told(METHODS[name], plan.settings) for name in METHODS if name in bases},
         "total": total,
         "seconds_left": _seconds_left(rows, total, workers),
         "points": [_plain(point) for point in means(rows)],
         "trials": rows,
     }
+
+
+def _told(method: Method, settings: Mapping[str, Any]) -> str:
+    """What a method is, and of its training what methods differ in."""
+    if not method.trained:
+        return method.doc
+    train = method.config(speedup=2.0).train
+    shifts = f"images moved by up to {train.shift} each way" if train.shift else "images as they are"
+    return f"{method.doc}; peak rate {settings.get('lr') or train.lr:g}, {shifts}"
 
 
 def _plain(point: Mean) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import typer
 from lcnn_analyze.cli.app import app, load_command
 from lcnn_analyze.cli.errors import run
 from lcnn_analyze.cli.recipes import OWN, _settings
-from lcnn_analyze.cli.sweep_report import command
+from lcnn_analyze.cli.sweep_report import _told, command
 from lcnn_analyze.cli.trials import _state_left, load_subject
 from lcnn_analyze.comparison import packed, unpacked
 from lcnn_analyze.study import Trial
@@ -69,6 +69,17 @@ def test_a_report_alone_asks_for_nothing_and_deletes_nothing(
     assert networks(study) == {"0-4-pruning", "0-4-published"}
     assert lcnn("spectrum", dense, *QUICK, "--report-only", "--keep", "front", "-o", study) == 0
     assert len(networks(study)) == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_of_each_method_it_is_said_how_it_trains(method: str) -> None:
+    """Methods have rates and shifts of their own, so that one may be ahead for them alone."""
+    trains = {"converted": "0.02, images as they are", "narrow": "0.1, images moved by up to 1 each way"}
+    said = trains.get(method, "0.05, images moved by up to 1 each way")
+    trained = METHODS[method].trained
+    assert _told(METHODS[method], SETTINGS) == METHODS[method].doc + (f"; peak rate {said}" if trained else "")
+    if trained:
+        assert "; peak rate 0.3, images" in _told(METHODS[method], {**SETTINGS, "lr": 0.3})
 
 
 def test_what_one_worker_said_is_kept_another_does_not_delete(dense: Path, study: Path) -> None:
