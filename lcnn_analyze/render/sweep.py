@@ -57,7 +57,8 @@ def sweep_study(documents: Sequence[Document]) -> Study:
         "Accuracy against speedup: " + joined(titles),
         tuple(t + line for t, (d, points) in zip(lead, pairs, strict=True) for line in findings(d, points)),
         alike([chart for pair in pairs for chart in _charts(*pair)]),
-        tuple(table for pair in pairs for table in _tables(*pair)),
+        # What was found stands before how to make it again, whichever the network.
+        (*(table for pair in pairs for table in _tables(*pair)), *(t for d in documents for t in _trials(d))),
         tuple(dict.fromkeys([*METHOD, *(f"{n}: {doc}." for d in documents for n, doc in d["methods"].items())])),
         tuple(fact for title, document in zip(lead, documents, strict=True) for fact in _facts(title, document)),
         documents[0] if not several else {"kind": "spectra", "studies": list(documents)},
@@ -157,7 +158,11 @@ def _tables(document: Document, points: Sequence[Mean]) -> list[Table]:
         tables.append(_measured(document, main))
     if pairs:
         tables.append(_ablations(title, pairs))
-    return tables + [table for table in (_commands(document), _failed(document)) if table.rows]
+    return tables
+
+
+def _trials(document: Document) -> list[Table]:
+    return [table for table in (_commands(document), _failed(document)) if table.rows]
 
 
 def _results(document: Document, points: Sequence[Mean]) -> Table:

@@ -339,6 +339,10 @@ def test_several_studies_are_one_page_each_named() -> None:
     assert study.findings[0].startswith("net: Which to use")
     assert study.findings[5].startswith("other: Which to use")
     assert [s["network"] for s in study.data["studies"]] == ["net", "other"]
+    titles = [tuple(table.title.split(": ")) for table in study.tables]
+    found = [(name, what) for name in ("net on images", "other on images") for what in ("every point", "ablation")]
+    assert titles[:4] == found
+    assert [what for _, what in titles[4:]] == 2 * ["each trial again"]
     page = rendered.files(study, "spectrum")["spectrum.md"].decode()
     assert "![net on images: accuracy against counted speedup; other on images" in page
 
