@@ -55,12 +55,14 @@ def make_document(plan: Plan, ended: Ended, workers: int) -> dict[str, Any]:
 
 
 def _told(method: Method, settings: Mapping[str, Any]) -> str:
-    """What a method is, and of its training what methods differ in."""
+    """What a method is, and of its training what methods differ in, where a recipe says nothing else."""
     if not method.trained:
         return method.doc
     train = method.config(speedup=2.0).train
-    shifts = f"images moved by up to {train.shift} each way" if train.shift else "images as they are"
-    return f"{method.doc}; peak rate {settings.get('lr') or train.lr:g}, {shifts}"
+    rate = settings.get("lr") or train.lr
+    at = f"a peak rate of {rate:g}" if rate else "the optimizer's own rate"
+    images = f"moved by up to {train.shift} each way" if train.shift else "as they are"
+    return f"{method.doc}; unless set otherwise at {at}, images {images}"
 
 
 def _plain(point: Mean) -> dict[str, Any]:

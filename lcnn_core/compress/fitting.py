@@ -282,7 +282,7 @@ def menu(problem: Problem, dictionary_size: int | None, least: int) -> Iterator[
 def fit_to(problem: Problem, dictionary_size: int | None, cost: int) -> Fit:
     """The fit of at most ``cost`` MACs at the end of such a path, solved further at every step."""
     path, target = _begin(problem, dictionary_size, STEPS)
-    while target > cost:
+    while target > max(cost, 1):
         path.prune(int(target))
         path.refit()
         target *= SHRINK

@@ -343,6 +343,10 @@ def test_several_studies_are_one_page_each_named() -> None:
     found = [(name, what) for name in ("net on images", "other on images") for what in ("every point", "ablation")]
     assert titles[:4] == found
     assert [what for _, what in titles[4:]] == 2 * ["each trial again"]
+    assert [line for line in study.method if line.startswith(("net: ", "other: "))] == []
+    two[1]["methods"] = {**two[1]["methods"], "pruning": "at another rate"}
+    told = [line for line in sweep_study(two).method if "pruning: " in line]
+    assert (told[0].startswith("net: pruning: "), told[1:]) == (True, ["other: pruning: at another rate."])
     page = rendered.files(study, "spectrum")["spectrum.md"].decode()
     assert "![net on images: accuracy against counted speedup; other on images" in page
 

@@ -445,7 +445,7 @@ def test_what_cannot_be_met_is_refused_with_the_reachable_maximum() -> None:
     stay = r"bounded by layers that stay dense \(up: 4,608 MACs in all\) and "
     for forms, bound in (
         ("mixed", r"9.76, " + stay + r"one entry in each D and P of 2 lookup layers \(165 MACs\); ask for less"),
-        ("measured", r"9.97, " + stay + r"one nonzero in each P and D of 2 layers \(65 MACs\); ask for less"),
+        ("measured", r"9.97, " + stay + r"one nonzero in each P of 2 layers \(65 MACs\); ask for less"),
     ):
         with pytest.raises(ConfigError, match="a speedup of 20 cannot be met: at most " + bound):
             compress_from_dense(WithFixed(), data, FromDenseConfig(speedup=20, forms=forms))

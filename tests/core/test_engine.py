@@ -74,9 +74,10 @@ def test_any_pooling(
 
 @settings(max_examples=80, deadline=None)
 @example((2, 0), False, None, (5, 2, 2), 15, 13, 2, 1, (ISAS or ["none"])[0])  # two threads, rows under a vector
+@example((3, 1), False, 2, (3, 1, 1), 14, 94, 1, 1, (ISAS or ["none"])[0])  # as many vectors as registers take
 @given(
     st.sampled_from([(2, 0), (2, 1), (3, 0), (3, 1)]), st.booleans(), st.sampled_from([None, 2, 5]),
-    st.sampled_from([(3, 1, 1), (5, 2, 2), (7, 2, 3), (11, 4, 2)]), st.integers(13, 70), st.integers(13, 70),
+    st.sampled_from([(3, 1, 1), (5, 2, 2), (7, 2, 3), (11, 4, 2)]), st.integers(13, 70), st.integers(13, 110),
     st.sampled_from([1, 2]), st.sampled_from([1, 3]), st.sampled_from(ISAS or ["none"]),
 )  # fmt: skip
 def test_any_stem_with_its_pooling_fused(

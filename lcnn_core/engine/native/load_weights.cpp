@@ -119,6 +119,7 @@ void check_reach(const Plan& plan, const Tensor& x, int64_t low, int64_t high, i
         fail("a lookup or kernel entry reads outside its input");
 }
 
+static_assert(VL % LOOKUP_VL == 0, "rows and planes that end at a vector end at one of the lookup kernel too");
 constexpr int64_t FEW_ROWS = 8;
 constexpr int64_t LEAST_LOOKUPS = 12;  // of a filter in a block, to pay for its partial sums
 

@@ -1,4 +1,5 @@
-// A vector of floats as wide as the instruction set this file is compiled for, and the few operations the kernels use.
+// A vector of floats as wide as the instruction set it is compiled for, or as a file defines LCNN_VL before, and the few
+// operations the kernels use.
 // LCNN_ROWS x LCNN_COLS is the register block of the matrix kernel, LCNN_ACCS the accumulators of the sparse one, whose
 // vectors have LOOKUP_VL lanes.
 #pragma once
@@ -12,7 +13,7 @@
 #include <arm_neon.h>
 #endif
 
-#if defined(LCNN_VL)  // given, with LCNN_ROWS: tests of other widths, lowered by the compiler
+#if defined(LCNN_VL)  // given, with LCNN_ROWS, by sparse.cpp
 #elif defined(__AVX512F__)
 #define LCNN_VL 16
 #define LCNN_ROWS 8
