@@ -64,13 +64,17 @@ part() {
     14) sweep small-resnet --methods post-training --speedups 2,4,10 --seeds 0 ;;
     15) sweep small-resnet --methods from-dense:epochs=12,pruning:epochs=12 --speedups 30 --seeds 0,1,2 ;;
     16) for network in small-resnet small-alexnet; do sweep $network --methods from-dense:forms=measured --speedups 10,30,3 --seeds 0,1,2; done ;;
+    17) sweep small-resnet --methods converted --speedups 10 --seeds 1,2
+        sweep small-resnet --methods converted:lr=0.05:shift=1 --speedups 10 --seeds 0  # as from-dense and pruning train
+        sweep small-resnet --methods from-dense:lr=0.02,from-dense:lr=0.02:shift=0,pruning:lr=0.02:shift=0 --speedups 10 --seeds 0
+        sweep small-resnet --methods from-dense:lr=0.02:shift=0 --speedups 30 --seeds 0 ;;
   esac
 }
 
 if [ -n "${PART:-}" ]; then
   part "$PART"
 else
-  for number in $(seq 16); do part "$number"; done
+  for number in $(seq 17); do part "$number"; done
 fi
 
 # The page, from whatever is there; of the networks only those on the front are kept when all is done.
