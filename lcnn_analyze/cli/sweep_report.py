@@ -8,16 +8,13 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lcnn_analyze.cli.output import write_file
 from lcnn_analyze.cli.trials import GIVEN, Plan
 from lcnn_analyze.comparison import Mean, means, unpacked
 from lcnn_analyze.study import State, Trial, check_same, grid
 from lcnn_core import DataError
-
-if TYPE_CHECKING:
-    from lcnn_core.compress import Method
 
 NETWORKS = ("network.pt", "network.pt2")
 _TRIAL = ("trial", "method", "target", "seed", "status", "reason", "command", "checkpoint")
@@ -46,7 +43,7 @@ def make_document(plan: Plan, ended: Ended, workers: int) -> dict[str, Any]:
         "kind": "spectrum",
         **dense_facts(plan.folder, plan.settings),
         "settings": dict(plan.settings),
-        "methods": {name: _told(METHODS[name], plan.settings) for name in METHODS if name in bases},
+        "methods": {name: _told(name, plan.settings) for name in METHODS if name in bases},
         "total": total,
         "seconds_left": _seconds_left(rows, total, workers),
         "points": [_plain(point) for point in means(rows)],
@@ -54,8 +51,11 @@ def make_document(plan: Plan, ended: Ended, workers: int) -> dict[str, Any]:
     }
 
 
-def _told(method: Method, settings: Mapping[str, Any]) -> str:
+def _told(name: str, settings: Mapping[str, Any]) -> str:
     """What a method is, and of its training what methods differ in, where a recipe says nothing else."""
+    from lcnn_core import METHODS
+
+    method = METHODS[name]
     if not method.trained:
         return method.doc
     train = method.config(speedup=2.0).train

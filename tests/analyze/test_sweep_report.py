@@ -77,9 +77,9 @@ def test_of_each_method_it_is_said_how_it_trains(method: str) -> None:
     trains = {"converted": "0.02, images as they are", "narrow": "0.1, images moved by up to 1 each way"}
     said = f"; unless set otherwise at a peak rate of {trains.get(method, '0.05, images moved by up to 1 each way')}"
     trained = METHODS[method].trained
-    assert _told(METHODS[method], SETTINGS) == METHODS[method].doc + (said if trained else "")
+    assert _told(method, SETTINGS) == METHODS[method].doc + (said if trained else "")
     if trained:
-        assert "at a peak rate of 0.3, images" in _told(METHODS[method], {**SETTINGS, "lr": 0.3})
+        assert "at a peak rate of 0.3, images" in _told(method, {**SETTINGS, "lr": 0.3})
 
 
 def test_what_one_worker_said_is_kept_another_does_not_delete(dense: Path, study: Path) -> None:
