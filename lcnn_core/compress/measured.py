@@ -150,13 +150,18 @@ def weigh(
     return found
 
 
-def allowance(speedup: float, menus: Sequence[Sequence[Option]], fixed: Mapping[str, int], dense_cost: int) -> int:
-    """MACs that the layers may cost together; ConfigError where their cheapest fits cost more."""
+def _budget(speedup: float, least: int, what: str, fixed: Mapping[str, int], dense_cost: int) -> int:
+    """MACs that the layers may cost together; ConfigError where ``what``, of ``least`` MACs, costs more."""
     budget = int(dense_cost / speedup) - sum(fixed.values())
-    least = sum(min(option.cost for option in menu) for menu in menus)
     if least > budget:
-        raise out_of_reach(speedup, dense_cost, fixed, least, f"the cheapest forms of {len(menus)} layers")
+        raise out_of_reach(speedup, dense_cost, fixed, least, what)
     return budget
+
+
+def allowance(speedup: float, menus: Sequence[Sequence[Option]], fixed: Mapping[str, int], dense_cost: int) -> int:
+    """MACs that the layers may cost together; ConfigError where the cheapest on each menu cost more."""
+    least = sum(min(option.cost for option in menu) for menu in menus)
+    return _budget(speedup, least, f"the cheapest forms of {len(menus)} layers", fixed, dense_cost)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,10 +189,9 @@ def measure(
     """The menus of all layers for ``speedup`` and their weights. sizes: dictionary sizes to try; stay: whether to stay
     dense is on the menu. Raises ConfigError where even the cheapest forms cost too much."""
     layers, fixed, dense_cost = problems(dense, images, tell)
-    least = sum(layer.problem.coefficient for layer in layers)
-    plain = all(None in sizes(layer) for layer in layers)  # else what the least dictionary costs shows in fitting
-    if plain and least > int(dense_cost / speedup) - sum(fixed.values()):
-        raise out_of_reach(speedup, dense_cost, fixed, least, f"one nonzero in each P of {len(layers)} layers")
+    if all(None in sizes(layer) for layer in layers):  # else what the least dictionary costs shows in fitting
+        least = sum(layer.problem.coefficient for layer in layers)
+        _budget(speedup, least, f"one nonzero in each P of {len(layers)} layers", fixed, dense_cost)
     menus, probes, needed = [], {}, speedup_of_layers(speedup, fixed, dense_cost)
     for done, layer in enumerate(layers):
         tell("fitting", done, len(layers))
