@@ -61,29 +61,30 @@ def lookup_macs(coefficients_nnz: int, output_positions: int) -> int:
 
 
 def padded_positions(layer: LayerSpec) -> int:
-    """(h + 2p) * (w + 2p), the positions at which ``published`` counts the dictionary."""
+    """(h + 2p) * (w + 2p), of all ``repeats``: the positions at which ``published`` counts the dictionary."""
     if not layer.kernel_size:
         return output_positions(layer)
-    return math.prod(size + pad for size, pad in zip(layer.input_shape[1:], layer.padding, strict=True))
+    sizes = zip(layer.input_shape[1:], layer.padding, strict=True)
+    return layer.repeats * math.prod(size + pad for size, pad in sizes)
 
 
 def output_positions(layer: LayerSpec) -> int:
-    """Positions at which every filter is applied: oh * ow, or the rows of a linear layer's input."""
-    return math.prod(layer.output_shape[1:] if layer.kernel_size else layer.output_shape[:-1])
+    """Positions at which every filter is applied: oh * ow, or a linear layer's input rows, of all ``repeats``."""
+    return layer.repeats * math.prod(layer.output_shape[1:] if layer.kernel_size else layer.output_shape[:-1])
 
 
 def _weighted(layer: LayerSpec) -> LayerCount:
     """Every weight once per position; of a lookup layer, every nonzero of D and P once per position of its own."""
     # A transposed convolution applies its kernel at every input position.
-    positions = math.prod(layer.input_shape[1:]) if layer.transposed else output_positions(layer)
-    positions *= layer.repeats
+    inputs = layer.repeats * math.prod(layer.input_shape[1:])
+    positions = inputs if layer.transposed else output_positions(layer)
     dense = layer.weight_size * positions
     if layer.lookup is None:
         nnz = layer.weight_size if layer.weight_nnz is None else layer.weight_nnz
         return LayerCount(dense, plain=dense, skipped=(layer.weight_size - nnz) * positions)
     return LayerCount(
         dense,
-        dictionary=dictionary_macs(layer.lookup.dictionary_nnz, padded_positions(layer) * layer.repeats),
+        dictionary=dictionary_macs(layer.lookup.dictionary_nnz, padded_positions(layer)),
         lookups=lookup_macs(layer.lookup.coefficients_nnz, positions),
     )
 

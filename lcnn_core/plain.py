@@ -73,7 +73,7 @@ def _two_layer_macs(layer: LookupLayer, spec: LayerSpec) -> int:
     shape = spec.input_shape
     inputs = torch.Size(shape[1:] if spec.kernel_size else shape[:-1]).numel()
     dictionary = 0 if layer.dictionary is None else layer.dictionary.numel() * inputs
-    return (dictionary + layer.coefficients.numel() * output_positions(spec)) * spec.repeats
+    return dictionary * spec.repeats + layer.coefficients.numel() * output_positions(spec)
 
 
 def _plain(layer: LookupLayer, form: PlainForm) -> nn.Module:

@@ -80,7 +80,7 @@ def _output_resolution(spec: ModelSpec, steps: Sequence[PlanStep]) -> LayerCount
     def count(layer: LayerSpec) -> LayerCount:
         published = count_layer(layer)
         if layer.lookup is not None:
-            positions = output_positions(layer) * layer.repeats
+            positions = output_positions(layer)
             return replace(published, dictionary=dictionary_macs(layer.lookup.dictionary_nnz, positions))
         return replace(published, plain=0, skipped=0) if has_lookups else published
 

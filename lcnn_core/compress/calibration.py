@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lcnn_core.data import Dataset
+from lcnn_core.errors import ConfigError
 
 PATCHES = 65_536
 """Patches of a layer's input that its covariance is measured on, where it has more; or 16 for each patch's entry."""
@@ -27,7 +28,8 @@ CHUNK = 32
 """Images that go through the network at a time."""
 WIDEST = 8192
 """Entries of a patch up to which a whole covariance is kept; beyond it, only the variances."""
-
+LEAST_IMAGES = 16
+"""Images that a calibration set has at least."""
 
 FAR = 100.0
 """Squared mean of a layer's inputs over their variance, from which on the mean is taken from them before products are
@@ -151,6 +153,20 @@ def watching(layers: Mapping[str, nn.Module], images: int) -> Iterator[dict[str,
             handle.remove()
 
 
+def check_count(images: int) -> None:
+    """Raise ConfigError for a number of images that is too small to calibrate on."""
+    if images < LEAST_IMAGES:
+        raise ConfigError(f"images is {images}; expected {LEAST_IMAGES} or more to calibrate on")
+
+
+def check_images(images: Tensor) -> None:
+    """Raise ConfigError for too few images (N, c, h, w) to calibrate on, or damaged ones."""
+    if len(images) < LEAST_IMAGES:
+        raise ConfigError(f"{len(images)} calibration images; expected {LEAST_IMAGES} or more, 512 are usual")
+    if not bool(images.isfinite().all()):
+        raise ConfigError("the calibration images hold NaN or infinity; check how they were normalised")
+
+
 @torch.no_grad()
 def run(model: nn.Module, images: Tensor) -> Tensor:
     """What ``model`` answers, as it is, piece by piece: (N, ...)."""
@@ -179,7 +195,7 @@ def has_batch_norm(model: nn.Module) -> bool:
 def reestimate_batch_norm_(model: nn.Module, images: Tensor) -> None:
     """Measure the running statistics of every batch norm anew on ``images``, in place; the model is left in eval mode.
 
-    The mean over all pieces of what each piece shows, which is what each norm sees in training.
+    Two images or more. The mean over all pieces of what each piece shows, which is what each norm sees in training.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]

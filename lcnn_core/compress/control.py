@@ -118,7 +118,7 @@ class Budget:
 
     def state_dict(self) -> dict[str, Any]:
         states = {name: part.state_dict() if part else None for name, part in self._listeners().items()}
-        return {"done": self.done, **states}
+        return {"done": self.done, "shares": dict(self.shares) if self.shares else None, **states}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.done = state["done"]

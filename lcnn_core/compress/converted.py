@@ -11,6 +11,7 @@ from torch import nn
 
 from lcnn_core.compress.calibration import calibration_images
 from lcnn_core.compress.post_training import FINE_TUNING, PostTrainingConfig, convert_to_budget
+from lcnn_core.compress.resumed import kept_network
 from lcnn_core.compress.teacher import check_target, taught_by
 from lcnn_core.data import Dataset
 from lcnn_core.train import TrainConfig, TrainResult, train
@@ -41,12 +42,15 @@ def convert_and_train(
 ) -> tuple[nn.Module, TrainResult]:
     """Convert ``dense`` on training images without their labels, then train what is not zero; ``dense`` stays as it is.
 
-    Raises what ``convert_to_budget`` and ``train`` raise.
+    resume: as in ``train``; nothing is converted anew. Raises what ``convert_to_budget`` and ``train`` raise.
     """
     config = config or ConvertedConfig()
-    images = calibration_images(dataset, config.conversion.images)
-    conversion = replace(config.conversion, speedup=config.speedup)
-    model, _ = convert_to_budget(dense, images, conversion, telling(on_event))
+    if resume is not None:
+        model = kept_network(dense, resume["model"])
+    else:
+        images = calibration_images(dataset, config.conversion.images)
+        conversion = replace(config.conversion, speedup=config.speedup)
+        model, _ = convert_to_budget(dense, images, conversion, telling(on_event))
     objective = taught_by(dense, config.temperature, config.distillation)
     return model, train(model, dataset, config.train, on_event, objective, resume=resume)
 

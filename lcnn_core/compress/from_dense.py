@@ -16,6 +16,7 @@ from lcnn_core.compress.calibration import calibration_images
 from lcnn_core.compress.control import Budget
 from lcnn_core.compress.ledger import Ledger
 from lcnn_core.compress.ranking import RANKINGS
+from lcnn_core.compress.resumed import kept_sizes
 from lcnn_core.compress.shares import LAYER_BUDGETS, measured_choices, measured_shares, uniform_shares
 from lcnn_core.compress.teacher import COMPRESSION, check_dense, check_target, taught_by
 from lcnn_core.convert import convert
@@ -164,12 +165,20 @@ def choices_of(
     return measured_choices(dense, config.speedup, images, sizes, telling(on_event))
 
 
-def kept_choices(state: Mapping[str, Tensor]) -> dict[str, Option]:
-    """The dictionary sizes of a run's network, from its weights: what is measured anew could differ by rounding."""
-    end = ".coefficients"
-    names = [name.removesuffix(end) for name in state if name.endswith(end)]
-    sizes = {name: state[name + end].shape[1] if f"{name}.dictionary" in state else None for name in names}
-    return {name: Option(size, 0, 0.0) for name, size in sizes.items()}
+def shares_of(
+    config: FromDenseConfig, ledger: Ledger, choices: Mapping[str, Option] | None, resume: Mapping[str, Any] | None
+) -> Mapping[str, float] | None:
+    """Each layer's part of the budget, as ``config.layer_budgets`` says; None where one ranking over all decides."""
+    if config.layer_budgets == "uniform":
+        return uniform_shares(ledger)
+    if config.layer_budgets == "ranking" or choices is None:
+        return None
+    return kept_shares(resume) or measured_shares(choices)
+
+
+def kept_shares(resume: Mapping[str, Any] | None) -> Mapping[str, float] | None:
+    """The measured shares of a run that is resumed; None in a state from before they were kept."""
+    return ((resume or {}).get("controller") or {}).get("shares")
 
 
 def started(dense: nn.Module, config: FromDenseConfig, choices: Mapping[str, Option] | None = None) -> nn.Module:
@@ -240,22 +249,18 @@ def compress_from_dense(
     """
     config = config or FromDenseConfig()
     check_dense(dense)
-    choices = None
     if config.dictionaries == "dense" and config.dictionary_ratio is None:
         config = replace(config, dictionary_ratio=half_of_the_budget(dense, dataset.input_shape, config))
-    if resume is not None and config.forms == "measured" and config.layer_budgets != "measured":
-        choices = kept_choices(resume["model"])
-    elif "measured" in (config.forms, config.layer_budgets):
+    if "measured" not in (config.forms, config.layer_budgets):
+        choices = None
+    elif resume is not None and (config.layer_budgets != "measured" or kept_shares(resume)):
+        choices = {name: Option(size, 0, 0.0) for name, size in kept_sizes(resume["model"]).items()}
+    else:
         choices = choices_of(dense, calibration_images(dataset, CALIBRATION), config, on_event)
     model = started(dense, config, choices)
     if config.start == "scratch":
         _restart_(model, config.train.seed)
     ledger = Ledger.of(model, dataset.input_shape)
-    shares: Mapping[str, float] | None = None
-    if config.layer_budgets == "uniform":
-        shares = uniform_shares(ledger)
-    elif config.layer_budgets == "measured" and choices:
-        shares = measured_shares(choices)
     budget = Budget(
         ledger,
         config.speedup,
@@ -264,7 +269,7 @@ def compress_from_dense(
         config.floor,
         soft=config.thresholds == "soft",
         regrowth=config.regrowth,
-        shares=shares,
+        shares=shares_of(config, ledger, choices, resume),
         whole=config.dictionaries == "dense",
         ranking=config.ranking,
     )

@@ -20,6 +20,7 @@ from lcnn_core.compress.calibration import calibration_images
 from lcnn_core.compress.fitting import Fit, Path
 from lcnn_core.compress.measured import PROBE_ERROR, Convertible, allowance, problems, weigh
 from lcnn_core.compress.post_training import assembled
+from lcnn_core.compress.resumed import kept_network
 from lcnn_core.compress.teacher import COMPRESSION, check_dense, check_target, taught_by
 from lcnn_core.data import Dataset
 from lcnn_core.train import TrainConfig, TrainResult, train
@@ -41,6 +42,7 @@ class LowRankConfig:
     train: TrainConfig = COMPRESSION
 
     def __post_init__(self) -> None:
+        calibration.check_count(self.images)
         check_target(self.speedup, self.temperature, self.distillation, self.train)
 
 
@@ -131,11 +133,15 @@ def train_low_rank(
 ) -> tuple[nn.Module, TrainResult]:
     """Factorise ``dense`` within ``config.speedup``, then train both factors; ``dense`` itself stays as it is.
 
-    Raises ConfigError where the budget cannot be met and for a network that has lookup layers already.
+    resume: as in ``train``; ranks are not chosen anew. Raises ConfigError where the budget cannot be met and for a
+    network that has lookup layers already.
     """
     config = config or LowRankConfig()
     check_dense(dense)
-    with torch.no_grad():
-        model = factorized(copy.deepcopy(dense), calibration_images(dataset, config.images), config.speedup)
+    if resume is not None:
+        model = kept_network(dense, resume["model"])
+    else:
+        with torch.no_grad():
+            model = factorized(copy.deepcopy(dense), calibration_images(dataset, config.images), config.speedup)
     objective = taught_by(dense, config.temperature, config.distillation)
     return model, train(model, dataset, config.train, on_event, objective, resume=resume)

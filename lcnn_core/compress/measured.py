@@ -62,7 +62,11 @@ class Convertible:
 
 
 def problems(dense: nn.Module, images: Tensor, tell: Telling = silent) -> tuple[list[Convertible], dict[str, int], int]:
-    """The layers that can be converted with their problems, the cost of all others, and the cost of everything."""
+    """The layers that can be converted with their problems, the cost of all others, and the cost of everything.
+
+    images: (N, c, h, w). Raises ConfigError for too few of them or damaged ones, and where no layer can be converted.
+    """
+    calibration.check_images(images)
     specs: dict[str, list[LayerSpec]] = {}
     for spec in describe(dense, tuple(images.shape[1:])).layers:
         specs.setdefault(spec.name, []).append(spec)
@@ -99,12 +103,12 @@ def options_of(
 ) -> tuple[list[Option], Tensor]:
     """The layer's costs and errors with these dictionary sizes, and filters that are wrong by about ``PROBE_ERROR``.
 
-    Layers too wide for a covariance of their inputs get no dictionary.
+    Layers too wide for a covariance of their inputs get no dictionary; where nothing else is left, they become sparse.
     dense: whether to stay as it is is one of them. speedup: what all such layers together are to reach.
     """
     options = [Option(DENSE, layer.dense_cost, 0.0)] if dense else []
     probe, distance = layer.problem.weight, math.inf
-    sizes = sizes if layer.problem.whole else [None]
+    sizes = [size for size in sizes if size is None or layer.problem.whole] or ([] if dense else [None])
     for size in sizes:
         for fit in fitting.menu(layer.problem, size, math.ceil(LEAST_SHARE / speedup * layer.dense_cost)):
             if fit.cost and fit.error < 1:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lcnn_core.checkpoint.record import CUSTOM
-from lcnn_core.compress.teacher import COMPRESSION, check_target, taught_by
+from lcnn_core.compress.teacher import COMPRESSION, check_dense, check_target, taught_by
 from lcnn_core.counting import total_macs
 from lcnn_core.data import Dataset
 from lcnn_core.describe import describe
@@ -163,8 +163,12 @@ def train_narrow(
     on_event: Listener = ignore,
     resume: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, TrainResult]:
-    """Train a narrower copy of ``dense`` from scratch, taught by it; counted speedups are over ``dense``."""
+    """Train a narrower copy of ``dense`` from scratch, taught by it; counted speedups are over ``dense``.
+
+    Raises ConfigError where the budget cannot be met, and for a network that has lookup layers already.
+    """
     config = config or NarrowConfig()
+    check_dense(dense)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         model = narrow_to(dense, dataset.input_shape, config.speedup)

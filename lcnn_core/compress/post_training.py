@@ -14,6 +14,7 @@ from lcnn_core.compress.allocation import DENSE, Option, allocate
 from lcnn_core.compress.fitting import Fit
 from lcnn_core.compress.from_dense import balance_
 from lcnn_core.compress.measured import Convertible, Telling, measure, silent
+from lcnn_core.compress.teacher import check_dense
 from lcnn_core.convert import convert
 from lcnn_core.errors import ConfigError
 from lcnn_core.layers import LookupLayer
@@ -21,7 +22,6 @@ from lcnn_core.spec import LookupConfig
 from lcnn_core.train import SCHEDULES, TrainConfig
 
 FORMS = ("dense", "sparse", "lookup")
-LEAST_IMAGES = 16
 
 FINE_TUNING = TrainConfig(epochs=3, batch_size=64, schedule=SCHEDULES["one-cycle"], lr=0.02, clip_norm=1.0)
 """How a converted network is trained on, taught by the dense one."""
@@ -32,7 +32,8 @@ class PostTrainingConfig:
     """speedup: counted, over the dense network, ``published`` convention.
 
     ratios: k of the dictionaries that are tried, over the layer's input channels per group.
-    forms: which of "dense", "sparse" (identity dictionary) and "lookup" a layer may take.
+    forms: which of "dense", "sparse" (identity dictionary) and "lookup" a layer may take. Of "lookup" alone, layers
+        that no dictionary fits, or whose inputs are too wide to measure, become sparse.
     images: of the calibration set, how many are used at most.
     """
 
@@ -50,8 +51,7 @@ class PostTrainingConfig:
             raise ConfigError(f"ratios are {self.ratios}; expected numbers between 0 and 1")
         if not self.forms or not set(self.forms) <= set(FORMS):
             raise ConfigError(f"forms are {self.forms}; expected one or more of {', '.join(FORMS)}")
-        if self.images < LEAST_IMAGES:
-            raise ConfigError(f"images is {self.images}; expected {LEAST_IMAGES} or more to calibrate on")
+        calibration.check_count(self.images)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ def convert_to_budget(
     be met, with the reachable maximum and what bounds it.
     """
     config = config or PostTrainingConfig()
-    images = _checked(dense, images, config)
+    check_dense(dense)
+    images = images[: config.images]
     found = measure(dense, config.speedup, images, lambda layer: _sizes(layer, config), "dense" in config.forms, tell)
     layers, fixed, weights, budget = found.layers, found.fixed, found.weights, found.budget
     chosen = _filled(layers, allocate(found.menus, weights, budget), budget)
@@ -118,25 +119,14 @@ def convert_to_budget(
     return model, PostTrainingReport(found.dense_cost / total, len(images), rows, fixed)
 
 
-def _checked(dense: nn.Module, images: Tensor, config: PostTrainingConfig) -> Tensor:
-    for name, module in dense.named_modules():
-        if isinstance(module, LookupLayer):
-            raise ConfigError(f"{name!r} is already a lookup layer; start from a dense network")
-    if len(images) < LEAST_IMAGES:
-        raise ConfigError(f"{len(images)} calibration images; expected {LEAST_IMAGES} or more, 512 are usual")
-    if not bool(images.isfinite().all()):
-        raise ConfigError("the calibration images hold NaN or infinity; check how they were normalised")
-    return images[: config.images]
-
-
 def _sizes(layer: Convertible, config: PostTrainingConfig) -> list[int | None]:
-    """The dictionary sizes to try; None is the identity, which is left where no vectors can be shared."""
+    """The dictionary sizes to try; None is the identity."""
     _, n, m, area = layer.problem.weight.shape
     sizes: list[int | None] = [None] if "sparse" in config.forms else []
     if "lookup" in config.forms and m > 1:
         found = {max(1, round(ratio * m)) for ratio in config.ratios}
         sizes += sorted(k for k in found if k < min(m, n * area))
-    return sizes or [None]
+    return sizes
 
 
 def _filled(layers: Sequence[Convertible], chosen: Sequence[Option], budget: int) -> list[Option]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ def _spending(measured: Measured, chosen: Sequence[Option], sizes: Sizes) -> lis
     return found
 
 
-def measured_shares(choices: dict[str, Option]) -> dict[str, float]:
+def measured_shares(choices: Mapping[str, Option]) -> dict[str, float]:
     """Each layer's part of what the choices cost together. Sums to 1."""
     whole = sum(option.cost for option in choices.values())
     return {name: option.cost / whole for name, option in choices.items()}

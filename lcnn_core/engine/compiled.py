@@ -81,7 +81,9 @@ def _segments(low: Lowering) -> list[Segment | fx.Node]:
         else:
             parts.append(Segment([item]))
     outside = {id(value) for found in low.reads.values() for value in found.values()}
-    order = {id(value): i for i, value in enumerate(low.made.values())}
+    order: dict[int, int] = {}
+    for value in low.made.values():
+        order.setdefault(id(value), len(order))  # a node that changes nothing has its input's value
     last = low.reads[parts[-1]].values() if isinstance(parts[-1], fx.Node) else []
     returned = {id(value): i for i, value in enumerate(last)}
     segments = [p for p in parts if isinstance(p, Segment)]

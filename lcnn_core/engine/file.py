@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ class LoadedModel(nn.Module):
         self._threads = threads
         self.input_shapes, self.output_shapes = self._native.shapes()
         """Of one image, without the batch."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LoadedModel:
+        return copy.copy(self)
 
     def forward(self, *inputs: Tensor) -> Any:
         """The outputs for any batch size: a tensor, or a tuple of them. Raises as ``CompiledModel`` does."""

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from lcnn_core.layers import LookupLayer
 from lcnn_core.train.zeros import dead_entries
 
 
@@ -30,7 +31,10 @@ class Average:
 
     @torch.no_grad()
     def keep_zeros(self) -> None:
-        """What is zero in the model is zero in the average: an entry that died costs nothing any more."""
+        """What is zero in the model is zero in the average, under the model's thresholds: what died costs nothing."""
+        for layer, averaged in zip(self.source.modules(), self.model.modules(), strict=True):
+            if isinstance(layer, LookupLayer) and isinstance(averaged, LookupLayer):
+                averaged.threshold, averaged.l1_weight = layer.threshold, layer.l1_weight
         for (_, dead), (average, _) in zip(dead_entries(self.source), dead_entries(self.model), strict=True):
             average.masked_fill_(dead, 0)
 

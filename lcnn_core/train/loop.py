@@ -125,14 +125,17 @@ def _own_random_state(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _deterministic(config: TrainConfig) -> Iterator[None]:
+    if not config.deterministic:
+        yield
+        return
     before = torch.are_deterministic_algorithms_enabled()
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS asks for
-    torch.use_deterministic_algorithms(before or config.deterministic)
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS asks for
+    torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
 @dataclass
@@ -188,6 +191,7 @@ class _Run:
 
     def go(self, resume: Mapping[str, Any] | None) -> TrainResult:
         started = time.perf_counter()
+        self.step.begin()
         if resume is not None:
             self.load_state(resume)
         speedup = counted_speedup(describe(self.result, self.dataset.input_shape).layers, self.dense_macs)

@@ -46,14 +46,14 @@ def recompute_blocks(model: nn.Module) -> Callable[[], None]:
     return end
 
 
-def _forward(block: nn.Module, forward: Callable[..., Any], *arguments: Any) -> Any:
+def _forward(block: nn.Module, forward: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     if not torch.is_grad_enabled() or not block.training:
-        return forward(*arguments)
+        return forward(*arguments, **named)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), buffers_kept(block)
 
-    return checkpoint(forward, *arguments, use_reentrant=False, context_fn=contexts)
+    return checkpoint(forward, *arguments, use_reentrant=False, context_fn=contexts, **named)
 
 
 @contextmanager

@@ -37,12 +37,17 @@ class Step:
         self.model, self.config, self.objective, self.processes = model, config, objective, processes
         self.device = model_device(model)
         self.mix = mixing(config.mixup, config.cutmix, classes)
-        self.end: Callable[[], None] = recompute_blocks(model) if config.gradient_checkpointing else lambda: None
+        self.end: Callable[[], None] = lambda: None
         if config.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.net: Any = _compiled(model, config.compile) if config.compile else model
         if processes.count > 1:
             self.net = DistributedDataParallel(self.net)
+
+    def begin(self) -> None:
+        """From now on, until ``end``, the model computes as the run wants it to."""
+        if self.config.gradient_checkpointing:
+            self.end = recompute_blocks(self.model)
 
     @property
     def pieces(self) -> int:

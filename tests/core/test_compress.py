@@ -23,6 +23,7 @@ from lcnn_core.compress import (
     PostTrainingConfig,
     compress_from_dense,
     convert_and_train,
+    convert_to_budget,
     train_narrow,
 )
 from lcnn_core.compress.budget import fill, prune_to_, useful
@@ -84,6 +85,33 @@ def test_costs_are_what_the_count_loses_when_an_entry_goes() -> None:
             tensor.data.view(-1)[3] = 0
             assert whole - total() == cost
             tensor.data.view(-1)[3] = value
+
+
+class Fold(nn.Module):
+    """Four windows of an image go through the second convolution as four images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(1, 16, 3, 1, 1), nn.Conv2d(16, 16, 3, 1, 1), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        windows = x.unflatten(2, (2, 4)).unflatten(4, (2, 4)).permute(0, 2, 4, 1, 3, 5)
+        y = self.second(windows.flatten(0, 2)).relu().mean((2, 3))
+        return self.head(y.unflatten(0, (-1, 4)).mean(1))
+
+
+def test_windows_folded_into_the_batch_cost_each_time() -> None:
+    """Every way to a budget lands there by the count of the whole network, which repeats what is repeated."""
+    torch.manual_seed(0)
+    dense, data = Fold(), small_data(images=40)
+    whole = sum(count_layer(layer).total for layer in describe(start(dense), (1, 8, 8)).layers)
+    ledger = Ledger.of(start(dense), (1, 8, 8))
+    assert ledger.spent() + sum(ledger.fixed.values()) == whole
+    trained, _ = compress_from_dense(dense, data, FromDenseConfig(4, cuts=3, train=TrainConfig(1, 16, lr=0.01)))
+    converted, _ = convert_to_budget(dense, data.train.images, PostTrainingConfig(4))
+    for model in (trained, converted):
+        assert 4 <= counted_speedup(describe(model, (1, 8, 8)).layers) <= 4.08
 
 
 def test_a_layer_called_twice_costs_twice_per_entry() -> None:
@@ -368,6 +396,28 @@ def test_the_published_recipe_starts_afresh_with_threshold_and_penalty() -> None
     )
 
 
+def test_what_is_averaged_is_counted_and_returned_as_it_is_saved() -> None:
+    """Large published thresholds and a slow average: no entry dies after the last cut, in neither of the two."""
+    torch.manual_seed(0)
+    saved: list[tuple[float, nn.Module]] = []
+
+    def listen(event: Any) -> None:
+        if isinstance(event, TrainingStarted):
+            saved.append((0.0, event.model))
+        if isinstance(event, EpochFinished):
+            saved.append((event.counted_speedup, copy.deepcopy(saved[0][1])))
+
+    run = TrainConfig(6, 16, lr=0.05, ema=0.95, clip_norm=1.0)
+    config = FromDenseConfig(4, cuts=5, phase=0.3, threshold_scale=0.1, train=run)
+    model, result = compress_from_dense(build("digits-resnet"), small_data(), config, listen)
+    assert all(4 <= speedup < 4.08 for speedup, _ in saved[-4:])
+    _, last = saved[-1]
+    images = small_data().test.images
+    assert torch.equal(last.eval()(images), model.eval()(images))
+    assert counted_speedup(describe(model, (1, 8, 8)).layers) == result.last.counted_speedup
+    assert {layer.threshold for layer in lookups(last).values()} == {0.0}
+
+
 def test_a_narrow_network_is_trained_within_the_budget_and_lands_by_whole_channels() -> None:
     torch.manual_seed(0)
     data = small_data()
@@ -387,6 +437,8 @@ def test_a_narrow_network_is_trained_within_the_budget_and_lands_by_whole_channe
         ConfigError, match=r"speedup of 99999 cannot be met: at most [\d.]+, with one channel everywhere"
     ):
         narrow_to(mlp(), (1, 8, 8), 99999)
+    with pytest.raises(ConfigError, match=r"'conv1' is already a lookup layer; start from a dense network"):
+        train_narrow(build("digits-resnet-lcnn"), data, NarrowConfig(2))
     with pytest.raises(ConfigError, match=r"ResNet cannot be made narrower: .*size"):
         narrowed(build("digits-resnet", shortcut="A"), (1, 8, 8), 0.4)
 

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import itertools
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +19,6 @@ from lcnn_core.compress import (
     LowRankConfig,
     calibration_images,
     compress_from_dense,
-    from_dense,
     train_low_rank,
 )
 from lcnn_core.compress.allocation import DENSE
@@ -40,7 +38,7 @@ from lcnn_core.describe import describe
 from lcnn_core.errors import CheckpointError, ConfigError
 from lcnn_core.layers import LookupConv2d, LookupLinear
 from lcnn_core.models import build
-from lcnn_core.train import Preparing, StateReached, TrainConfig, evaluate, load_state, save_state, train
+from lcnn_core.train import Preparing, StateReached, TrainConfig, evaluate, train
 from tests.core.test_compress import lookups, mlp, small_data
 
 SHORT = TrainConfig(2, 16, lr=0.02, clip_norm=1.0)
@@ -380,26 +378,6 @@ def test_soft_thresholds_learn_in_a_run_and_land_exactly() -> None:
     assert not torch.equal(found["hard"], found["soft"])
 
 
-def test_a_run_with_all_ingredients_resumes_to_the_same_bits(tmp_path: Path) -> None:
-    data, config = small_data(images=60), FromDenseConfig(
-        5, cuts=6, thresholds="soft", regrowth=0.3, layer_budgets="uniform",
-        train=TrainConfig(3, 16, lr=0.05, save_every=1, clip_norm=1.0),
-    )  # fmt: skip
-    torch.manual_seed(0)
-    dense, paths = net(), []
-
-    def keep(event: Any) -> None:
-        if isinstance(event, StateReached):
-            paths.append(tmp_path / f"{len(paths)}.pt")
-            save_state(paths[-1], event.state)
-
-    whole, _ = compress_from_dense(dense, data, config, keep)
-    for number in range(1, len(paths) - 1, 2):
-        again, _ = compress_from_dense(dense, data, config, resume=load_state(paths[number]))
-        for name, value in whole.state_dict().items():
-            assert torch.equal(again.state_dict()[name], value), (number, name)
-
-
 @pytest.mark.parametrize("speedup", [1.5, 2.0, 3.0, 8.0])
 def test_measured_forms_spend_small_budgets_too(speedup: float) -> None:
     """Filters of 4 shared vectors: the dictionaries that hold them exactly, all whole, cost less than the budget."""
@@ -415,29 +393,6 @@ def test_measured_forms_spend_small_budgets_too(speedup: float) -> None:
     model, result = compress_from_dense(dense, small_data(images=40), config)
     assert speedup <= result.last.counted_speedup <= 1.02 * speedup
     assert (lookups(model)["1"].dictionary is None and lookups(model)["3"].dictionary is None) == (speedup == 1.5)
-
-
-def test_a_run_of_measured_forms_resumes_to_the_same_bits_without_measuring_again(monkeypatch) -> None:
-    torch.manual_seed(0)
-    shared = nn.Conv2d(16, 24, 3, padding=1)
-    with torch.no_grad():  # filters of few directions, which a dictionary holds
-        shared.weight.copy_(torch.einsum("nkyx,km->nmyx", torch.randn(24, 4, 3, 3), torch.randn(4, 16)) / 12)
-    stem, head = nn.Conv2d(1, 16, 3, padding=1), nn.Linear(24 * 64, 10)
-    dense = nn.Sequential(stem, nn.ReLU(), shared, nn.ReLU(), nn.Flatten(), head)
-    run = TrainConfig(2, 16, lr=0.01, save_every=2, clip_norm=1.0)
-    data, config, states = small_data(images=60), FromDenseConfig(4, cuts=4, forms="measured", train=run), []
-
-    def keep(event: Any) -> None:
-        if isinstance(event, StateReached):
-            states.append(copy.deepcopy(event.state))
-
-    whole, _ = compress_from_dense(dense, data, config, keep)
-    assert [lookups(whole)[name].dictionary is None for name in ("0", "2", "5")] == [True, False, True]
-    monkeypatch.setattr(from_dense, "choices_of", None)
-    for state in states[:-1]:
-        again, _ = compress_from_dense(dense, data, config, resume=state)
-        for name, value in whole.state_dict().items():
-            assert torch.equal(again.state_dict()[name], value), name
 
 
 # --- layer budgets ---------------------------------------------------------------------------------------------------
@@ -680,6 +635,14 @@ def test_low_rank_trains_and_is_refused_beyond_rank_one() -> None:
         train_low_rank(dense, data, dataclasses.replace(config, speedup=99.0))
     with pytest.raises(ConfigError, match=r"is already a lookup layer; start from a dense network"):
         train_low_rank(model, data, config)
+
+
+@pytest.mark.parametrize("images", [-1, 0, 1, 15])
+def test_low_rank_wants_images_to_calibrate_on(images: int) -> None:
+    with pytest.raises(ConfigError, match=f"images is {images}; expected 16 or more to calibrate on"):
+        LowRankConfig(5, images=images)
+    with pytest.raises(ConfigError, match=f"{max(images, 0)} calibration images; expected 16 or more"):
+        factorized(build("digits-resnet"), torch.randn(max(images, 0), 1, 8, 8), 5)
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

@@ -94,6 +94,31 @@ def test_any_stem_with_its_pooling_fused(
     assert error(model, compile(model, x, threads=threads, isa=isa), x) <= 1e-5
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    ("layers", "shape"),
+    [
+        ([nn.Conv2d(2, 3, 1), nn.MaxPool2d(2)], (2, 40, 40)),
+        ([nn.Conv2d(2, 3, 1), nn.MaxPool2d(3, 1, 1)], (2, 19, 37)),
+        ([nn.Conv2d(2, 3, 1), nn.MaxPool2d((3, 2), (2, 3))], (2, 20, 39)),
+        ([nn.Conv2d(2, 3, 1), nn.MaxPool2d(5, 2, 2), nn.ReLU()], (2, 33, 40)),
+        ([nn.Conv2d(2, 3, 1), nn.AdaptiveMaxPool2d(3)], (2, 30, 60)),
+        ([nn.Conv2d(2, 3, 1), nn.AdaptiveMaxPool2d(1)], (2, 11, 41)),
+        ([LookupConv2d(2, 3, 3, 2, 1, dictionary_size=None, threshold=0.0), nn.MaxPool2d(3, 2, 1)], (2, 47, 80)),
+        ([LookupConv2d(2, 3, 3, 2, 1, dictionary_size=None, threshold=0.0), nn.MaxPool2d(2, 2)], (2, 48, 80)),
+    ],
+)
+def test_pooling_keeps_nan_where_pytorch_does(layers: list[nn.Module], shape: tuple[int, ...], isa: str) -> None:
+    model = nn.Sequential(*layers).eval()
+    x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
+    for image, (row, column) in zip(x, [(0, 0), (7, 8), (10, 20), (shape[1] - 1, shape[2] - 1)], strict=True):
+        image[0, row, column] = torch.nan
+    expected, found = model(x), compile(model, x, isa=isa)(x)
+    assert 0 < int(expected.isnan().sum()) < expected.numel() or expected[0, 0].numel() == 1
+    assert torch.equal(found.isnan(), expected.isnan())
+    torch.testing.assert_close(found, expected.detach(), equal_nan=True)
+
+
 class Branches(nn.Module):
     """Residual additions, concatenation, a gate, in-place ReLU, strides that share phases, an uncovered operation."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from engine_cases import error
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lcnn_core.engine import CompiledModel, compile, libraries
+from lcnn_core.engine import CompiledModel, compile, libraries, load, save
 from lcnn_core.engine.library import NativePlan
 from lcnn_core.errors import ShapeError
 from lcnn_core.layers import LookupConv2d
@@ -273,10 +274,12 @@ def test_shapes_at_the_limits_of_a_plan(model: nn.Module, shape: tuple[int, ...]
     check(model, shape, (1, 2))
 
 
-def test_copies_and_compiled_parts() -> None:
+def test_copies_and_compiled_parts(tmp_path: Path) -> None:
     model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval(), torch.randn(2, 3, 9, 9)
     compiled = compile(model, x)
     assert torch.equal(copy.deepcopy(compiled)(x), compiled(x))
+    save(compiled, tmp_path / "model.lcnn")
+    assert torch.equal(copy.deepcopy(load(tmp_path / "model.lcnn"))(x), compiled(x))
     outer = nn.Sequential(compiled, nn.Conv2d(8, 4, 3)).eval()
     assert torch.allclose(compile(outer, x)(x), outer(x), atol=1e-5)
 

@@ -132,6 +132,20 @@ def test_ports_are_in_the_order_of_the_signature(tmp_path: Path) -> None:
         loaded(x[0], x[1][:1])
 
 
+class Dropped(Pair):
+    """What changes nothing on the first input, which is then no later one than the second."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Any:
+        return super().forward(nn.functional.dropout(a, training=False), b)
+
+
+def test_a_first_input_that_passes_through_is_still_the_first(tmp_path: Path) -> None:
+    model, x = Dropped().eval(), (torch.randn(2, 3, 8, 9), torch.randn(2, 2, 5, 5))
+    save(compile(model, x), tmp_path / "dropped.lcnn")
+    for found, expected in zip(load(tmp_path / "dropped.lcnn")(*x), model(*x), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 class Unused(nn.Module):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return torch.relu(a)

@@ -471,6 +471,21 @@ def test_forms_limit_what_layers_become(digits: nn.Module) -> None:
     assert {row.form for row in report.layers} == {"sparse"}
     _, report = convert_to_budget(digits, images, PostTrainingConfig(3.0, forms=("dense", "lookup"), ratios=(0.5,)))
     assert {row.form for row in report.layers} <= {"dense", "lookup"}
+    _, report = convert_to_budget(digits, images, PostTrainingConfig(3.0, forms=("lookup",), ratios=(0.5,)))
+    assert {row.form for row in report.layers} == {"lookup", "sparse"}  # of the stem's one channel, say
+    with pytest.raises(ConfigError, match=r"a speedup of 3 cannot be met: at most 1, bounded by the cheapest forms"):
+        convert_to_budget(digits, images, PostTrainingConfig(3.0, forms=("dense",)))
+
+
+def test_a_layer_too_wide_to_measure_gets_no_form_that_was_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "WIDEST", 100)
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(576, 10)
+    )
+    images = load_dataset("digits").train.images[:64]
+    _, report = convert_to_budget(model, images, PostTrainingConfig(4.0, forms=("dense", "lookup"), ratios=(0.125,)))
+    assert [row.form for row in report.layers] == ["dense", "lookup", "dense"]
 
 
 def test_biases_take_up_the_change_of_the_means() -> None:

@@ -339,6 +339,35 @@ def test_gradient_checkpointing_recomputes_blocks_to_the_same_bits() -> None:
     assert all("forward" not in vars(block) for block in blocks_of(recomputed))
     with pytest.raises(ConfigError, match="gradient_checkpointing: Sequential has no blocks to recompute"):
         weights(config)
+    for refused in ({"compile": "fast"}, {"batch_pieces": 5}):
+        with pytest.raises(ConfigError):
+            weights(dataclasses.replace(config, **refused), recomputed)
+        assert all("forward" not in vars(block) for block in blocks_of(recomputed))
+
+
+def test_gradient_checkpointing_of_blocks_that_take_named_arguments() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 1)
+
+        def forward(self, x: Tensor, scale: float) -> Tensor:
+            return self.conv(x) * scale
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block, self.head = Scaled(), nn.Linear(72, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.block(x, scale=2.0).flatten(1))
+
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        return Net()
+
+    plain = weights(TrainConfig(1, 24), model())
+    assert not differ(weights(TrainConfig(1, 24, gradient_checkpointing=True), model()), plain)
 
 
 def test_deterministic_refuses_what_has_no_deterministic_algorithm() -> None:
@@ -352,6 +381,13 @@ def test_deterministic_refuses_what_has_no_deterministic_algorithm() -> None:
     weights(TrainConfig(1, 48, deterministic=True), nn.Sequential(Watch(), nn.Flatten(), nn.Linear(36, 3)))
     assert set(seen) == {True}
     assert not torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        for deterministic in (True, False):
+            weights(TrainConfig(1, 48, deterministic=deterministic))
+            assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 # --- starts ------------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ void check_tensor(const Tensor& t, const Plan& plan) {
     between("tensor height", t.height, 1, 1 << 20);
     between("tensor width", t.width, 1, 1 << 20);
     if (t.vector()) {
-        between("vector height", t.height * t.width * t.stride, 1, 1);
+        for (int64_t size : {t.height, t.width, t.stride}) between("vector size", size, 1, 1);
         between("vector offset", t.offset, 0, (t.batched ? plan.batch : plan.arena) - t.channels);
         return;
     }

@@ -10,8 +10,8 @@ namespace {
 
 struct Max {
     static float start() { return -__builtin_inff(); }
-    static float join(float a, float b) { return a > b || a != a ? a : b; }
-    static LCNN_INLINE vf join(vf a, vf b) { return vmax(a, b); }
+    static float join(float a, float b) { return larger(a, b); }
+    static LCNN_INLINE vf join(vf a, vf b) { return larger(a, b); }
 };
 struct Sum {
     static float start() { return 0; }

@@ -134,13 +134,13 @@ void pair_of(const SparseMatrix& p, const float* response, int64_t below, const 
         float *to = line + i * stride, *kept = carry + i * stride;
 #pragma GCC unroll 12
         for (int j = 0; j < V; ++j) {
-            vf both = vmax(a[j], b[j]);
+            vf both = larger(a[j], b[j]);
             if (pairing == Pairing::two) {
                 store(to + j * VL, both);
                 continue;
             }
             vf before = load(kept + j * VL);
-            store(to + j * VL, vmax(before, pairing == Pairing::before ? both : a[j]));
+            store(to + j * VL, larger(before, pairing == Pairing::before ? both : a[j]));
             store(kept + j * VL, pairing == Pairing::before ? b[j] : both);
         }
     }

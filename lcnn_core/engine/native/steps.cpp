@@ -139,10 +139,10 @@ float reduce_cell(const float* plane, int64_t stride, int64_t y0, int64_t y1, in
     for (int64_t y = y0; y < y1; ++y) {
         const float* row = plane + y * stride;
         int64_t x = x0;
-        for (; x + VL <= x1; x += VL) lanes = sum ? lanes + load(row + x) : vmax(lanes, load(row + x));
-        for (; x < x1; ++x) rest = sum ? rest + row[x] : rest > row[x] || rest != rest ? rest : row[x];
+        for (; x + VL <= x1; x += VL) lanes = sum ? lanes + load(row + x) : larger(lanes, load(row + x));
+        for (; x < x1; ++x) rest = sum ? rest + row[x] : larger(rest, row[x]);
     }
-    for (int i = 0; i < VL; ++i) rest = sum ? rest + lanes[i] : rest > lanes[i] ? rest : lanes[i];
+    for (int i = 0; i < VL; ++i) rest = sum ? rest + lanes[i] : larger(rest, lanes[i]);
     return rest;
 }
 

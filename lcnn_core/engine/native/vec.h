@@ -93,6 +93,10 @@ static LCNN_INLINE vf vmin(vf bound, vf x) {
 #endif
 }
 
+/// The larger one; a NaN in either stays, as in PyTorch's max-pooling.
+static LCNN_INLINE vf larger(vf a, vf b) { return (vf)((vi)vmax(a, b) | (vi)(a != a)); }
+static LCNN_INLINE float larger(float a, float b) { return a > b || a != a ? a : b; }
+
 /// exp(x), relative error under 2e-7: 2^i * p(r), |r| <= ln2 / 2, Taylor to r^7; flushes below -87, saturates above 88.
 static LCNN_INLINE vf vexp(vf x) {
     vf bounded = vmin(splat(88.0f), vmax(splat(-87.0f), x));
