@@ -30,6 +30,7 @@ from lcnn_analyze.inputs import (
     is_imagenet,
     open_subject,
     plan_steps,
+    reference_options,
     reference_spec,
 )
 from lcnn_analyze.report import (
@@ -75,8 +76,9 @@ def analyze(
     rule = find_convention(convention)
     subject = open_subject(model, input_shape, name, architecture)
     costs = cost_table(subject.spec, convention, plan_steps(subject) if rule.needs_plan else None)
+    baselines = _baselines(subject, costs, baseline)
     if strict:
-        _require_complete(subject, costs)
+        _require_complete(subject, costs, baselines)
     points = _published_for(subject)
     return Report(
         schema_version=SCHEMA_VERSION,
@@ -93,7 +95,7 @@ def analyze(
                 architecture=subject.spec.architecture,
                 source=subject.source,
                 costs=costs,
-                baselines=_baselines(subject, costs, baseline),
+                baselines=baselines,
                 cross_check=_cross_check(subject, costs) if check else None,
                 accuracy=subject.accuracy,
                 memory=memory(subject.spec, costs),
@@ -135,7 +137,8 @@ def _baselines(subject: Subject, costs: CostTable, baseline: str | None) -> tupl
     if name is None or name == "twin":
         return (twin,)
     if not is_file(name):
-        return (twin, named_reference(costs, reference_spec(name, subject)))
+        options = reference_options(name, subject.spec, subject.arguments, whole=baseline is None)
+        return (twin, named_reference(costs, reference_spec(name, subject, options), options))
     other = open_subject(name)
     return (twin, other_checkpoint(costs, other.spec, other.name))
 
@@ -147,10 +150,11 @@ def _latency(subject: Subject, baseline: str | None) -> tuple[Measurement, ...]:
     from lcnn_analyze.bench.measured import measure_model
 
     named = None if baseline and is_file(baseline) else baseline or default_reference(subject)
-    return measure_model(
-        subject.make_module(), subject.spec.input_shape, subject.name, named if named != "twin" else None,
-        subject.arguments,
-    )  # fmt: skip
+    model, shape = subject.make_module(), subject.spec.input_shape
+    if named is None or named == "twin":
+        return measure_model(model, shape, subject.name)
+    options = reference_options(named, subject.spec, subject.arguments, whole=baseline is None)
+    return measure_model(model, shape, subject.name, named, options)
 
 
 def _health(subject: Subject, costs: CostTable) -> tuple[Finding, ...]:
@@ -160,13 +164,18 @@ def _health(subject: Subject, costs: CostTable) -> tuple[Finding, ...]:
     return (*found, *unprofitable(costs))
 
 
-def _require_complete(subject: Subject, costs: CostTable) -> None:
+def _require_complete(subject: Subject, costs: CostTable, baselines: Sequence[Baseline]) -> None:
     if costs.uncounted:
         first = costs.uncounted[0]
         raise UnsupportedLayerError(
             f"{subject.name} is counted in part: {first.operation} in {first.name or 'the model'} has no formula "
             f"({len(costs.uncounted)} such operations); leave out --strict to see the rest"
         )
+    for baseline in baselines:
+        if baseline.remark:
+            raise UnsupportedLayerError(
+                f"the baseline {baseline.name} is no whole count: {baseline.remark}; leave out --strict to see the rest"
+            )
 
 
 def _cross_check(subject: Subject, costs: CostTable) -> CrossCheck:

@@ -207,7 +207,8 @@ def paired(one: Mean, other: Mean) -> tuple[float, float]:
     if not points:
         return difference(one, other)
     count = len(points)
-    one_pair = math.sqrt(2) * (one.pooled or 0.0)
+    trained = one.error != 0 or other.error != 0  # what trains nothing has no seeds to differ by
+    one_pair = math.sqrt(2) * (one.pooled or 0.0) if trained else 0.0
     seeds = (_squares(points) / (count - 1) / count) ** 0.5 if count > 1 else one_pair
     return sum(points) / count, math.hypot(seeds, _over_images(one, other))
 

@@ -155,27 +155,42 @@ def is_file(name: str) -> bool:
     )
 
 
-def reference_spec(name: str, subject: Subject) -> ModelSpec:
-    """The architecture ``name`` for the same image and classes as ``subject``, without allocating its weights."""
-    if name == subject.spec.architecture and not any(layer.lookup for layer in subject.spec.layers):
-        return subject.spec
-    module = lcnn_core.build_named(name, **(_reference_options(name, subject) if _is_ours(name) else {})).model
+def reference_spec(name: str, subject: Subject, options: Mapping[str, Any]) -> ModelSpec:
+    """The architecture ``name``, with these options, for the image of ``subject``; no weights are allocated.
+
+    Raises ConfigError for one that does not take that image.
+    """
+    module = lcnn_core.build_named(name, **options).model
     try:
         return lcnn_core.describe(module, subject.spec.input_shape, architecture=name)
     except ShapeError as error:
         raise ConfigError(f"reference {name!r} does not fit {subject.name}, choose another: {error}") from None
 
 
-def _reference_options(name: str, subject: Subject) -> dict[str, Any]:
-    """Classes and channels of ``subject``; of the same family, all its options that the dense architecture has."""
+_OF_IMAGES = ("num_classes", "in_channels", "stem")
+"""Options of architectures that follow from the images."""
+
+
+def reference_options(
+    name: str, spec: ModelSpec, arguments: Mapping[str, Any], whole: bool = False
+) -> Mapping[str, Any]:
+    """The options of a named reference: the image and classes of the model that ``spec`` describes.
+
+    arguments: the options that model was built with. whole: take over all of them that the reference has, as its
+    dense counterpart does, and not only what follows from the images.
+    """
+    if not _is_ours(name):
+        return {}
     builder, _ = lcnn_core.models.resolve(name)
     _, pinned = lcnn_core.models.ALIASES.get(name, (name, {}))
-    family = name == default_reference(subject)
-    wanted = {**subject.arguments, "in_channels": subject.spec.input_shape[0]}
+    weighted = [layer for layer in spec.layers if layer.weight_size]
+    wanted = {**arguments, "in_channels": spec.input_shape[0]}
+    if weighted:
+        wanted["num_classes"] = weighted[-1].output_shape[0]
     return {
         key: value
         for key, value in wanted.items()
-        if key in builder.defaults and key not in pinned and (family or key in ("num_classes", "in_channels"))
+        if key in builder.defaults and key not in pinned and (whole or key in _OF_IMAGES)
     }
 
 

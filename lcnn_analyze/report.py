@@ -22,7 +22,7 @@ from lcnn_core import ConfigError, DataError, Finding
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 """Raised in the second place when something is added, in the first when a reader of the old form would break."""
 
 UNITS = "1 MAC = one multiplication and one addition = 2 FLOPs; every figure is for one image"
@@ -277,11 +277,15 @@ def metric_infos() -> tuple[MetricInfo, ...]:
 def spectrum_points(models: tuple[ModelReport, ...]) -> list[Point]:
     """A point for each model and data set, of its first accuracy metric, which is top-1 where there is one.
 
-    Speedups are against the named reference where all models share one, else against each model's dense twin.
+    Speedups are against the named reference where all models share one, of one size, else against each model's dense
+    twin.
     """
     measured = [model for model in models if model.accuracy]
-    references = {model.reference.name if model.reference else "" for model in measured}
-    shared = len(references) == 1 and references != {""}
+    first = measured[0].reference if measured else None
+    shared = first is not None and all(
+        model.reference and model.reference.name == first.name and model.reference.same_network(first)
+        for model in measured
+    )
     points = []
     for model in measured:
         baseline = model.reference if shared and model.reference else model.twin

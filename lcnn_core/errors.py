@@ -31,3 +31,8 @@ class UnsupportedLayerError(LcnnError):
 
 class TrainingError(LcnnError):
     """Training that cannot go on: a loss that is not finite, a layer that died, a disk that is full."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

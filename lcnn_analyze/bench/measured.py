@@ -24,15 +24,15 @@ def measure_model(
     input_shape: Sequence[int],
     name: str,
     reference: str | None = None,
-    arguments: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
     rounds: int = 10,
 ) -> tuple[Measurement, ...]:
     """Time ``model`` in the engine against its dense twin, and against ``reference`` by name, one image, one thread.
 
-    input_shape: without the batch. arguments: options of the model's architecture, which the reference takes over.
+    input_shape: without the batch. options: those of the reference (``reference_options``).
     Raises LcnnError where the engine's outputs disagree with PyTorch's: there is no speedup then.
     """
-    trial = partial(open_trial, model, input_shape, name, reference, arguments)
+    trial = partial(open_trial, model, input_shape, name, reference, options)
     report = bench([trial], contenders=QUICK, rounds=rounds)
     case = report.cases[0]
     engine = case.engine

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import lcnn_core
 from lcnn_analyze.bench.report import Kind, NetworkInfo, Target
 from lcnn_analyze.cost import TWIN
-from lcnn_analyze.inputs import default_reference, open_subject
+from lcnn_analyze.inputs import default_reference, open_subject, reference_options
 from lcnn_core import ConfigError, LookupLayer, ModelSpec, models, plain_layers, total_macs
 
 
@@ -61,15 +61,14 @@ def open_trial(
     input_shape: Sequence[int],
     name: str,
     reference: str | None = None,
-    arguments: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> Iterator[Trial]:
     """A Trial of ``model`` on ``input_shape`` (no batch) with its dense twin, and ``reference`` by name if given.
 
     The twin computes the model's function with dense layers. A reference that counts as the twin does is left out:
-    it is the same network. arguments: options of the model's own architecture, which the reference takes over where
-    it has them. more: the other fields of Trial. Raises ConfigError for a reference that does not take
-    this input or is not known.
+    it is the same network. options: those of the reference, by default the model's image and classes. more: the other
+    fields of Trial. Raises ConfigError for a reference that does not take this input or is not known.
     """
     shape = tuple(input_shape)
     model = model.eval()
@@ -78,7 +77,7 @@ def open_trial(
         twin = _network("twin", TWIN, plain_layers(model, "dense").eval(), shape, folder)
         baselines = [twin]
         if reference is not None:
-            dense = _reference(reference, lcnn.spec, arguments or {})
+            dense = _reference(reference, reference_options(reference, lcnn.spec, {}) if options is None else options)
             other = _network("reference", reference, dense, shape, folder)
             if (other.info.macs, other.info.parameters) != (twin.info.macs, twin.info.parameters):
                 baselines.append(other)
@@ -88,13 +87,18 @@ def open_trial(
 
 
 def open_file(
-    target: str | Path, reference: str | None = None, shape: Sequence[int] | None = None, name: str | None = None
+    target: str | Path,
+    reference: str | None = None,
+    shape: Sequence[int] | None = None,
+    name: str | None = None,
+    architecture: str | None = None,
 ) -> AbstractContextManager[Trial]:
     """A Trial of a checkpoint or a named architecture, with the top-1 that the file states, of test images if it can.
 
     reference: by default the dense architecture of the family. shape: without the batch; by default the model's own.
+    architecture: what a bare state dict holds.
     """
-    subject = open_subject(target, shape, name)
+    subject = open_subject(target, shape, name, architecture)
     if subject.make_module is None:
         raise ConfigError(f"{target} is a description without a model; give a checkpoint")
     named = reference or default_reference(subject)
@@ -105,7 +109,7 @@ def open_file(
         subject.spec.input_shape,
         subject.name,
         named,
-        subject.arguments,
+        reference_options(named, subject.spec, subject.arguments, whole=reference is None) if named else None,
         headline="reference" if named is not None and named.startswith("alexnet") else "twin",
         accuracy=", ".join(f"{one.percent:.1f} % {one.metric} on {one.dataset}" for one in tested),
     )
@@ -117,13 +121,8 @@ def _network(kind: Kind, name: str, model: nn.Module, shape: tuple[int, ...], fo
     return Network(kind, name, model, lcnn_core.describe(model, shape, architecture=name), own)
 
 
-def _reference(name: str, spec: ModelSpec, arguments: Mapping[str, Any]) -> nn.Module:
-    """The architecture for the same channels and classes, fresh weights from a fixed seed."""
-    builder, _ = models.resolve(name)
-    _, pinned = models.ALIASES.get(name, (name, {}))
-    shapes = {"num_classes": spec.layers[-1].output_shape[0], "in_channels": spec.input_shape[0]}
-    wanted = {**shapes, **arguments}
-    options = {key: value for key, value in wanted.items() if key in builder.defaults and key not in pinned}
+def _reference(name: str, options: Mapping[str, Any]) -> nn.Module:
+    """The architecture with fresh weights from a fixed seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return models.build(name, **options).eval()

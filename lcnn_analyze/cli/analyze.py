@@ -14,7 +14,7 @@ from lcnn_analyze import RENDERERS, Renderer, Report, compare
 from lcnn_analyze import analyze as analyze_model
 from lcnn_analyze.cli.errors import CHECK_FAILED, fail
 from lcnn_analyze.cli.limits import Limits, holds
-from lcnn_analyze.cli.output import print_report, write_file
+from lcnn_analyze.cli.output import check_output, print_report, write_file
 from lcnn_analyze.cost.conventions import CONVENTIONS
 from lcnn_analyze.render import renderer_for
 from lcnn_analyze.render.words import check_text
@@ -82,9 +82,12 @@ def analyze(
         raise ConfigError(f"--convention is {convention!r}; expected one of {', '.join(CONVENTIONS)}")
     shape = _shape(input_shape)
     limits = Limits.parse(fail_under_speedup, baseline, max_macs)
+    for path in (output, plot):
+        check_output(path)
+    asked = [name for name, value in (("--input-shape", shape), ("--arch", arch), ("--latency", latency)) if value]
     command = ctx.obj["command"]
     reports = [
-        _read(Path(model), convention, baseline, strict)
+        _read(Path(model), convention, baseline, strict, asked)
         if model.endswith(".json")
         else analyze_model(
             model,
@@ -145,9 +148,14 @@ def _names(models: Sequence[str]) -> list[str | None]:
     ]
 
 
-def _read(path: Path, convention: str | None, baseline: str | None, strict: bool) -> Report:
-    """A report written before, which must be what the options ask for: nothing is counted again."""
+def _read(path: Path, convention: str | None, baseline: str | None, strict: bool, asked: Sequence[str]) -> Report:
+    """A report written before, which must be what the options ask for: nothing is counted again.
+
+    asked: options that only a model can follow.
+    """
     report = _report(path)
+    if asked:
+        raise ConfigError(f"{asked[0]} cannot go with {path}, a report made before; analyze its model again")
     if convention not in (None, report.convention.name):
         raise ConfigError(
             f"--convention is {convention!r}, and {path} counts as {report.convention.name}; analyze its model again"
@@ -175,7 +183,10 @@ def _report(path: Path) -> Report:
         ) from None
     except UnicodeDecodeError:
         raise DataError(f"{path} is not text; expected a report written by --format json") from None
-    return Report.from_json(text)
+    try:
+        return Report.from_json(text)
+    except DataError as error:
+        raise DataError(f"{path}: {error}; expected a report written by --format json") from None
 
 
 def _check_result(report: Report) -> int:

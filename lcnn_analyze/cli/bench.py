@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lcnn_analyze.cli.errors import fail
-from lcnn_analyze.cli.output import PIPE_WIDTH, write_file
+from lcnn_analyze.cli.output import PIPE_WIDTH, check_output, write_file
 from lcnn_core import ConfigError
 
 if TYPE_CHECKING:
@@ -65,11 +65,14 @@ def bench(
     input_shape: Annotated[
         str | None, typer.Option(metavar="CxHxW", help="Input without the batch. [default: the model's own]")
     ] = None,
+    arch: Annotated[str | None, typer.Option(metavar="NAME", help="Network of a bare state dict.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No messages on stderr.")] = False,
 ) -> int:
     """Time a model in the engine, dense runtimes and PyTorch, in turns; no speedup where outputs disagree."""
     form = _format(format, output)
     picture = _picture(plot)
+    check_output(output)
+    check_output(plot)
     if kernels:
         return _kernels(form, output, quiet)
     if training:
@@ -82,7 +85,7 @@ def bench(
     shape = parse_shape(input_shape)
     trials: list[OpenTrial] = [
         *_suites(suite),
-        *(partial(open_file, model, reference, shape) for model in models or ()),
+        *(partial(open_file, model, reference, shape, architecture=arch) for model in models or ()),
     ]
     if not trials:
         raise ConfigError("nothing to time; give a checkpoint, --suite published, or --kernels")

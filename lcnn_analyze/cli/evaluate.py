@@ -55,6 +55,7 @@ def evaluate(
     ] = False,
 ) -> None:
     """Measure top-1 and top-5 accuracy; images are normalised as those that the network was trained on."""
+    from lcnn_analyze.cli.output import check_output
     from lcnn_core import evaluate_classes, join_processes
 
     if split not in SPLITS:
@@ -65,6 +66,7 @@ def evaluate(
         raise ConfigError("--store-as names what --store writes; give both")
     if confusion is not None and confusion.suffix != ".png":
         raise ConfigError(f"confusion is {str(confusion)!r}; expected a file that ends in .png")
+    check_output(confusion)
     options = {"resize": resize, "workers": workers, "unreadable_limit": unreadable_limit}
     subject = _open(checkpoint, arch, data, {k: v for k, v in options.items() if v is not None})
     if store and subject.checkpoint is None:

@@ -32,6 +32,7 @@ def export(
     storage: Annotated[
         str, typer.Option(metavar="TYPE", help="FILE.lcnn: weights of large fully connected layers; bfloat16 or int8.")
     ] = "float32",
+    arch: Annotated[str | None, typer.Option(metavar="NAME", help="Network of a bare state dict.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No messages on stderr.")] = False,
 ) -> int:
     """Write a model as a file that gives the same outputs at any batch size; one that does not is not written.
@@ -51,8 +52,9 @@ def export(
     from lcnn_analyze.cli.bench import parse_shape
     from lcnn_analyze.inputs import open_subject
 
-    subject = open_subject(model, parse_shape(input_shape))
-    assert subject.make_module is not None
+    subject = open_subject(model, parse_shape(input_shape), architecture=arch)
+    if subject.make_module is None:
+        raise ConfigError(f"{model} is a description without a model; give a checkpoint")
     module = subject.make_module().eval()
     x = torch.randn(2, *subject.spec.input_shape, generator=torch.Generator().manual_seed(0))
     with tempfile.TemporaryDirectory() as folder:

@@ -71,10 +71,12 @@ def fewshot(
         return shelf.network(f"split{split + 1}-{kind}", kind, images, replace(base, seed=seed + split))
 
     total = splits * resamplings * len(config.shots) * len(config.shares) * 2
+    done: set[tuple[int, int, int, str, float]] = set()
+    tunings = few_shot(dataset, family, trained, config, done)  # refuses what it cannot do, before a journal is begun
     with open_journal(output, settings, FewShotResult) as (results, add):
-        done = {result.key for result in results}
+        done |= {result.key for result in results}
         with counting("tuning", total, quiet) as show:
-            for result in few_shot(dataset, family, trained, config, done):
+            for result in tunings:
                 add(result)
                 results.append(result)
                 show(len(results))

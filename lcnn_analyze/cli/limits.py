@@ -29,6 +29,8 @@ class Limits:
         """From the command line. Raises ConfigError for what cannot be a limit."""
         if speedup is not None and not 0 < speedup < math.inf:
             raise ConfigError(f"--fail-under-speedup is {speedup}; expected a finite number above 0, such as 5")
+        if baseline == "":
+            raise ConfigError("--baseline is empty; expected twin, an architecture or a file")
         if speedup is not None and baseline is None:
             raise ConfigError(
                 f"--fail-under-speedup {speedup:g} needs --baseline: name twin, an architecture or a file"
@@ -58,7 +60,11 @@ class Limits:
         if self.speedup is None:
             return misses
         baseline = model.twin if self.twin else model.reference
-        if baseline is not None and baseline.speedup is not None and baseline.speedup < self.speedup:
+        if baseline is None:
+            return [*misses, "its report compares it with nothing but its dense twin; name a baseline that it has"]
+        if baseline.remark:
+            misses.append(f"{baseline.name} is no whole count: {baseline.remark}; a limit cannot be checked against it")
+        elif baseline.speedup is not None and baseline.speedup < self.speedup:
             misses.append(
                 f"{baseline.speedup:.3f}x counted speedup over {baseline.name} {under}{partial}; "
                 f"the limit is {self.speedup:g}x"

@@ -27,13 +27,17 @@ def print_report(report: Report, renderer: Renderer) -> None:
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
 
 
-def check_output(path: Path, source: Path) -> None:
+def check_output(path: Path | None, source: Path | None = None) -> None:
     """Before long work: raise ConfigError where its result would replace its source, OSError where it cannot be kept.
 
     Nothing is left behind by this.
     """
-    if path.resolve() == source.resolve():
+    if path is None:
+        return
+    if source is not None and path.resolve() == source.resolve():
         raise ConfigError(f"output {str(path)!r} is the network that it is made from; choose another -o")
+    if path.is_dir():
+        raise ConfigError(f"output {str(path)!r} is a folder; expected a file to write")
     with contextlib.suppress(_NotYet), atomic_write(path):
         raise _NotYet
 

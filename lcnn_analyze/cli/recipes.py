@@ -62,7 +62,7 @@ def _parsed(recipe: str, setting: str) -> tuple[str, Any]:
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        value = text
+        value = float(text) if text.strip("+-").lower() in ("nan", "inf", "infinity") else text
     return key, find_schedule(text) if key == "schedule" else value
 
 

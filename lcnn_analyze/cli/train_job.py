@@ -213,7 +213,7 @@ def _from_scratch(settings: Settings) -> Job:
     data = settings["data"]
     dataset = load_dataset(data, None, data_options(settings, data, models.input_shape_of(name, **sizes)[-1]))
     known = len(dataset.class_names)
-    classes = settings.get("num_classes") or known
+    classes = known if settings.get("num_classes") is None else settings["num_classes"]
     if classes < known:
         raise ConfigError(f"num_classes is {classes}, but {dataset.name} has {known} classes; expected {known} or more")
     arguments = {"num_classes": classes, "in_channels": dataset.input_shape[0], **sizes}

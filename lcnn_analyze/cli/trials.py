@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lcnn_analyze.cli.recipes import config_of, whole
 from lcnn_analyze.comparison import packed
-from lcnn_analyze.search import Axis, Search, Space, axes
+from lcnn_analyze.search import Axis, Search, Space, axes, import_optuna
 from lcnn_analyze.study import PLACES, Journal, Source, Trial, grid
 from lcnn_core import METHODS, ConfigError, Event, StateReached, atomic_write
 
@@ -65,6 +65,8 @@ class Plan:
                     f"vary is {axis.name}={axis.low:g}..{axis.high:g}; expected a whole number in between"
                 )
             self._try(axis)
+        if self.points:
+            import_optuna()
         names = [trial.name for trial in self.trials]
         if len(set(names)) < len(names):
             raise ConfigError(f"methods are {list(self.recipes)}; two of them have the same folder name, choose others")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from lcnn_analyze.cost.table import CostTable, cost_table
 from lcnn_core import ModelSpec
@@ -23,6 +24,8 @@ class Baseline:
     parameters: int
     speedup: float | None
     """None for a model that multiplies nothing."""
+    remark: str = ""
+    """Why its MACs are no whole count, where they are none."""
 
     def same_network(self, other: Baseline) -> bool:
         """Whether both are one network, as far as their counts can tell."""
@@ -42,13 +45,19 @@ def dense_twin(costs: CostTable) -> Baseline:
     )
 
 
-def named_reference(costs: CostTable, reference: ModelSpec) -> Baseline:
-    """A named architecture, counted under ``published`` for an input of its own shape."""
+_OF_SIZE = ("widths", "blocks")
+"""Options that make another network of the same name."""
+
+
+def named_reference(costs: CostTable, reference: ModelSpec, options: Mapping[str, Any] | None = None) -> Baseline:
+    """A named architecture, built with these options, counted under ``published`` for an input of its own shape."""
     counted = cost_table(reference)
     macs, parameters = int(counted.totals["macs"] or 0), int(counted.totals["parameters"] or 0)
     shape = " x ".join(map(str, reference.input_shape))
-    definition = f"the architecture {reference.architecture} with a {shape} input"
-    return Baseline(reference.architecture, "reference", definition, macs, parameters, _speedup(macs, costs))
+    named = "".join(f", {key} {options[key]}" for key in _OF_SIZE if options and options.get(key) is not None)
+    definition = f"the architecture {reference.architecture}{named}, with a {shape} input"
+    speedup, remark = _speedup(macs, costs), counted.status["macs"].reason
+    return Baseline(reference.architecture, "reference", definition, macs, parameters, speedup, remark)
 
 
 def other_checkpoint(costs: CostTable, other: ModelSpec, name: str) -> Baseline:
@@ -57,7 +66,8 @@ def other_checkpoint(costs: CostTable, other: ModelSpec, name: str) -> Baseline:
     macs, storage = int(counted.totals["macs"] or 0), int(counted.totals["storage"] or 0)
     shape = " x ".join(map(str, other.input_shape))
     definition = f"the model in the file {name}, {other.architecture} with a {shape} input"
-    return Baseline(name, "checkpoint", definition, macs, storage, _speedup(macs, costs))
+    remark = counted.status["macs"].reason
+    return Baseline(name, "checkpoint", definition, macs, storage, _speedup(macs, costs), remark)
 
 
 def _speedup(macs: int, costs: CostTable) -> float | None:

@@ -77,11 +77,11 @@ def _weights_nnz(layer: LayerSpec, count: LayerCount) -> int | None:
 
 
 def _coefficients(layer: LayerSpec, count: LayerCount) -> int | None:
-    return layer.lookup.coefficients_size if layer.lookup else None
+    return layer.lookup.coefficients_size if layer.lookup and not layer.call else None
 
 
 def _coefficients_nnz(layer: LayerSpec, count: LayerCount) -> int | None:
-    return layer.lookup.coefficients_nnz if layer.lookup else None
+    return layer.lookup.coefficients_nnz if layer.lookup and not layer.call else None
 
 
 def _parameters(layer: LayerSpec, count: LayerCount) -> int | None:
@@ -99,16 +99,22 @@ def _storage(layer: LayerSpec, count: LayerCount) -> int | None:
 
 
 def _packed(layer: LayerSpec, count: LayerCount) -> int | None:
-    """Sparse weights as rows of (value, index) with the start of each row; dense where that is smaller."""
+    """Sparse matrices as rows of (value, index) with the start of each row; dense where that is smaller."""
     if not layer.parameters or not count.dense:
         return 4 * layer.parameters
-    dictionary, size, nonzeros = 0, layer.weight_size, layer.weight_nnz
-    if layer.lookup:
-        dictionary = layer.lookup.dictionary_nnz
-        size, nonzeros = layer.lookup.coefficients_size, layer.lookup.coefficients_nnz
     filters = layer.output_shape[0] if layer.kernel_size else layer.output_shape[-1]
-    sparse = 4 * size if nonzeros is None else 4 * (2 * nonzeros + filters + 1)
-    return 4 * (dictionary + layer.bias_size) + min(sparse, 4 * size)
+    if layer.lookup is None:
+        weights = _matrix_bytes(filters, layer.weight_size, layer.weight_nnz)
+    else:
+        k, p = layer.lookup.dictionary_size * layer.groups, layer.lookup
+        width = layer.input_shape[0 if layer.kernel_size else -1] // layer.groups
+        weights = _matrix_bytes(filters, p.coefficients_size, p.coefficients_nnz)
+        weights += 0 if p.identity else _matrix_bytes(k, k * width, p.dictionary_nnz)
+    return weights + 4 * layer.bias_size
+
+
+def _matrix_bytes(rows: int, size: int, nonzeros: int | None) -> int:
+    return 4 * size if nonzeros is None else 4 * min(2 * nonzeros + rows + 1, size)
 
 
 def _quotient(numerator: Number | None, denominator: Number | None) -> float | None:
@@ -127,7 +133,7 @@ def _share(row: Values, totals: Values) -> float | None:
     return _quotient(row["macs"], totals["macs"])
 
 
-_PACKED = "32-bit index per nonzero and start per filter where that is smaller than dense"
+_PACKED = "32-bit index per nonzero and start per row of D and P where that is smaller than dense"
 _NOT_STORED = "no indices, no identity dictionary; other layers: their parameters"
 _MACS, _SPARSE, _WEIGHTS = ("operations",), ("operations", "weights"), ("weights",)
 _LISTED = (

@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import matplotlib
 from markupsafe import Markup, escape
@@ -32,6 +33,8 @@ LOOKS = (
 """Of the first curve, the second and so on: the class in the page, the colour and the stroke in the picture."""
 MOST = len(LOOKS)
 """Curves that a chart can tell apart."""
+BESIDE = 0.012
+"""How far apart marks stand that would cover each other, as a share of the axis."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +145,8 @@ def inline(chart: Chart, name: str) -> Markup:
     """The chart for an HTML page; widths in percent, colours by class."""
     bottom, top = chart.y_bounds
 
-    def x(value: float, shift: float = 0.0) -> str:
-        return f"{7 + 91 * chart.place(value) + shift:.2f}%"
+    def x(value: float) -> str:
+        return f"{7 + 91 * chart.place(value):.2f}%"
 
     def y(value: float) -> float:
         return round(TOP + (HEIGHT - FLOOR - TOP) * (top - value) / (top - bottom), 1)
@@ -163,9 +166,8 @@ def inline(chart: Chart, name: str) -> Markup:
             f'<line class="level" x1="4%" x2="100%" y1="{y(level)}" y2="{y(level)}"/>'
             f'<text class="axis value" x="100%" y="{y(level) - 5}">{escape(safe(label))}</text>'
         )
-    for place, (curve, (style, _, _)) in enumerate(zip(chart.curves, looks_of(chart), strict=False)):
-        shift = _beside(chart, place) * 100
-        drawn += _inline_curve(chart, curve, style, lambda value, shift=shift: x(value, shift), y)  # type: ignore[misc]
+    for curve, at, (style, _, _) in zip(chart.curves, _places(chart), looks_of(chart), strict=False):
+        drawn += _inline_curve(chart, curve, style, [f"{7 + 91 * place:.2f}%" for place in at], y)
     drawn.append(
         f'<text class="axis" y="12">{escape(chart.y_label)}</text>'
         f'<text class="axis value" x="100%" y="{HEIGHT - 4}">{escape(chart.x_label)}</text>'
@@ -173,32 +175,57 @@ def inline(chart: Chart, name: str) -> Markup:
     return picture(drawn, chart.title, chart.description, name, HEIGHT)
 
 
-def _inline_curve(
-    chart: Chart, curve: Curve, style: str, x: Callable[[float], str], y: Callable[[float], float]
-) -> list[str]:
+def _inline_curve(chart: Chart, curve: Curve, style: str, at: Sequence[str], y: Callable[[float], float]) -> list[str]:
+    """``at``: where its marks lie along x."""
+    ends = list(zip(at, curve.marks, strict=True))
     drawn = [
-        f'<line class="curve {style}" x1="{x(a.x)}" y1="{y(a.y)}" x2="{x(b.x)}" y2="{y(b.y)}"/>'
-        for a, b in zip(curve.marks, curve.marks[1:], strict=False)
+        f'<line class="curve {style}" x1="{left}" y1="{y(a.y)}" x2="{right}" y2="{y(b.y)}"/>'
+        for (left, a), (right, b) in pairwise(ends)
         if curve.joined
     ]
-    for mark in curve.marks:
+    for x, mark in ends:
         text = f"{curve.label}, {mark.x:.4g}{chart.unit}: {mark.y:.2f}"
         if mark.low is not None and mark.high is not None:
             text += f" ({mark.low:.2f} to {mark.high:.2f})"
             low, high = chart.spread(mark)
-            drawn.append(
-                f'<line class="spread {style}" x1="{x(mark.x)}" x2="{x(mark.x)}" y1="{y(low)}" y2="{y(high)}"/>'
-            )
+            drawn.append(f'<line class="spread {style}" x1="{x}" x2="{x}" y1="{y(low)}" y2="{y(high)}"/>')
         drawn.append(
-            f'<circle class="mark {style}{" hollow" if mark.hollow else ""}" cx="{x(mark.x)}" cy="{y(mark.y)}" r="4.5">'
+            f'<circle class="mark {style}{" hollow" if mark.hollow else ""}" cx="{x}" cy="{y(mark.y)}" r="4.5">'
             f"<title>{escape(safe(text))}</title></circle>"
         )
     return drawn
 
 
-def _beside(chart: Chart, place: int) -> float:
-    """Shift along x, as a share of the axis, that keeps intervals at the same x apart."""
-    return (place - (len(chart.curves) - 1) / 2) * 0.012
+def _places(chart: Chart) -> list[list[float]]:
+    """Where the marks of each curve lie along x, as shares of the axis.
+
+    Each at its own value, but marks of several curves that would cover each other, or each other's spread: those
+    stand side by side around it.
+    """
+    left = [(place, number) for place, curve in enumerate(chart.curves) for number in range(len(curve.marks))]
+    left.sort(key=lambda one: (chart.curves[one[0]].marks[one[1]].x, one))
+    moved = [[chart.place(mark.x) for mark in curve.marks] for curve in chart.curves]
+    while left:
+        group = [left.pop(0)]
+        for one in group:  # which grows meanwhile
+            for other in list(left):
+                if other[0] not in dict(group) and _covers(chart, group[0], one, other):
+                    group.append(other)
+                    left.remove(other)
+        for rank, (place, number) in enumerate(sorted(group)):
+            moved[place][number] += (rank - (len(group) - 1) / 2) * BESIDE
+    return moved
+
+
+def _covers(chart: Chart, first: tuple[int, int], one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether ``other`` is as far along x as the ``first`` of a group, and would cover ``one`` of it."""
+    near = 0.02 * (chart.y_bounds[1] - chart.y_bounds[0])
+    start, mark, beside = (chart.curves[place].marks[number] for place, number in (first, one, other))
+    (low, high), (bottom, top) = (
+        (m.y, m.y) if m.low is None or m.high is None else chart.spread(m) for m in (mark, beside)
+    )
+    alike = abs(chart.place(start.x) - chart.place(beside.x)) < BESIDE
+    return alike and bottom - near <= high and low - near <= top
 
 
 def png(charts: Sequence[Chart]) -> bytes:
@@ -217,8 +244,9 @@ def png(charts: Sequence[Chart]) -> bytes:
 def _draw(axis: Axes, chart: Chart) -> None:
     if chart.level:
         axis.axhline(chart.level[1], color=MUTED, linestyle="--", linewidth=1, label=safe(chart.level[0]))
+    places = _places(chart)
     for place, (curve, (_, color, stroke)) in enumerate(zip(chart.curves, looks_of(chart), strict=False)):
-        at = [chart.place(mark.x) + _beside(chart, place) for mark in curve.marks]
+        at = places[place]
         spread = [[abs(m.y - chart.spread(m)[end]) for m in curve.marks] for end in (0, 1)]
         axis.errorbar(
             at, [m.y for m in curve.marks], spread, color=color, linestyle=stroke if curve.joined else "none",
@@ -233,4 +261,4 @@ def _draw(axis: Axes, chart: Chart) -> None:
     axis.set_title(safe(chart.title), loc="left", color=INK, fontweight="bold")
     axis.set_xlabel(chart.x_label)
     axis.set_ylabel(chart.y_label)
-    axis.legend(labelcolor=INK, facecolor="white", edgecolor="none", framealpha=0.85)
+    axis.legend(loc="upper left", bbox_to_anchor=(0, -0.17), ncols=3, labelcolor=INK, frameon=False)

@@ -59,18 +59,25 @@ def sweep_study(documents: Sequence[Document]) -> Study:
         alike([chart for pair in pairs for chart in _charts(*pair)]),
         # What was found stands before how to make it again, whichever the network.
         (*(table for pair in pairs for table in _tables(*pair)), *(t for d in documents for t in _trials(d))),
-        (*METHOD, *_methods_told(documents, lead)),
+        METHOD,
         tuple(fact for title, document in zip(lead, documents, strict=True) for fact in _facts(title, document)),
         documents[0] if not several else {"kind": "spectra", "studies": list(documents)},
-        (*NOTES, *(t + line for t, pair in zip(lead, pairs, strict=True) for line in _remarks(*pair))),
+        (
+            *_methods_told(documents, lead),
+            *NOTES,
+            *(t + line for t, pair in zip(lead, pairs, strict=True) for line in _remarks(*pair)),
+        ),
     )
 
 
 def _methods_told(documents: Sequence[Document], lead: Sequence[str]) -> list[str]:
-    """What each method is, once where all studies say the same of it."""
+    """What each method is that was tried, once where all studies say the same of it."""
     told: dict[str, dict[str, str]] = {}
     for document, network in zip(documents, lead, strict=True):
+        tried = {row["method"].partition(":")[0] for row in document["trials"]}
         for name, doc in document["methods"].items():
+            if name not in tried:
+                continue
             told.setdefault(name, {}).setdefault(doc, network)
     return [f"{net if len(docs) > 1 else ''}{name}: {doc}." for name, docs in told.items() for doc, net in docs.items()]
 

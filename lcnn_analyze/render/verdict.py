@@ -89,11 +89,11 @@ def _compared(points: Sequence[Mean]) -> list[float]:
 
 
 def _losses(main: Sequence[Mean], points: Sequence[Mean]) -> list[str]:
-    """Where methods without dictionaries, with any settings, beat all that have them, and where our default loses."""
+    """Where methods without dictionaries beat all that have them, with any settings, and where our default loses."""
     lines, won = [], []
     for target in targets_of(main):
         others = [mean for mean in at_target(points, target) if mean.base in ALTERNATIVES]
-        ours = [mean for mean in at_target(main, target) if mean.base not in ALTERNATIVES]
+        ours = [mean for mean in at_target(points, target) if mean.base not in ALTERNATIVES]
         if not others or not ours:
             continue
         first, rival = best(ours)[0], best(others)[0]

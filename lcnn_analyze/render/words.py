@@ -45,7 +45,8 @@ def totals(model: ModelReport) -> list[tuple[str, str]]:
     for baseline in model.baselines:
         share = f"{ratio_text(baseline.speedup)} counted speedup"
         same = ", the same as the dense twin" if same_as_twin(baseline, model) else ""
-        lines.append((f"vs {baseline.name}", f"{share} ({baseline.macs:,} MACs{same})"))
+        part = f", partial: {baseline.remark}" if baseline.remark else ""
+        lines.append((f"vs {baseline.name}", f"{share} ({baseline.macs:,} MACs{same}{part})"))
     if values.get("zero_macs"):
         lines.append(("if zeros were skipped", _zeros(model)))
     lines += [("measured", measured_text(measured)) for measured in model.latency]

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from lcnn_core.errors import CheckpointError
+
 MAX_VIEWS = 16
 """How often the bytes of a file may be seen through its tensors, on average. Tied weights are seen twice; without a
 limit, a small file could claim any number of weights and keep a reader busy for ever."""
+
+
+def check_names(tensors: Iterable[Tensor], source: str) -> None:
+    """Raise CheckpointError where names show the same bytes over and over: each name may come to be a copy."""
+    shown, held = 0, {}
+    for tensor in tensors:
+        shown += tensor.numel() * tensor.element_size()
+        if tensor.layout == torch.strided and not tensor.is_meta:
+            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    if shown > MAX_VIEWS * sum(held.values()):
+        raise CheckpointError(f"{source}: its names show the same bytes over {MAX_VIEWS} times; save it again")
 
 
 def view_fits(sizes: Sequence[int], strides: Sequence[int], offset: int, room: int) -> bool:

@@ -19,11 +19,12 @@ pass over fields that they do not know.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from torch import Tensor
 
+from lcnn_core.checkpoint.bounds import check_names
 from lcnn_core.checkpoint.record import FORMAT_VERSION, Checkpoint, Fresh, Normalization
 from lcnn_core.errors import CheckpointError, ConfigError
 from lcnn_core.spec import LookupConfig
@@ -78,17 +79,24 @@ def from_document(document: Any, tensors: Mapping[str, Tensor], source: str) -> 
         if not isinstance(document[name], kind):
             found = type(document[name]).__name__
             raise CheckpointError(f"{source}: {name!r} is a {found}, which no checkpoint holds; save it again")
+    check_names((tensor for tensor in tensors.values() if isinstance(tensor, Tensor)), source)
     try:
         return Checkpoint(
             architecture=document["architecture"],
             arguments=document["arguments"],
-            lookups={name: LookupConfig(**fields) for name, fields in document["lookups"].items()},
+            lookups={name: _known(LookupConfig, values) for name, values in document["lookups"].items()},
             input_shape=tuple(document["input_shape"]),
-            normalization=Normalization(**document["normalization"]) if document["normalization"] else None,
+            normalization=_known(Normalization, document["normalization"]) if document["normalization"] else None,
             class_names=tuple(document["class_names"]),
             metrics=tuple(document["metrics"]),
             provenance=document["provenance"],
             state_dict=Fresh(tensors),
         )
-    except (ConfigError, RecursionError, TypeError, ValueError) as error:
+    except (ConfigError, RecursionError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{source} holds a value that no checkpoint has: {error}") from error
+
+
+def _known(kind: type[Any], values: Mapping[str, Any]) -> Any:
+    """``kind`` of those of the values that are fields of it."""
+    names = {field.name for field in fields(kind)}
+    return kind(**{name: value for name, value in dict(values).items() if name in names})

@@ -7,6 +7,7 @@ file was vetted, and no failure falls back to anything less strict.
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,10 +25,14 @@ from lcnn_core.checkpoint.state_dicts import find_weights, restore
 from lcnn_core.checkpoint.zoo import build_named, is_architecture
 from lcnn_core.describe import describe
 from lcnn_core.errors import CheckpointError
+from lcnn_core.models import ALIASES
 from lcnn_core.spec import ModelSpec
 
 MAX_ACTIVATIONS = 4 << 30
 """Bytes that the values of one image may take at once in a network whose layers the file itself chose."""
+
+LARGE_IMAGE = 1 << 20
+"""Values of an image from which on that is looked at for our checkpoints too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +111,7 @@ def _checkpoint(request: Request, document: Any, weights: Any) -> Opened:
     shape = request.input_shape or checkpoint.input_shape
     name = checkpoint.architecture
     if name != CUSTOM:
+        _check_named(request, name, checkpoint.arguments)
         model = checkpoint.build(shared=True)
     elif request.architecture is None:
         raise CheckpointError(f"{request.path} holds a custom model; name its architecture with --arch")
@@ -113,7 +119,17 @@ def _checkpoint(request: Request, document: Any, weights: Any) -> Opened:
         name = request.architecture
         model = build_named(name, to="cpu", **request.arguments).model
         load_into(model, checkpoint)
+    if math.prod(shape) > LARGE_IMAGE:
+        _check_activations(request.path, model, shape)
     return Opened(model, name, shape, request.path, checkpoint, _odd(model))
+
+
+def _check_named(request: Request, name: str, arguments: Mapping[str, Any]) -> None:
+    """Raise CheckpointError where the caller names another architecture than the file does."""
+    asked = request.architecture and request.architecture.removeprefix("lcnn:")
+    canonical, pinned = ALIASES.get(asked or "", (asked, {}))
+    if asked is not None and (canonical != name or not pinned.items() <= dict(arguments).items()):
+        raise CheckpointError(f"{request.path} holds a {name}, not a {asked}; leave the architecture out")
 
 
 def _state_dict(request: Request, value: Any) -> Opened:

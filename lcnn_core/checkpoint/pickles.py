@@ -19,7 +19,7 @@ import torch
 
 from lcnn_core.checkpoint.archive import common_prefix, open_archive
 from lcnn_core.checkpoint.bounds import MAX_VIEWS, view_fits
-from lcnn_core.errors import CheckpointError
+from lcnn_core.errors import CheckpointError, first_line
 
 MAX_PICKLE = 64 << 20
 """Bytes of the pickle of one checkpoint, without its tensors' data."""
@@ -62,7 +62,7 @@ def load_plain(path: Path, mapped: bool = False) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and head.startswith(b"PK\3\4"))
     except Exception as error:  # torch's reader raises nearly every kind of exception on damaged files
-        raise CheckpointError(f"{path} cannot be loaded with weights_only=True: {_first_line(error)}") from error
+        raise CheckpointError(f"{path} cannot be loaded with weights_only=True: {first_line(error)}") from error
 
 
 def _vet_archive(path: Path) -> None:
@@ -154,7 +154,7 @@ class _Walk:
         try:
             return self._run(stream)
         except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise CheckpointError(f"{self.path}: its pickle is damaged: {_first_line(error)}") from error
+            raise CheckpointError(f"{self.path}: its pickle is damaged: {first_line(error)}") from error
 
     def _run(self, stream: Any) -> Any:
         stack: list[Any] = []
@@ -316,7 +316,3 @@ _CALLS: Mapping[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter": lambda walk, tensor, *arguments: tensor,
 }
 """Everything that a plain checkpoint calls, with what it means for the bounds; all else is refused."""
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,8 @@ from lcnn_core.models import resolve
 from lcnn_core.spec import LookupConfig
 
 FORMAT_VERSION = 1
+MAX_PLAIN = 200_000
+"""Values, of all levels, of each field of a checkpoint that is no tensor."""
 CUSTOM = "custom"
 """The architecture of a model that is not in ``MODELS``: it can be saved, and loaded into the user's own module."""
 
@@ -165,15 +167,21 @@ def _check_builds(
         raise ConfigError(f"the model is not the {architecture} that it is saved as: {error}") from error
 
 
-def plain(value: Any, where: str) -> Any:
-    """``value`` as text, finite numbers, booleans, None, lists and dicts with text keys; else ConfigError."""
+def plain(value: Any, where: str, room: Iterator[int] | None = None) -> Any:
+    """``value`` as text, finite numbers, booleans, None, lists and dicts with text keys; else ConfigError.
+
+    room: what is left of ``MAX_PLAIN``; a list that holds another twice over and over is short in a file only.
+    """
+    room = iter(range(MAX_PLAIN)) if room is None else room
+    if next(room, None) is None:
+        raise ConfigError(f"{where.partition('[')[0]} holds over {MAX_PLAIN} values; expected a few that describe it")
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
                 raise ConfigError(f"{where} has the key {key!r}; expected text")
-        return {str(key): plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+        return {str(key): plain(item, f"{where}[{key!r}]", room) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+        return [plain(item, f"{where}[{index}]", room) for index, item in enumerate(value)]
     if value is None or isinstance(value, bool):
         return value
     for kind in (str, int, float):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lcnn_core.errors import CheckpointError, ConfigError
+from lcnn_core.errors import CheckpointError, ConfigError, first_line
 from lcnn_core.layers.structure import set_lookup_layers_, swap
 from lcnn_core.meta import NothingToFill
 from lcnn_core.models import dense_twin
@@ -37,12 +37,22 @@ def assemble(
     No random number is drawn, and no weight is initialised only to be overwritten.
     """
     try:
+        _check_blocks(arguments, len(weights))
         model = skeleton(architecture, arguments, lookups)
-    except ConfigError as error:
-        raise CheckpointError(f"the checkpoint's architecture cannot be built: {error}") from error
+    except (ConfigError, RuntimeError, OverflowError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the checkpoint's architecture cannot be built: {first_line(error)}") from error
     check_fit(model, weights, architecture)
     model.load_state_dict(dict(weights), assign=True)
     return model
+
+
+def _check_blocks(arguments: Mapping[str, Any], tensors: int) -> None:
+    """Refuse more blocks than there are tensors before they are built: each has weights of its own."""
+    blocks, widths = arguments.get("blocks"), arguments.get("widths")
+    listed = blocks if isinstance(blocks, list | tuple) else [blocks] * (len(widths) if isinstance(widths, list) else 1)
+    count = sum(number for number in listed if isinstance(number, int))
+    if count > tensors:
+        raise ConfigError(f"blocks are {count}, and there are {tensors} tensors; the file is damaged, save it again")
 
 
 def load_weights(model: nn.Module, lookups: Mapping[str, LookupConfig], weights: Mapping[str, Tensor]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lcnn_core.checkpoint.bounds import is_finite
+from lcnn_core.checkpoint.bounds import check_names, is_finite
 from lcnn_core.checkpoint.restore import check_fit
 from lcnn_core.checkpoint.torchvision_shim import import_torchvision
 from lcnn_core.checkpoint.zoo import Named, build_named, channels_option
@@ -55,7 +55,12 @@ def find_weights(value: Any, source: str) -> Weights:
         raise CheckpointError(
             f"{source} holds {keys}; expected a state dict, bare or under one of {', '.join(NESTS + AVERAGES)}"
         )
-    kept = {name: t for name, t in found.items() if isinstance(t, Tensor) and name not in ("n_averaged", "")}
+    kept = {
+        name: tensor
+        for name, tensor in found.items()
+        if isinstance(name, str) and isinstance(tensor, Tensor) and name not in ("n_averaged", "")
+    }
+    check_names(kept.values(), source)
     tensors = _masked(_without_prefixes(kept, notes), notes, source)
     strange = [name for name, tensor in tensors.items() if tensor.layout != torch.strided or tensor.is_quantized]
     if strange:

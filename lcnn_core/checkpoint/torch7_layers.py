@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lcnn_core.checkpoint.torch7 import Object, Table
-from lcnn_core.errors import CheckpointError
+from lcnn_core.errors import CheckpointError, first_line
 from lcnn_core.layers import LookupConv2d
 
 MAX_CALLS = 10_000
@@ -28,14 +28,16 @@ MAX_GEOMETRY = 1024
 def to_module(value: Any, source: str) -> nn.Module:
     """The network in a value that ``torch7.read`` returned: the value itself, or the first field or entry that is one.
 
-    Shared modules stay shared. Raises CheckpointError, naming ``source``, for a class that is not in ``CLASSES``,
-    modules that contain themselves, and sizes that do not fit the weights.
+    Shared modules stay shared, and so do weights that lie in one storage. Raises CheckpointError, naming ``source``,
+    for a class that is not in ``CLASSES``, modules that contain themselves, and sizes that do not fit the weights.
     """
     try:
         builder = _Builder()
         return builder.build(_find_network(value)).eval()
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from error
+    except (RuntimeError, OverflowError) as error:
+        raise CheckpointError(f"{source}: a layer's sizes cannot be: {first_line(error)}") from error
 
 
 def _find_network(value: Any) -> Object:
@@ -81,7 +83,7 @@ class _Fields:
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() != math.prod(shape):
             found = tuple(value.shape) if isinstance(value, Tensor) else _shown(value)
             raise self.refuse(f"has the {name} {found}; expected numbers of shape {shape}")
-        return value.reshape(shape).clone()
+        return value.reshape(shape)
 
     def module(self, name: str) -> Object:
         value = self.fields.get(name)

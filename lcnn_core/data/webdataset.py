@@ -36,6 +36,9 @@ def load(argument: str, normalization: Normalization | None, options: DataOption
         if own:
             found[split] = Shards(own)
     top = max(max(shards.labels) for shards in found.values())
+    images = len(found["train"].labels)
+    if top >= images:
+        raise DataError(f"{folder} has the label {top}, and {images} training images; expected images of every class")
     names = _class_names(folder, top)
     check_classes_used(str(folder), names, torch.tensor(found["train"].labels))
     parts = {

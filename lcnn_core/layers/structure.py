@@ -9,7 +9,7 @@ from torch import nn
 
 from lcnn_core.errors import ConfigError
 from lcnn_core.layers import LAYERS
-from lcnn_core.layers.base import LookupLayer
+from lcnn_core.layers.base import LookupLayer, lookup_arguments
 from lcnn_core.layers.conv import LookupConv2d
 from lcnn_core.layers.linear import LookupLinear
 from lcnn_core.spec import LookupConfig
@@ -30,7 +30,7 @@ def set_lookup_layers_(model: nn.Module, table: Mapping[str, LookupConfig | None
         module = modules[name]
         if not isinstance(module, LookupLayer) and type(module) not in LAYERS:
             raise ConfigError(f"layer {name!r} is a {type(module).__name__}, which cannot become a lookup layer")
-        if config != (module.config if isinstance(module, LookupLayer) else None):
+        if not _has(module, config):
             replacements[module] = _made_like(module, config)
     if model in replacements:
         raise ConfigError(f"the model itself is a {type(model).__name__} and cannot be replaced in place")
@@ -60,6 +60,15 @@ def pack(model: nn.Module) -> nn.Module:
         id(layer): layer.pack() for layer in model.modules() if isinstance(layer, LookupLayer)
     }
     return copy.deepcopy(model, memo)
+
+
+def _has(module: nn.Module, config: LookupConfig | None) -> bool:
+    """Whether the layer is what ``config`` makes of it, threshold and l1 weight resolved."""
+    if config is None or not isinstance(module, LookupLayer):
+        return config is None and not isinstance(module, LookupLayer)
+    wanted = lookup_arguments(config, module.dense_shape[1], tuple(module.coefficients.shape[2:]), module.form)
+    own = {name: getattr(module.config, name) for name in wanted if name != "form"}
+    return all(wanted[name] == value for name, value in own.items())
 
 
 def _made_like(module: nn.Module, config: LookupConfig | None) -> nn.Module:

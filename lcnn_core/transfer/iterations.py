@@ -9,6 +9,7 @@ all three.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
@@ -18,7 +19,7 @@ from torch import nn
 
 from lcnn_core.data import Dataset, Split
 from lcnn_core.data.files import seed_of
-from lcnn_core.errors import ConfigError
+from lcnn_core.errors import ConfigError, TrainingError
 from lcnn_core.train import EpochFinished, Event, TrainConfig, evaluate, train
 from lcnn_core.train.schedule import SCHEDULES
 from lcnn_core.transfer.networks import Family, carry_dictionaries_, freeze_dictionaries_
@@ -56,7 +57,10 @@ class FewIterationConfig:
 
 @dataclass(frozen=True)
 class FewIterationResult:
-    """One training of the deeper network: top-1 on validation and test images after so many iterations."""
+    """One training of the deeper network: top-1 on validation and test images after so many iterations.
+
+    Accuracies are 0 from where it diverged on, so that its rate is not chosen.
+    """
 
     seed: int
     way: str
@@ -99,9 +103,12 @@ def few_iteration(
             carry_dictionaries_(model, shallow(number))
             freeze_dictionaries_(model)
         curve = _Curve(model, measured["test"])
-        train(model, small, _training(config, rate, seed), curve)
-        points = tuple(config.every * (place + 1) for place in range(len(curve.test)))
-        yield FewIterationResult(number, way, rate, points, tuple(curve.validation), tuple(curve.test))
+        with suppress(TrainingError):
+            train(model, small, _training(config, rate, seed), curve)
+        points = tuple(range(config.every, config.iterations + 1, config.every))
+        diverged = [0.0] * (len(points) - len(curve.test))
+        validation, test = (*curve.validation, *diverged), (*curve.test, *diverged)
+        yield FewIterationResult(number, way, rate, points, validation, test)
 
 
 def _training(config: FewIterationConfig, rate: float, seed: int) -> TrainConfig:

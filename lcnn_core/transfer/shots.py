@@ -25,7 +25,7 @@ from lcnn_core.train.evaluation import evaluate
 from lcnn_core.train.objective import l1_penalty
 from lcnn_core.train.zeros import keep_zeros
 from lcnn_core.transfer.networks import Family, Kind, carry_pretrained_, classifier_name, freeze_dictionaries_
-from lcnn_core.transfer.subsets import class_splits, draw, only_classes, read_once
+from lcnn_core.transfer.subsets import check_classes, class_splits, draw, only_classes, read_once
 
 KINDS: tuple[Kind, ...] = ("lcnn", "cnn")
 _NORMS = nn.modules.batchnorm._BatchNorm
@@ -100,9 +100,26 @@ def few_shot(
     """Every tuning of the protocol, one after the other; those whose ``key`` is in ``done`` are left out.
 
     base: called once for each split and kind that has something left to do. Results depend on ``config`` and on the
-    base networks only, so that an interrupted study goes on with what it had.
+    base networks only, so that an interrupted study goes on with what it had. Raises ConfigError and DataError, before
+    anything is trained, for more novel classes or images of a class than there are.
     """
     splits = class_splits(len(dataset.class_names), config.novel, config.splits, config.seed)
+    for images, count in (
+        (dataset.train, max(config.shots)), (dataset.validation, config.validation_images),
+        (dataset.test, config.test_images),
+    ):  # fmt: skip
+        check_classes(images, count)
+    return _tunings(dataset, family, base, config, done, splits)
+
+
+def _tunings(
+    dataset: Dataset,
+    family: Family,
+    base: BaseNetwork,
+    config: FewShotConfig,
+    done: Collection[tuple[int, int, int, str, float]],
+    splits: Sequence[Sequence[int]],
+) -> Iterator[FewShotResult]:
     for split, novel in enumerate(splits):
         rest = [number for number in range(len(dataset.class_names)) if number not in novel]
         base_data, novel_data = only_classes(dataset, rest), only_classes(dataset, novel)

@@ -63,16 +63,22 @@ def only_classes(dataset: Dataset, classes: Sequence[int]) -> Dataset:
     )
 
 
+def check_classes(images: Images, count: int) -> None:
+    """Raise DataError where a class has fewer images than ``count``."""
+    for label, found in enumerate(images.labels.bincount().tolist()):
+        if found < count:
+            raise DataError(f"class {label} has {found} images, {count} are wanted; ask for fewer")
+
+
 def draw(images: Images, count: int, generator: torch.Generator) -> Tensor:
     """Indices of ``count`` images of each class, at random without repetition, class by class: int64.
 
     Raises DataError when a class has fewer.
     """
+    check_classes(images, count)
     found = []
     for label in range(int(images.labels.max()) + 1):
         own = (images.labels == label).nonzero().flatten()
-        if len(own) < count:
-            raise DataError(f"class {label} has {len(own)} images, {count} are wanted; ask for fewer")
         found.append(own[torch.randperm(len(own), generator=generator)[:count]])
     return torch.cat(found)
 
