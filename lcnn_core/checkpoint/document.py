@@ -13,13 +13,14 @@
 
 The tensors are the module's state dict. Of a lookup layer: ``dictionary`` D (groups * k, m / groups), absent for the
 identity; ``coefficients`` P (n, k, *kernel), with entries that count as zero stored as zero; ``bias`` (n,). Readers
-pass over fields that they do not know.
+pass over fields that they do not know, but for those of a lookup layer and of the normalization: without them the
+network could be another one, and the file is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
@@ -84,9 +85,9 @@ def from_document(document: Any, tensors: Mapping[str, Tensor], source: str) -> 
         return Checkpoint(
             architecture=document["architecture"],
             arguments=document["arguments"],
-            lookups={name: _known(LookupConfig, values) for name, values in document["lookups"].items()},
+            lookups={name: LookupConfig(**fields) for name, fields in document["lookups"].items()},
             input_shape=tuple(document["input_shape"]),
-            normalization=_known(Normalization, document["normalization"]) if document["normalization"] else None,
+            normalization=Normalization(**document["normalization"]) if document["normalization"] else None,
             class_names=tuple(document["class_names"]),
             metrics=tuple(document["metrics"]),
             provenance=document["provenance"],
@@ -94,9 +95,3 @@ def from_document(document: Any, tensors: Mapping[str, Tensor], source: str) -> 
         )
     except (ConfigError, RecursionError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{source} holds a value that no checkpoint has: {error}") from error
-
-
-def _known(kind: type[Any], values: Mapping[str, Any]) -> Any:
-    """``kind`` of those of the values that are fields of it."""
-    names = {field.name for field in fields(kind)}
-    return kind(**{name: value for name, value in dict(values).items() if name in names})

@@ -104,11 +104,11 @@ def few_shot(
     anything is trained, for more novel classes or images of a class than there are.
     """
     splits = class_splits(len(dataset.class_names), config.novel, config.splits, config.seed)
-    for images, count in (
-        (dataset.train, max(config.shots)), (dataset.validation, config.validation_images),
-        (dataset.test, config.test_images),
-    ):  # fmt: skip
-        check_classes(images, count)
+    for novel in splits:
+        images = only_classes(dataset, novel)
+        check_classes(images.train, max(config.shots))
+        check_classes(images.validation, config.validation_images)
+        check_classes(images.test, config.test_images)
     return _tunings(dataset, family, base, config, done, splits)
 
 

@@ -11,6 +11,7 @@ import torch
 
 import lcnn_analyze.cli.bench
 import lcnn_analyze.cli.export
+import lcnn_core
 from lcnn_analyze.bench import bench as bench_module
 from lcnn_analyze.bench import kernels as kernels_module
 from lcnn_analyze.bench.contenders import CONTENDERS, Contender, Ready, StepTime
@@ -120,6 +121,8 @@ def test_a_suite_runs_its_configurations_at_batch_1_and_8(monkeypatch, capsys):
         ([MODEL, "--only", "nope"], 2, "unknown contender 'nope'"),
         ([MODEL, "--reference", "alexnot"], 2, "unknown architecture 'alexnot'"),
         (["gone.pt"], 3, "gone.pt does not exist"),
+        ([MODEL, "-f", "md", "-o", "."], 2, "output '.' is a folder; expected a file to write"),
+        ([MODEL, "-o", "none/b.md"], 5, "cannot write 'none/b.md'"),
     ],
 )
 def test_errors_are_one_line_and_an_exit_code(arguments, code, message, capsys):
@@ -194,6 +197,20 @@ def test_stored_weights_are_exported_to_plans_only(tmp_path, capsys, monkeypatch
     assert (tmp_path / "bytes.lcnn").stat().st_size < (tmp_path / "float.lcnn").stat().st_size
     assert export(MODEL, str(tmp_path / "m.onnx"), "--storage", "int8") == 2
     assert "--storage int8 is for FILE.lcnn; .onnx holds float32, leave it out" in capsys.readouterr().err
+
+
+def test_what_is_no_network_of_ours_is_named_or_refused(tmp_path, capsys):
+    torch.save({"fc.weight": torch.ones(2, 3)}, tmp_path / "odd.pt")
+    torch.save(build(MODEL).state_dict(), tmp_path / "bare.pt")
+    lcnn_core.export_onnx(build(MODEL), torch.zeros(1, 1, 8, 8), tmp_path / "graph.onnx")
+    capsys.readouterr()
+    for call in (lambda *a: export(*a, str(tmp_path / "out.lcnn")), bench):
+        assert call(str(tmp_path / "graph.onnx")) == 2
+        assert "graph.onnx is a description without a model; give a checkpoint" in capsys.readouterr().err
+        assert call(str(tmp_path / "odd.pt")) == 3
+        assert "name it with --arch" in capsys.readouterr().err
+    assert export(str(tmp_path / "bare.pt"), str(tmp_path / "out.lcnn"), "--arch", MODEL) == 0
+    assert bench(str(tmp_path / "bare.pt"), "--arch", MODEL) == 0
 
 
 def test_unknown_formats_are_refused_before_anything_is_read(capsys):

@@ -95,6 +95,11 @@ def test_a_bare_state_dict_is_named_and_the_table_says_what_each_layer_became(
         (["DENSE", "--data", "fake:40x10"], 2, "dense.pt takes images of shape (1, 8, 8)"),
         (["DENSE", "-o", "DENSE"], 2, "is the network that it is made from; choose another -o"),
         (["DENSE", "-o", "none/x.pt"], 5, "cannot write 'none/x.pt'"),
+        (
+            ["--arch", "resnet18", "--weights", "DENSE"],
+            3,
+            "holds a digits-resnet, not a resnet18; leave the arch",
+        ),
         (["DENSE", "-o", "x.onnx"], 2, "output 'x.onnx' ends in .onnx; expected .pt or .safetensors"),
     ],
 )

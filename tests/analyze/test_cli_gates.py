@@ -59,6 +59,10 @@ def test_limits_that_are_kept_say_nothing(analyze):
         (["dense.pt", "--fail-under-speedup", "2", "--baseline", "digits-resnet"], "over digits-resnet counted as"),
         (["a.pt", "--fail-under-speedup", "1", "--baseline", "b.pt"], "x counted speedup over b counted as published"),
         (["digits-resnet-lcnn", "--max-macs", "1k"], "(partial: weights are not loaded"),
+        (
+            ["a.pt", "--fail-under-speedup", "0.1", "--baseline", "digits-resnet-lcnn"],
+            "digits-resnet-lcnn is no whole count: weights are not loaded: every entry of P counts as nonzero, an",
+        ),
     ],
 )
 def test_limits_that_are_broken_exit_1_and_name_the_figures(analyze, arguments, message):
@@ -88,6 +92,10 @@ def test_every_model_is_held_to_the_limits(analyze):
         (["pruned.onnx", "--convention", "executed"], "is a description without a model"),
         (["pruned.onnx", "--latency"], "is a description without a model; only a model can be timed"),
         (["a.pt", "--baseline", "missing.pt"], "missing.pt does not exist"),
+        (["a.pt", "--baseline", ""], "--baseline is empty; expected twin, an architecture or a file"),
+        (["a.pt", "-o", "."], "'.' ends in ''"),
+        (["a.pt", "-f", "md", "-o", "."], "output '.' is a folder; expected a file to write"),
+        (["a.pt", "--arch", "resnet18"], "a.pt holds a digits-resnet-lcnn, not a resnet18; leave the architecture out"),
         (["pruned.pth"], "pruned.pth fits small-resnet and digits-resnet, for different images; name one with --arch"),
         (["pruned.pth", "--arch", "digits-resnut"], "unknown architecture 'digits-resnut'; did you mean digits-resnet"),
     ],
@@ -114,6 +122,8 @@ def kept(folder):
         (["kept.json", "--fail-under-speedup", "9", "--baseline", "dense.pt"], 2, "--baseline is 'dense.pt', and kept"),
         (["kept.json", "--fail-under-speedup", "9", "--baseline", "./b.pt"], 1, "x counted speedup over b counted as"),
         (["kept.json", "--convention", "executed"], 2, "--convention is 'executed', and kept.json counts as published"),
+        (["kept.json", "--input-shape", "1x16x16"], 2, "--input-shape cannot go with kept.json, a report made before"),
+        (["kept.json", "--latency"], 2, "--latency cannot go with kept.json"),
         (["kept.json", "--check"], 1, "check: a: its report holds no second count; analyze it again"),
         (["part.json", "--strict"], 4, "part.json: resized is counted in part: 1 calls of operations without"),
     ],
@@ -230,6 +240,14 @@ def test_no_limit_holds_for_a_model_that_is_counted_in_part(analyze, folder):
         {"name": "body", "operation": "aten.lstm", "calls": 1, "reason": "no formula"}
     ]
     (folder / "part.json").write_text(json.dumps(report))
+    (folder / "alone.json").write_text(lcnn_analyze.analyze(nn.Conv2d(1, 2, 3), (1, 8, 8), baseline="twin").to_json())
+    code, _, err = analyze("alone.json", "--fail-under-speedup", "0.1", "--baseline", "b.pt")
+    assert code == 2
+    assert "compares Conv2d with dense twin; analyze it again" in err
+    (folder / "empty.json").write_text("")
+    code, _, err = analyze("empty.json")
+    assert (code, err.count("\n")) == (3, 1)
+    assert "empty.json: not a report" in err
     code, _, err = analyze("part.json", "--max-macs", "100G")
     assert code == 1
     assert "aten.lstm in body has no formula (1 such operations); a limit cannot be checked" in err

@@ -36,7 +36,7 @@ from lcnn_core import (
     evaluate,
     load_dataset,
 )
-from lcnn_core.compress import measured
+from lcnn_core.compress import from_dense, measured
 
 TINY = ("--model", "digits-resnet", "--batch-size", "128", "--lr", "0.1")
 
@@ -243,6 +243,8 @@ def test_mistakes_are_one_line_and_the_right_exit_code(
         (["digits-resnet"], 2, "digits-resnet is an architecture without weights; expected a checkpoint or a state"),
         (["DENSE", "--store-as", "x"], 2, "--store-as names what --store writes; give both"),
         (["DENSE", "--confusion", "x.gif"], 2, "confusion is 'x.gif'; expected a file that ends in .png"),
+        (["DENSE", "--confusion", "none/c.png"], 5, "cannot write 'none/c.png'"),
+        (["DENSE", "--arch", "resnet18"], 3, "not a resnet18; leave the architecture out"),
         (["DENSE", "--crops", "10"], 2, "crops is 10; expected 1: these images are just as large"),
         (["DENSE", "--split", "dev"], 2, "split is 'dev'; expected one of test, validation, train"),
         (["DENSE", "--batch-size", "0"], 2, "batch size is 0; expected 1 or more"),
@@ -331,7 +333,7 @@ def test_an_interrupt_before_training_says_that_nothing_changed(
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(measured, "options_of", stopped)
+    monkeypatch.setattr(*(from_dense, "kept_sizes") if again else (measured, "options_of"), stopped)
     capsys.readouterr()
     assert (lcnn("train", "--resume", folder) if again else lcnn(*arguments, "-o", folder)) == 130  # type: ignore[arg-type]
     told = f"and the run is as it was; go on with --resume {folder}" if again else "and nothing written; start it again"

@@ -170,6 +170,8 @@ def test_more_outputs_than_classes(tmp_path: Path, capsys: pytest.CaptureFixture
     assert checkpoint.load(tmp_path / "m.pt").arguments["num_classes"] == 12
     assert lcnn("--model", "digits-resnet", "--num-classes", 5, "-o", tmp_path / "n.pt") == 2
     assert "num_classes is 5, but digits has 10 classes; expected 10 or more" in capsys.readouterr().err
+    assert lcnn("--model", "digits-resnet", "--num-classes", 0, "-o", tmp_path / "n.pt") == 2
+    assert "num_classes is 0, but digits has 10 classes; expected 10 or more" in capsys.readouterr().err
 
 
 # --- settings in files -------------------------------------------------------------------------------------------

@@ -191,6 +191,27 @@ def test_a_chart_draws_every_mark_to_scale_and_cuts_what_cannot_be():
     assert png((chart, middle)).startswith(b"\x89PNG")
 
 
+def test_marks_stand_where_they_are_and_side_by_side_only_where_they_would_cover_each_other():
+    curves = (
+        Curve("a", (Mark(3, 94.0, 93.9, 94.1), Mark(10, 93.0, 92.9, 93.1))),
+        Curve("b", (Mark(3, 94.05, 93.95, 94.15), Mark(10, 90.0, 89.9, 90.1))),
+        Curve("c", (Mark(3, 90.0), Mark(4, 93.0))),
+    )
+    chart = Chart("t", "x", "y", curves, log=True, named=(3, 10))
+    circles = ElementTree.fromstring(inline(chart, "n")).iter("circle")
+    a3, a10, b3, b10, c3, _ = (float(circle.get("cx")[:-1]) for circle in circles)
+    assert a10 == b10  # far apart: each at its own speedup
+    assert c3 == pytest.approx((a3 + b3) / 2, abs=0.02)  # as is what covers nothing
+    assert 0.8 < b3 - a3 < 1.5
+
+
+def test_what_is_refused_leaves_a_folder_for_the_next(tmp_path, capsys):
+    for options in (("--novel", "0"), ("--shots", "1,1000")):
+        assert study("fewshot", tmp_path / "out", *options) in (2, 3)
+        assert capsys.readouterr().err.count("\n") == 1
+        assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
 def test_labels_from_files_stay_text():
     chart = Chart("<b>", "x", "y", (Curve("<script>", (Mark(1, 1), Mark(2, 2))),))
     assert "<script>" not in inline(chart, "n")

@@ -151,6 +151,10 @@ def test_ablations_are_compared_seed_by_seed() -> None:
     # One seed in common: that of its difference is sqrt(2) times the deviation of one training, here of the method's.
     expected = (2 * statistics.variance([90, 92, 97]) + one.sampling**2 + base.sampling**2) ** 0.5
     assert paired(one, base) == (pytest.approx(3.0), pytest.approx(expected))
+    fixed = means(many({("post-training", 3.0): [0.9], ("post-training:images=64", 3.0): [0.905], **values}))
+    plain, few = (mean for mean in fixed if mean.base == "post-training")
+    points, error = paired(few, plain)
+    assert (points, error) == (pytest.approx(0.5), pytest.approx((plain.sampling**2 + few.sampling**2) ** 0.5))
     apart = dataclasses.replace(one, seeds=(7,))
     assert paired(apart, base) == difference(apart, base)
 
@@ -234,6 +238,10 @@ def test_a_baseline_counts_with_its_best_settings_and_a_tie_says_how_many_seeds_
     study = sweep_study([document(many(points))])
     assert study.findings[0].endswith(": from-dense (2 seeds) or pruning (1 seed) (a tie) at 9x.")
     assert study.findings[1].startswith("LCNN loses at 9x: pruning:ranking=fisher is 3.00 ± ")
+    points["from-dense:forms=measured", 9.0] = [0.92, 0.922]
+    study = sweep_study([document(many(points))])
+    assert study.findings[1].startswith("LCNN loses at 9x: pruning:ranking=fisher is 1.00 ± ")
+    assert study.findings[1].endswith(" points ahead of from-dense:forms=measured, the best with dictionaries.")
     assert [row[:2] for row in study.tables[1].rows][1] == ("with ranking = fisher", "9x")
 
 
@@ -343,9 +351,9 @@ def test_several_studies_are_one_page_each_named() -> None:
     found = [(name, what) for name in ("net on images", "other on images") for what in ("every point", "ablation")]
     assert titles[:4] == found
     assert [what for _, what in titles[4:]] == 2 * ["each trial again"]
-    assert [line for line in study.method if line.startswith(("net: ", "other: "))] == []
+    assert [line for line in study.notes if line.startswith(("net: p", "other: p"))] == []
     two[1]["methods"] = {**two[1]["methods"], "pruning": "at another rate"}
-    told = [line for line in sweep_study(two).method if "pruning: " in line]
+    told = [line for line in sweep_study(two).notes if "pruning: " in line]
     assert (told[0].startswith("net: pruning: "), told[1:]) == (True, ["other: pruning: at another rate."])
     page = rendered.files(study, "spectrum")["spectrum.md"].decode()
     assert "![net on images: accuracy against counted speedup; other on images" in page

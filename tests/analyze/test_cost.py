@@ -215,6 +215,7 @@ def test_shared_layers_cost_by_call_and_are_stored_once():
     first, second = (layer.values for layer in costs.layers)
     assert first["macs"] == second["macs"] > 0
     assert (first["storage"], second["storage"]) == (16 + 50, 0)
+    assert (costs.totals["coefficients"], costs.totals["coefficients_nnz"]) == (8 * 2 * 9, 50)
     assert costs.totals["dense_parameters"] == 8 * 8 * 9
 
 
@@ -310,6 +311,11 @@ def test_packed_bytes_by_hand():
     assert by_name["body.1"] == 4 * (2 * 40 + 17)
     assert by_name["head"] == 4 * 170
     assert by_name["norm"] == 4 * 16
+    body = next(layer for layer in spec().layers if layer.name == "body.0")
+    k, width = body.lookup.dictionary_size, body.input_shape[0]
+    few = replace(body, lookup=replace(body.lookup, dictionary_nnz=5))
+    (layer,) = cost_table(ModelSpec("few", body.input_shape, (few,), (), few.parameters)).layers
+    assert layer.values["packed_bytes"] == 4 * min(2 * 5 + k + 1, k * width) + 4 * (2 * 60 + 17)
     sparse = replace(linear("head", 16, 10), weight_nnz=20)
     costs = cost_table(ModelSpec("pruned", (16,), (sparse,), (), sparse.parameters))
     assert costs.totals["packed_bytes"] == 4 * 10 + 4 * (2 * 20 + 11)

@@ -90,7 +90,7 @@ def test_the_schema_describes_every_field_and_requires_them():
     [
         (lambda d: d.pop("title"), "report.title is missing"),
         (lambda d: d.update(title=3), "report.title is 3; expected str"),
-        (lambda d: d.update(schema_version="2.0"), "schema_version is '2.0'; this version reads 1.1"),
+        (lambda d: d.update(schema_version="2.0"), "schema_version is '2.0'; this version reads 1.2"),
         (lambda d: d.pop("schema_version"), "schema_version is missing"),
         (lambda d: d["models"][0]["costs"].update(layers=[7]), r"costs.layers\[0\] is 7; expected an object"),
         (lambda d: d["models"][0]["costs"]["totals"].update(macs="many"), "totals.macs is 'many'"),
@@ -218,6 +218,42 @@ def test_a_reference_has_the_classes_and_channels_of_the_model():
     model = analyze(kept).model
     assert model.reference.name == "resnet10"
     assert (model.reference.macs, model.reference.parameters) == (model.twin.macs, model.twin.parameters)
+
+
+def test_a_reference_by_name_is_of_its_own_widths_and_the_familys_is_of_the_models(tmp_path):
+    kept = {}
+    for name, widths in (("whole", None), ("narrow", (8, 16, 32))):
+        arguments = {} if widths is None else {"widths": widths}
+        metrics = [{"name": "top1", "value": 0.9, "dataset": "digits"}]
+        model = build("digits-resnet", **arguments)
+        kept[name] = Checkpoint.from_model(model, architecture="digits-resnet", arguments=arguments, metrics=metrics)
+    family, named = analyze(kept["narrow"]), analyze(kept["narrow"], baseline="digits-resnet")
+    assert family.model.reference.macs == family.model.twin.macs
+    assert "widths [8, 16, 32], with a 1 x 8 x 8 input" in family.model.reference.definition
+    assert named.model.reference.macs == 1_058_432
+    assert named.model.reference.speedup == pytest.approx(1_058_432 / named.model.twin.macs)
+    mixed = compare([analyze(kept["whole"], name="whole"), analyze(kept["narrow"], name="narrow")])
+    assert {panel.baselines for panel in mixed.spectrum} == {("dense twin",)}  # no network that both stand against
+    alike = compare([analyze(one, name=name, baseline="digits-resnet") for name, one in kept.items()])
+    assert {panel.baselines for panel in alike.spectrum} == {("digits-resnet",)}
+
+
+def test_a_bare_state_dict_has_the_reference_of_its_classes(tmp_path):
+    model = build("resnet18-lcnn", num_classes=10)
+    torch.save(model.state_dict(), tmp_path / "bare.pt")
+    arguments = {"depth": 18, "num_classes": 10}
+    ours = analyze(Checkpoint.from_model(model, architecture="resnet-lcnn", arguments=arguments)).model.reference
+    bare = analyze(tmp_path / "bare.pt", architecture="resnet18-lcnn").model.reference
+    assert (bare.macs, bare.parameters) == (ours.macs, ours.parameters)
+
+
+def test_a_baseline_that_is_no_whole_count_says_so_and_strict_refuses_it():
+    model = build("digits-resnet")
+    reference = analyze(model, (1, 8, 8), baseline="digits-resnet-lcnn").model.reference
+    assert "an upper bound" in reference.remark
+    with pytest.raises(UnsupportedLayerError, match="the baseline digits-resnet-lcnn is no whole count: weights"):
+        analyze(model, (1, 8, 8), baseline="digits-resnet-lcnn", strict=True)
+    assert analyze(model, (1, 8, 8), baseline="digits-resnet", strict=True).model.reference.remark == ""
 
 
 def test_imagenet_points_are_shown_for_imagenet_models_only():

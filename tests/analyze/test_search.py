@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from lcnn_analyze.cli.app import app
+from lcnn_analyze.cli.errors import run
 from lcnn_analyze.search import Search, Space, axes
-from lcnn_core import ConfigError, TrainingError
+from lcnn_core import Checkpoint, ConfigError, TrainingError, build, save
 
 optuna = pytest.importorskip("optuna")
 
@@ -236,6 +239,15 @@ def test_without_optuna_one_line_says_so(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ConfigError, match=r"--trials needs Optuna, .*: pip install 'lcnn\[sweep\]'; or leave it out"):
         opened(tmp_path)
+
+
+def test_without_optuna_no_study_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The grid that the message advises is then free to use the folder."""
+    save(tmp_path / "dense.pt", Checkpoint.from_model(build("digits-resnet"), architecture="digits-resnet"))
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    arguments = ["spectrum", str(tmp_path / "dense.pt"), "--trials", "2", "-o", str(tmp_path / "s")]
+    assert run("lcnn", typer.main.get_command(app), arguments) == 2
+    assert not (tmp_path / "s" / "journal.jsonl").exists()
 
 
 def test_axes_are_ranges_and_choices() -> None:

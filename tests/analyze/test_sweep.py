@@ -436,6 +436,7 @@ def test_a_database_that_goes_away_in_mid_sweep_ends_it_with_one_line_and_the_wo
         (["DENSE", "--methods", "pruning:flor=1"], 2, "pruning has no setting 'flor'; did you mean floor?"),
         (["DENSE", "--methods", "pruning:floor"], 2, "method is 'pruning:floor'; expected METHOD:SETTING=VALUE"),
         (["DENSE", "--methods", "pruning:floor=x"], 2, "pruning:floor=x: a value is of the wrong kind"),
+        (["DENSE", "--methods", "pruning:lr=nan"], 2, "pruning:lr=nan: lr is nan; expected"),
         (["DENSE", "--ablate", "floor=7"], 2, "floor 7"),
         (["DENSE", "--speedups", "two"], 2, "--speedups is 'two'; expected numbers such as 1,2,4"),
         (["DENSE", "--speedups", "0.5"], 2, "speedup is 0.5; expected a finite number above 1"),

@@ -456,6 +456,8 @@ def test_archives_of_other_kinds_are_refused(tmp_path):
         ({"input_shape": ["a"]}, r"input_shape is \('a',\)"),
         ({"normalization": {"mean": [0.1]}}, r"missing 1 required positional argument: 'std'"),
         ({"normalization": {"mean": ["x"], "std": [1.0]}}, r"could not convert string to float"),
+        ({"normalization": {"mean": [10**400], "std": [1.0]}}, r"int too large to convert to float"),
+        ({"provenance": {"all": [[[0] * 60] * 60] * 60}}, r"provenance holds over 200000 values"),
         ({"lookups": {"fc": {"dictionary_size": 0}}}, r"dictionary_size is 0; expected a whole number of 1 or more"),
         ({"lookups": {"fc": 3}}, r"holds a value that no checkpoint has"),
         ({"lookups": {"fc": {"dictionary_size": 3, "rank": 1}}}, r"unexpected keyword argument 'rank'"),
@@ -473,6 +475,12 @@ def test_documents_with_wrong_fields_are_refused(suffix, changes, message, tmp_p
         ({"architecture": "resnett"}, r"architecture cannot be built: unknown architecture 'resnett'; did you mean"),
         ({"arguments": {"depth": 18}}, r"architecture cannot be built: digits-resnet-lcnn has no option 'depth'"),
         ({"arguments": {"widths": 3}}, r"architecture cannot be built: widths is 3"),
+        (
+            {"arguments": {"blocks": [10**9, 1, 1]}},
+            r"built: blocks are 1000000002, and there are \d+ tensors",
+        ),
+        ({"arguments": {"blocks": 10**9}}, r"cannot be built: blocks are 1000000000, and there are \d+ tensors"),
+        ({"arguments": {"num_classes": 2**62}}, r"architecture cannot be built: "),
         ({"lookups": {"conv9": {"dictionary_size": 3}}}, r"cannot be built: the model has no layer 'conv9'"),
         ({"lookups": {"bn1": {"dictionary_size": 3}}}, r"cannot be built: layer 'bn1' is a BatchNorm2d"),
         (

@@ -582,6 +582,10 @@ def test_structure_from_a_table_and_back():
     assert model[3].weight.shape == (24, 16, 3, 3)
     set_lookup_layers_(model, {"0": LookupConfig(3)})
     assert model[0].dictionary_size == 3
+    kept = model[0]
+    assert set_lookup_layers_(model, {"0": LookupConfig(3)}) == {}  # threshold and l1 weight follow from it as before
+    assert model[0] is kept
+    assert set_lookup_layers_(model, {"0": LookupConfig(3, threshold_scale=0.5)}).keys() == {kept}
 
 
 @pytest.mark.parametrize("dense", [nn.Conv2d(4, 6, (3, 2), 2, (1, 0), 2, 2, False, "circular"), nn.Linear(4, 6, False)])

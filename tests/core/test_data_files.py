@@ -382,6 +382,10 @@ def test_shards_are_what_the_folder_is(folder: Path, tmp_path: Path) -> None:
     (target / "classes.txt").write_text("cat\ndog\n")
     with pytest.raises(DataError, match=r"classes.txt lists 2 classes, but a label in the shards is 2"):
         load_dataset(f"webdataset:{target}")
+    (target / "classes.txt").unlink()
+    shard(target / "val-002.tar", {"1.jpg": b"x", "1.cls": b"9" * 18})
+    with pytest.raises(DataError, match=r"has the label 9{18}, and \d+ training images; expected images of"):
+        load_dataset(f"webdataset:{target}")
     shard(target / "val-002.tar", {"1.jpg": b"x"})
     with pytest.raises(DataError, match=r"val-002.tar: 1.jpg has no .cls; expected a class number"):
         load_dataset(f"webdataset:{target}")

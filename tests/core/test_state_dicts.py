@@ -59,6 +59,43 @@ def test_weights_are_found_in_nests_and_under_prefixes(tmp_path, wrap, architect
     assert opened.checkpoint is None
 
 
+def test_names_that_are_no_text_are_passed_over(tmp_path):
+    state = {**build("small-alexnet").state_dict(), 7: torch.ones(3)}
+    assert open_model(saved(tmp_path, state), "small-alexnet").architecture == "small-alexnet"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_tensor_under_hundreds_of_names_is_refused_before_it_is_copied(tmp_path, dtype):
+    one = torch.ones(512, 512, dtype=dtype)
+    path = saved(tmp_path, {f"l{number}.weight": one for number in range(300)})
+    assert path.stat().st_size < 2 << 20
+    with pytest.raises(CheckpointError, match=r"its names show the same bytes over 16 times; save it again"):
+        open_model(path)
+    tied = {"a.weight": one, "b.weight": one}
+    with pytest.raises(CheckpointError, match="of no architecture known here"):  # twice is usual
+        open_model(saved(tmp_path, tied))
+
+
+def test_lists_within_lists_are_short_in_a_file_only(tmp_path):
+    nested: list = [0] * 10
+    for _ in range(8):
+        nested = [nested] * 10
+    whole = Checkpoint.from_model(build("small-alexnet"), architecture="small-alexnet")
+    save(tmp_path / "c.pt", whole)
+    document = torch.load(tmp_path / "c.pt", weights_only=True) | {"provenance": {"history": nested}}
+    torch.save(document, tmp_path / "c.pt")
+    with pytest.raises(CheckpointError, match="provenance holds over 200000 values; expected a few that describe it"):
+        open_model(tmp_path / "c.pt")
+
+
+def test_an_image_too_large_for_the_memory_is_refused_before_it_is_run(tmp_path):
+    shape = (1, 40_000, 40_000)
+    whole = Checkpoint.from_model(build("small-alexnet"), architecture="small-alexnet", input_shape=shape)
+    save(tmp_path / "c.pt", whole)
+    with pytest.raises(CheckpointError, match=r"bytes for the values of one image of shape .*; give a smaller"):
+        open_model(tmp_path / "c.pt")
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".ckpt", ".bin", ".pth.tar", ".safetensors"])
 def test_every_usual_suffix(tmp_path, suffix):
     model = build("small-alexnet").eval()

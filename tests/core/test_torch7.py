@@ -248,6 +248,13 @@ def test_groups_join_concat_and_shared_modules(t7):
     assert net(torch.randn(2, 4, 5, 5)).shape == (2, 24, 5, 5)
 
 
+def test_modules_of_one_tensor_share_its_memory(t7):
+    weight = floats(5, 5)
+    layers = [Obj("nn.Linear", {"weight": weight}) for _ in range(4)]
+    net = network(t7, *layers)
+    assert len({layer.weight.data_ptr() for layer in net}) == 1
+
+
 @pytest.mark.parametrize(
     ("wrapped", "message"),
     [

@@ -320,6 +320,19 @@ def test_few_shot_options_that_make_no_sense(options, message):
         FewShotConfig(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"novel": 0}, ConfigError, "novel is 0 of 10 classes; expected 2 to 8"),
+        ({"shots": (1, 1000)}, DataError, r"class 0 has \d+ images, 1000 are wanted; ask for fewer"),
+        ({"validation_images": 9999}, DataError, r"class 0 has \d+ images, 9999 are wanted"),
+    ],
+)
+def test_few_shot_is_refused_before_anything_is_trained(digits, options, error, message):
+    with pytest.raises(error, match=message):
+        few_shot(digits, SMALL, None, replace(QUICK, **options))
+
+
 # Few-iteration
 
 
@@ -349,6 +362,15 @@ def test_few_iteration_freezes_carried_dictionaries_and_trains_the_rest(digits, 
     assert torch.equal(carried["layer2.1.conv1.dictionary"], source["layer2.0.conv2.dictionary"])
     again = list(few_iteration(digits, SMALL, {"blocks": 2}, lambda number: shallow, config, {results[0].key}))
     assert again == results[1:]
+
+
+def test_a_rate_at_which_a_training_diverges_is_not_chosen_and_ends_nothing(digits):
+    config = FewIterationConfig(iterations=4, every=2, seeds=1, rates=(1e6, 0.03), batch_size=8, images=20)
+    results = list(few_iteration(digits, SMALL, {"blocks": 2}, lambda number: SMALL.build("lcnn", 10, 5), config))
+    assert [result.rate for result in results] == [1e6, 0.03] * 3
+    assert all(result.iterations == (2, 4) and len(result.test) == len(result.validation) == 2 for result in results)
+    assert {result.validation[-1] for result in results if result.rate == 1e6} == {0.0}
+    assert all(result.validation[-1] > 0 for result in results if result.rate == 0.03)
 
 
 def test_few_iteration_options_that_make_no_sense():
