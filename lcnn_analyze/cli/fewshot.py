@@ -54,7 +54,13 @@ def fewshot(
     from lcnn_core import Dataset, FewShotConfig, FewShotResult, TrainConfig, few_shot, load_dataset, summarize_few_shot
 
     dataset = load_dataset(data)
-    config = FewShotConfig(novel, splits, resamplings, numbers("--shots", shots, int), rate, steps=steps, seed=seed)
+    # As many images to measure on as the protocol says, or as the smallest class has.
+    measured = {
+        name: min(getattr(FewShotConfig, name), int(part.labels.bincount().min()))
+        for name, part in (("validation_images", dataset.validation), ("test_images", dataset.test))
+    }
+    few = numbers("--shots", shots, int)
+    config = FewShotConfig(novel, splits, resamplings, few, rate, steps=steps, seed=seed, **measured)
     base = TrainConfig(epochs=epochs, batches_per_epoch=batches_per_epoch, lr=lr, seed=seed)
     family = make_family(dataset, model, preset, classifier)
     shelf = Shelf(output, family, ctx.obj["command"], quiet)

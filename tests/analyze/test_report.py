@@ -229,7 +229,7 @@ def test_a_reference_by_name_is_of_its_own_widths_and_the_familys_is_of_the_mode
         kept[name] = Checkpoint.from_model(model, architecture="digits-resnet", arguments=arguments, metrics=metrics)
     family, named = analyze(kept["narrow"]), analyze(kept["narrow"], baseline="digits-resnet")
     assert family.model.reference.macs == family.model.twin.macs
-    assert "widths [8, 16, 32], with a 1 x 8 x 8 input" in family.model.reference.definition
+    assert "widths [8, 16, 32], blocks [1, 1, 2], with a 1 x 8 x 8 input" in family.model.reference.definition
     assert named.model.reference.macs == 1_058_432
     assert named.model.reference.speedup == pytest.approx(1_058_432 / named.model.twin.macs)
     mixed = compare([analyze(kept["whole"], name="whole"), analyze(kept["narrow"], name="narrow")])
