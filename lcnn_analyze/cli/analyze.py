@@ -85,6 +85,8 @@ def analyze(
     for path in (output, plot):
         check_output(path)
     asked = [name for name, value in (("--input-shape", shape), ("--arch", arch), ("--latency", latency)) if value]
+    if not all(model.endswith(".json") for model in models):
+        asked = []  # they are for the others
     command = ctx.obj["command"]
     reports = [
         _read(Path(model), convention, baseline, strict, asked)
