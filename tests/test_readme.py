@@ -96,6 +96,14 @@ def test_speedups_reached_are_those_of_the_bench():
     assert [row for row in found if row not in bench] == []
 
 
+def test_speedups_of_trained_networks_are_those_of_the_bench():
+    summary = (ROOT / "reports" / "engine" / "trained.md").read_text().split("###")[1]
+    bench = [[row[0], row[3].partition(" %")[0], *row[5:10]] for row in rows(summary) if row[1] == "1"]  # of one image
+    _, *found = [row for row in rows(REACHES) if len(row) == 7]
+    assert found == bench
+    assert len(found) == 2
+
+
 def test_the_quickstarts_table_is_its_report():
     models = json.loads((ROOT / "reports" / "quickstart" / "report.json").read_text())["models"]
     _, *found = rows(START)
