@@ -172,9 +172,9 @@ def _require_complete(subject: Subject, costs: CostTable, baselines: Sequence[Ba
             f"({len(costs.uncounted)} such operations); leave out --strict to see the rest"
         )
     for baseline in baselines:
-        if baseline.remark:
+        if baseline.uncounted:
             raise UnsupportedLayerError(
-                f"the baseline {baseline.name} is no whole count: {baseline.remark}; leave out --strict to see the rest"
+                f"baseline {baseline.name} is counted in part: {baseline.remark}; leave out --strict to see the rest"
             )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import lcnn_core
 from lcnn_analyze.report import Accuracy, Source
-from lcnn_core import CheckpointError, ConfigError, ModelSpec, ShapeError
+from lcnn_core import CheckpointError, ConfigError, LayerSpec, ModelSpec, ShapeError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -160,11 +160,17 @@ def reference_spec(name: str, subject: Subject, options: Mapping[str, Any]) -> M
 
     Raises ConfigError for one that does not take that image.
     """
+    if name == subject.spec.architecture and not _is_ours(name) and not any(map(_has_lookups, subject.spec.layers)):
+        return subject.spec  # whatever options its source gave it
     module = lcnn_core.build_named(name, **options).model
     try:
         return lcnn_core.describe(module, subject.spec.input_shape, architecture=name)
     except ShapeError as error:
         raise ConfigError(f"reference {name!r} does not fit {subject.name}, choose another: {error}") from None
+
+
+def _has_lookups(layer: LayerSpec) -> bool:
+    return layer.lookup is not None
 
 
 _OF_IMAGES = ("num_classes", "in_channels", "stem")

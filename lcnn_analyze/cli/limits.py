@@ -63,7 +63,7 @@ class Limits:
         if baseline is None:
             return [*misses, "its report compares it with nothing but its dense twin; name a baseline that it has"]
         if baseline.remark:
-            misses.append(f"{baseline.name} is no whole count: {baseline.remark}; a limit cannot be checked against it")
+            misses.append(f"{baseline.name} is no exact count: {baseline.remark}; a limit cannot be checked against it")
         elif baseline.speedup is not None and baseline.speedup < self.speedup:
             misses.append(
                 f"{baseline.speedup:.3f}x counted speedup over {baseline.name} {under}{partial}; "

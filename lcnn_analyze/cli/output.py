@@ -38,6 +38,8 @@ def check_output(path: Path | None, source: Path | None = None) -> None:
         raise ConfigError(f"output {str(path)!r} is the network that it is made from; choose another -o")
     if path.is_dir():
         raise ConfigError(f"output {str(path)!r} is a folder; expected a file to write")
+    if path.exists() and not path.is_file():
+        return  # a pipe or device: opened for a trial, its reader would see its end
     with contextlib.suppress(_NotYet), atomic_write(path):
         raise _NotYet
 

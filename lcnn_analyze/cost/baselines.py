@@ -25,7 +25,9 @@ class Baseline:
     speedup: float | None
     """None for a model that multiplies nothing."""
     remark: str = ""
-    """Why its MACs are no whole count, where they are none."""
+    """Why its MACs are no exact count, where they are none: a part of it, or an upper bound."""
+    uncounted: int = 0
+    """Its operations without a formula."""
 
     def same_network(self, other: Baseline) -> bool:
         """Whether both are one network, as far as their counts can tell."""
@@ -56,8 +58,8 @@ def named_reference(costs: CostTable, reference: ModelSpec, options: Mapping[str
     shape = " x ".join(map(str, reference.input_shape))
     named = "".join(f", {key} {options[key]}" for key in _OF_SIZE if options and options.get(key) is not None)
     definition = f"the architecture {reference.architecture}{named}, with a {shape} input"
-    speedup, remark = _speedup(macs, costs), counted.status["macs"].reason
-    return Baseline(reference.architecture, "reference", definition, macs, parameters, speedup, remark)
+    exact = counted.status["macs"].reason, len(counted.uncounted)
+    return Baseline(reference.architecture, "reference", definition, macs, parameters, _speedup(macs, costs), *exact)
 
 
 def other_checkpoint(costs: CostTable, other: ModelSpec, name: str) -> Baseline:
@@ -66,8 +68,8 @@ def other_checkpoint(costs: CostTable, other: ModelSpec, name: str) -> Baseline:
     macs, storage = int(counted.totals["macs"] or 0), int(counted.totals["storage"] or 0)
     shape = " x ".join(map(str, other.input_shape))
     definition = f"the model in the file {name}, {other.architecture} with a {shape} input"
-    remark = counted.status["macs"].reason
-    return Baseline(name, "checkpoint", definition, macs, storage, _speedup(macs, costs), remark)
+    exact = counted.status["macs"].reason, len(counted.uncounted)
+    return Baseline(name, "checkpoint", definition, macs, storage, _speedup(macs, costs), *exact)
 
 
 def _speedup(macs: int, costs: CostTable) -> float | None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -61,7 +64,7 @@ def test_limits_that_are_kept_say_nothing(analyze):
         (["digits-resnet-lcnn", "--max-macs", "1k"], "(partial: weights are not loaded"),
         (
             ["a.pt", "--fail-under-speedup", "0.1", "--baseline", "digits-resnet-lcnn"],
-            "digits-resnet-lcnn is no whole count: weights are not loaded: every entry of P counts as nonzero, an",
+            "digits-resnet-lcnn is no exact count: weights are not loaded: every entry of P counts as nonzero, an",
         ),
     ],
 )
@@ -71,6 +74,16 @@ def test_limits_that_are_broken_exit_1_and_name_the_figures(analyze, arguments, 
     assert message in err
     assert "total" in out  # the report is there all the same
     assert err.count("\n") == 1
+
+
+def test_a_named_pipe_gets_the_whole_report(folder):
+    """In a process of its own: its reader must not see an end before the report is there."""
+    os.mkfifo(folder / "pipe")
+    command = [sys.executable, "-m", "lcnn_analyze", "analyze", "a.pt", "--format", "json", "-q", "-o", "pipe"]
+    with subprocess.Popen(command, cwd=folder) as writer:
+        read = subprocess.run(["cat", "pipe"], cwd=folder, capture_output=True, timeout=120, check=True)
+        assert writer.wait(timeout=120) == 0
+    assert Report.from_json(read.stdout.decode()).model.name == "a"
 
 
 def test_every_model_is_held_to_the_limits(analyze):

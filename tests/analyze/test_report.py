@@ -247,13 +247,25 @@ def test_a_bare_state_dict_has_the_reference_of_its_classes(tmp_path):
     assert (bare.macs, bare.parameters) == (ours.macs, ours.parameters)
 
 
-def test_a_baseline_that_is_no_whole_count_says_so_and_strict_refuses_it():
-    model = build("digits-resnet")
-    reference = analyze(model, (1, 8, 8), baseline="digits-resnet-lcnn").model.reference
+def test_a_baseline_that_is_no_exact_count_says_so_and_strict_refuses_a_part(tmp_path):
+    model, known = build("digits-resnet"), {"input_shape": (1, 8, 8), "strict": True}
+    reference = analyze(model, baseline="digits-resnet-lcnn", **known).model.reference
     assert "an upper bound" in reference.remark
-    with pytest.raises(UnsupportedLayerError, match="the baseline digits-resnet-lcnn is no whole count: weights"):
-        analyze(model, (1, 8, 8), baseline="digits-resnet-lcnn", strict=True)
-    assert analyze(model, (1, 8, 8), baseline="digits-resnet", strict=True).model.reference.remark == ""
+    assert analyze(model, baseline="digits-resnet", **known).model.reference.remark == ""
+
+    class Spectral(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3)
+
+        def forward(self, x):
+            return self.conv(torch.fft.fft2(x).abs())
+
+    torch.export.save(torch.export.export(Spectral(), (torch.zeros(1, 1, 8, 8),)), tmp_path / "part.pt2")
+    part = analyze(model, (1, 8, 8), baseline=str(tmp_path / "part.pt2")).model.reference
+    assert part.uncounted == 1
+    with pytest.raises(UnsupportedLayerError, match="baseline part is counted in part: 1 calls of operations"):
+        analyze(model, baseline=str(tmp_path / "part.pt2"), **known)
 
 
 def test_imagenet_points_are_shown_for_imagenet_models_only():
