@@ -25,12 +25,11 @@ from lcnn_analyze.cost.memory import memory
 from lcnn_analyze.cost.table import CostTable
 from lcnn_analyze.inputs import (
     Subject,
-    default_reference,
+    chosen_reference,
     is_file,
     is_imagenet,
     open_subject,
     plan_steps,
-    reference_options,
     reference_spec,
 )
 from lcnn_analyze.report import (
@@ -133,14 +132,17 @@ def compare(reports: Sequence[Report], title: str | None = None, diff: bool = Fa
 
 
 def _baselines(subject: Subject, costs: CostTable, baseline: str | None) -> tuple[Baseline, ...]:
-    twin, name = dense_twin(costs), baseline or default_reference(subject)
-    if name is None or name == "twin":
+    twin = dense_twin(costs)
+    if baseline == "twin":
         return (twin,)
-    if not is_file(name):
-        options = reference_options(name, subject.spec, subject.arguments, whole=baseline is None)
-        return (twin, named_reference(costs, reference_spec(name, subject, options), options))
-    other = open_subject(name)
-    return (twin, other_checkpoint(costs, other.spec, other.name))
+    if baseline and is_file(baseline):
+        other = open_subject(baseline)
+        return (twin, other_checkpoint(costs, other.spec, other.name))
+    chosen = chosen_reference(subject, baseline)
+    if chosen is None:
+        return (twin,)
+    name, options = chosen
+    return (twin, named_reference(costs, reference_spec(name, subject, options), options))
 
 
 def _latency(subject: Subject, baseline: str | None) -> tuple[Measurement, ...]:
@@ -149,12 +151,9 @@ def _latency(subject: Subject, baseline: str | None) -> tuple[Measurement, ...]:
     # Imported here: nothing else needs the runtimes.
     from lcnn_analyze.bench.measured import measure_model
 
-    named = None if baseline and is_file(baseline) else baseline or default_reference(subject)
-    model, shape = subject.make_module(), subject.spec.input_shape
-    if named is None or named == "twin":
-        return measure_model(model, shape, subject.name)
-    options = reference_options(named, subject.spec, subject.arguments, whole=baseline is None)
-    return measure_model(model, shape, subject.name, named, options)
+    unnamed = baseline == "twin" or (baseline and is_file(baseline))
+    reference = (None if unnamed else chosen_reference(subject, baseline)) or (None, None)
+    return measure_model(subject.make_module(), subject.spec.input_shape, subject.name, *reference)
 
 
 def _health(subject: Subject, costs: CostTable) -> tuple[Finding, ...]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import lcnn_core
 from lcnn_analyze.report import Accuracy, Source
-from lcnn_core import CheckpointError, ConfigError, LayerSpec, ModelSpec, ShapeError
+from lcnn_core import CheckpointError, ConfigError, ModelSpec, ShapeError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -160,17 +160,14 @@ def reference_spec(name: str, subject: Subject, options: Mapping[str, Any]) -> M
 
     Raises ConfigError for one that does not take that image.
     """
-    if name == subject.spec.architecture and not _is_ours(name) and not any(map(_has_lookups, subject.spec.layers)):
+    dense = not any(layer.lookup for layer in subject.spec.layers)
+    if dense and name == subject.spec.architecture and not _is_ours(name):
         return subject.spec  # whatever options its source gave it
     module = lcnn_core.build_named(name, **options).model
     try:
         return lcnn_core.describe(module, subject.spec.input_shape, architecture=name)
     except ShapeError as error:
         raise ConfigError(f"reference {name!r} does not fit {subject.name}, choose another: {error}") from None
-
-
-def _has_lookups(layer: LayerSpec) -> bool:
-    return layer.lookup is not None
 
 
 _OF_IMAGES = ("num_classes", "in_channels", "stem")
@@ -198,6 +195,17 @@ def reference_options(
         for key, value in wanted.items()
         if key in builder.defaults and key not in pinned and (whole or key in _OF_IMAGES)
     }
+
+
+def chosen_reference(subject: Subject, asked: str | None) -> tuple[str, Mapping[str, Any]] | None:
+    """The named reference of ``subject`` and its options: what was asked for, else the family's network of its size.
+
+    None where nothing was asked for and there is no family.
+    """
+    name = asked or default_reference(subject)
+    if name is None:
+        return None
+    return name, reference_options(name, subject.spec, subject.arguments, whole=asked is None)
 
 
 def is_imagenet(subject: Subject) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import lcnn_core
 from lcnn_analyze.bench.report import Kind, NetworkInfo, Target
 from lcnn_analyze.cost import TWIN
-from lcnn_analyze.inputs import default_reference, open_subject, reference_options
+from lcnn_analyze.inputs import chosen_reference, open_subject, reference_options
 from lcnn_core import ConfigError, LookupLayer, ModelSpec, models, plain_layers, total_macs
 
 
@@ -101,7 +101,7 @@ def open_file(
     subject = open_subject(target, shape, name, architecture)
     if subject.make_module is None:
         raise ConfigError(f"{target} is a description without a model; give a checkpoint")
-    named = reference or default_reference(subject)
+    named, options = chosen_reference(subject, reference) or (None, None)
     stated = [one for one in subject.accuracy if one.metric == "top-1"]
     tested = [one for one in stated if one.dataset.endswith("(test)")] or stated
     return open_trial(
@@ -109,7 +109,7 @@ def open_file(
         subject.spec.input_shape,
         subject.name,
         named,
-        reference_options(named, subject.spec, subject.arguments, whole=reference is None) if named else None,
+        options,
         headline="reference" if named is not None and named.startswith("alexnet") else "twin",
         accuracy=", ".join(f"{one.percent:.1f} % {one.metric} on {one.dataset}" for one in tested),
     )

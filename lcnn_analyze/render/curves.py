@@ -145,8 +145,8 @@ def inline(chart: Chart, name: str) -> Markup:
     """The chart for an HTML page; widths in percent, colours by class."""
     bottom, top = chart.y_bounds
 
-    def x(value: float) -> str:
-        return f"{7 + 91 * chart.place(value):.2f}%"
+    def x(place: float) -> str:
+        return f"{7 + 91 * place:.2f}%"
 
     def y(value: float) -> float:
         return round(TOP + (HEIGHT - FLOOR - TOP) * (top - value) / (top - bottom), 1)
@@ -157,7 +157,7 @@ def inline(chart: Chart, name: str) -> Markup:
         for tick in linear_ticks(bottom, top)
     ]
     drawn += [
-        f'<text class="tick middle" x="{x(tick)}" y="{HEIGHT - FLOOR + 18}">{tick:g}{chart.unit}</text>'
+        f'<text class="tick middle" x="{x(chart.place(tick))}" y="{HEIGHT - FLOOR + 18}">{tick:g}{chart.unit}</text>'
         for tick in chart.ticks
     ]
     if chart.level:
@@ -167,7 +167,7 @@ def inline(chart: Chart, name: str) -> Markup:
             f'<text class="axis value" x="100%" y="{y(level) - 5}">{escape(safe(label))}</text>'
         )
     for curve, at, (style, _, _) in zip(chart.curves, _places(chart), looks_of(chart), strict=False):
-        drawn += _inline_curve(chart, curve, style, [f"{7 + 91 * place:.2f}%" for place in at], y)
+        drawn += _inline_curve(chart, curve, style, list(map(x, at)), y)
     drawn.append(
         f'<text class="axis" y="12">{escape(chart.y_label)}</text>'
         f'<text class="axis value" x="100%" y="{HEIGHT - 4}">{escape(chart.x_label)}</text>'

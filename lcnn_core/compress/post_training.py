@@ -14,11 +14,10 @@ from lcnn_core.compress.allocation import DENSE, Option, allocate
 from lcnn_core.compress.fitting import Fit
 from lcnn_core.compress.from_dense import balance_
 from lcnn_core.compress.measured import Convertible, Telling, measure, silent
+from lcnn_core.compress.resumed import of_sizes
 from lcnn_core.compress.teacher import check_dense
-from lcnn_core.convert import convert
 from lcnn_core.errors import ConfigError
 from lcnn_core.layers import LookupLayer
-from lcnn_core.spec import LookupConfig
 from lcnn_core.train import SCHEDULES, TrainConfig
 
 FORMS = ("dense", "sparse", "lookup")
@@ -144,13 +143,8 @@ def _filled(layers: Sequence[Convertible], chosen: Sequence[Option], budget: int
 def assembled(dense: nn.Module, layers: Mapping[str, Convertible], fits: Mapping[str, Fit]) -> nn.Module:
     """A copy of ``dense`` with these fits in it, means corrected where a layer has a bias."""
 
-    def choose(name: str, module: nn.Module) -> LookupConfig | None:
-        if name not in fits:
-            return None
-        dictionary = fits[name].dictionary
-        return LookupConfig(None if dictionary is None else dictionary.shape[1], threshold=0.0, l1_weight=0.0)
-
-    model, _ = convert(dense, choose)
+    dictionaries = {name: fit.dictionary for name, fit in fits.items()}
+    model = of_sizes(dense, {name: None if d is None else d.shape[1] for name, d in dictionaries.items()})
     for name, fit in fits.items():
         made, layer = model.get_submodule(name), layers[name]
         assert isinstance(made, LookupLayer)

@@ -22,7 +22,11 @@ def kept_sizes(state: Mapping[str, Tensor]) -> dict[str, int | None]:
 
 def kept_network(dense: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """A copy of ``dense`` with the lookup layers that these weights are of, to load them into."""
-    sizes = kept_sizes(state)
+    return of_sizes(dense, kept_sizes(state))
+
+
+def of_sizes(dense: nn.Module, sizes: Mapping[str, int | None]) -> nn.Module:
+    """A copy of ``dense`` with lookup layers of these dictionary sizes, where only zeros count as zero."""
 
     def choose(name: str, module: nn.Module) -> LookupConfig | None:
         return LookupConfig(sizes[name], threshold=0.0, l1_weight=0.0) if name in sizes else None
