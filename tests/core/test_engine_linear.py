@@ -30,7 +30,7 @@ def compiled_alike(model: nn.Module, x: torch.Tensor, threads: int, **options: A
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(1, 300), st.sampled_from([1, 15, 16, 17, 100, 256, 513]), st.sampled_from([0.0, 0.5, 0.9, 1.0]),
-    st.sampled_from([1, 2, 7, 8, 13]), st.sampled_from([1, 2, 3]), st.booleans(), st.sampled_from(ISAS or ["none"]),
+    st.sampled_from([1, 2, 7, 8, 13, 20]), st.sampled_from([1, 2, 3]), st.booleans(), st.sampled_from(ISAS or ["none"]),
 )  # fmt: skip
 def test_inputs_of_which_many_are_zero(
     m: int, n: int, zeros: float, batch: int, threads: int, lookups: bool, isa: str
@@ -95,7 +95,7 @@ def test_a_zero_times_what_is_not_finite_is_no_number(value: float, batch: int, 
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(1, 40), st.sampled_from([3, 100, 600]), st.sampled_from([None, 1, 7, 300]), st.integers(1, 6),
-    st.integers(1, 6), st.sampled_from([0.02, 0.5]), st.sampled_from([1, 2, 8, 11]), st.sampled_from([1, 2, 3]),
+    st.integers(1, 6), st.sampled_from([0.02, 0.5]), st.sampled_from([1, 2, 8, 11, 20, 40]), st.sampled_from([1, 2, 3]),
     st.sampled_from(ISAS or ["none"]),
 )  # fmt: skip
 def test_kernels_as_large_as_the_image(

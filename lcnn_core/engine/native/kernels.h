@@ -82,12 +82,12 @@ constexpr int64_t SLICED_FILTERS = 128;
 
 /// P for a layer with one output pixel: chunks of SLICED_FILTERS filters, each cut into blocks of dictionary rows that
 /// fit the cache. In a block, filters of about as many lookups stand side by side, one a lane: step i of a slice holds
-/// the i-th lookup of LCNN_VL filters, zeros behind a filter's last (SELL; Kreutzer et al. 2014). A zero reads what the
+/// the i-th lookup of LOOKUP_VL filters, zeros behind a filter's last (SELL; Kreutzer et al. 2014). A zero reads what the
 /// filter's last lookup reads: where that is infinite, the sum is no number.
 struct SlicedMatrix {
     int64_t rows = 0, blocks = 1;
-    std::vector<int32_t> offsets;     // (steps, LCNN_VL)
-    std::vector<float> values;        // (steps, LCNN_VL)
+    std::vector<int32_t> offsets;     // (steps, LOOKUP_VL)
+    std::vector<float> values;        // (steps, LOOKUP_VL)
     std::vector<int32_t> starts;      // (chunks, blocks, slices): first step; one more at the end
     std::vector<int32_t> lanes;       // (chunks, blocks, SLICED_FILTERS): the filter of each lane, within its chunk
     int64_t chunks() const { return (rows + SLICED_FILTERS - 1) / SLICED_FILTERS; }

@@ -12,7 +12,7 @@
 namespace lcnn {
 namespace {
 
-int64_t padded(int64_t images) { return (images + VL - 1) / VL * VL; }
+int64_t padded(int64_t images) { return (images + LOOKUP_VL - 1) / LOOKUP_VL * LOOKUP_VL; }
 
 /// Features [f0, f1) of vectors ``x_stride`` apart, side by side; zeros for the images that a vector lacks.
 void transpose_in(const float* x, int64_t x_stride, int64_t images, float* out, int64_t f0, int64_t f1) {
@@ -139,11 +139,11 @@ void whole_batch(const Plan& plan, const Prepared& p, const Place& at, int stage
         batch.side_by_side(x, stage);
     if (!batch.lookups) return;  // one pixel, always: done
     if (stage == 2) {
-        int64_t chunks = p.sliced.chunks(), vectors = batch.stride / VL;
+        int64_t chunks = p.sliced.chunks(), vectors = batch.stride / LOOKUP_VL;
         bool by_chunks = chunks >= at.parts || chunks > vectors;  // else threads divide the images
         int64_t c0 = by_chunks ? batch.from(chunks) : 0, c1 = by_chunks ? batch.to(chunks) : chunks;
         int64_t v0 = by_chunks ? 0 : batch.from(vectors), v1 = by_chunks ? vectors : batch.to(vectors);
-        sparse_images(p.sliced, batch.response, batch.last, batch.stride, v0 * VL, v1 * VL, p.epilogue, c0, c1);
+        sparse_images(p.sliced, batch.response, batch.last, batch.stride, v0 * LOOKUP_VL, v1 * LOOKUP_VL, p.epilogue, c0, c1);
     }
     if (stage == 3)
         transpose_out(batch.last, p.s.filters, at.images, y, batch.from(p.s.filters), batch.to(p.s.filters));

@@ -1,11 +1,15 @@
 // The lookup stage where filters, not pixels, stand side by side: layers with one output pixel, one image or several.
 //
-// One image: LCNN_VL filters a vector, each lane reading its own place of the response. Several: a vector of images of
-// one filter at a time, so that a lookup is again one broadcast and one load-and-FMA.
+// One image: LOOKUP_VL filters a vector, each lane reading its own place of the response. Several: a vector of images of
+// one filter at a time, so that a lookup is again one broadcast and one load-and-FMA. With AVX-512 too the vectors are of
+// 256 bits: eight images fill one, and D is not multiplied with eight that are not there.
+#define LCNN_LOOKUPS
 #include <algorithm>
 
 #include "kernels.h"
 #include "vec.h"
+
+static_assert(LCNN_VL == LOOKUP_VL, "P is sliced for other vectors");
 
 namespace lcnn {
 
@@ -39,6 +43,34 @@ void sparse_single(const SlicedMatrix& p, const float* response, float* out, int
     }
 }
 
+namespace {
+
+constexpr int WIDE = LCNN_ACCS >= 2 * VL ? 2 : 1;  // vectors of images at once, as registers allow
+
+/// rows[lane] += the lookups [from, to) of the VL filters of a slice, for V vectors of images.
+template <int V>
+void add_slice(const SlicedMatrix& p, int64_t from, int64_t to, const int32_t* lanes, int64_t count,
+               const float* response, float* rows, int64_t stride) {
+    vf acc[VL][V];
+    for (auto& sums : acc)
+        for (vf& sum : sums) sum = zero();
+    for (int64_t at = from; at < to; ++at) {
+        const int32_t* offset = p.offsets.data() + at * VL;
+        const float* value = p.values.data() + at * VL;
+#pragma GCC unroll 8
+        for (int j = 0; j < VL; ++j)
+#pragma GCC unroll 2
+            for (int v = 0; v < V; ++v) acc[j][v] += splat(value[j]) * load(response + offset[j] * stride + v * VL);
+    }
+    for (int j = 0; j < VL; ++j) {
+        if (lanes[j] >= count) continue;  // lanes behind the last filter
+        float* row = rows + lanes[j] * stride;
+        for (int v = 0; v < V; ++v) store(row + v * VL, load(row + v * VL) + acc[j][v]);
+    }
+}
+
+}  // namespace
+
 void sparse_images(const SlicedMatrix& p, const float* response, float* out, int64_t stride, int64_t image0,
                    int64_t image1, const Epilogue& e, int64_t first, int64_t last) {
     constexpr int64_t SLICES = SLICED_FILTERS / VL;
@@ -51,21 +83,11 @@ void sparse_images(const SlicedMatrix& p, const float* response, float* out, int
         for (int64_t slice = 0; slice < p.blocks * SLICES; ++slice) {
             int64_t from = p.starts[chunk * p.blocks * SLICES + slice], to = p.starts[chunk * p.blocks * SLICES + slice + 1];
             const int32_t* lanes = p.lanes.data() + (chunk * p.blocks * SLICES + slice) * VL;
-            for (int64_t i = image0; i < image1 && from < to; i += VL) {
-                vf acc[VL];  // one filter's images each
-                for (vf& sum : acc) sum = zero();
-                for (int64_t at = from; at < to; ++at) {
-                    const int32_t* offset = p.offsets.data() + at * VL;
-                    const float* value = p.values.data() + at * VL;
-#pragma GCC unroll 16
-                    for (int j = 0; j < VL; ++j) acc[j] += splat(value[j]) * load(response + offset[j] * stride + i);
-                }
-                for (int j = 0; j < VL; ++j) {
-                    if (lanes[j] >= count) continue;  // lanes behind the last filter
-                    float* row = rows + lanes[j] * stride + i;
-                    store(row, load(row) + acc[j]);
-                }
-            }
+            if (from == to) continue;
+            int64_t i = image0;
+            for (; i + WIDE * VL <= image1; i += WIDE * VL)
+                add_slice<WIDE>(p, from, to, lanes, count, response + i, rows + i, stride);
+            for (; i < image1; i += VL) add_slice<1>(p, from, to, lanes, count, response + i, rows + i, stride);
         }
         for (int64_t f = 0; f < count; ++f)
             for (int64_t i = image0; i < image1; i += VL) {

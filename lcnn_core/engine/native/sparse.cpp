@@ -7,10 +7,7 @@
 // are arbitrary). With AVX-512 the vectors are of 256 bits too: every load of 512 would cross a line, and on Intel takes
 // 1.3 times as long a number from the first cache and 1.6 from the second. What is new there are 32 registers, for twice
 // the accumulators. Filters are sorted by their number of lookups, so that loop counts repeat and branches predict.
-#if defined(__AVX512F__)
-#define LCNN_VL 8
-#define LCNN_ROWS 4
-#endif
+#define LCNN_LOOKUPS
 #include <algorithm>
 #include <array>
 #include <utility>

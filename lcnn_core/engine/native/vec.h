@@ -1,7 +1,6 @@
-// A vector of floats as wide as the instruction set it is compiled for, or as a file defines LCNN_VL before, and the few
-// operations the kernels use.
-// LCNN_ROWS x LCNN_COLS is the register block of the matrix kernel, LCNN_ACCS the accumulators of the sparse one, whose
-// vectors have LOOKUP_VL lanes.
+// A vector of floats as wide as the instruction set it is compiled for, and the few operations the kernels use.
+// LCNN_ROWS x LCNN_COLS is the register block of the matrix kernel, LCNN_ACCS the accumulators of the sparse one. Vectors
+// of lookups, and of images side by side, have LOOKUP_VL lanes: a file of such kernels defines LCNN_LOOKUPS before.
 #pragma once
 
 #include <cmath>
@@ -13,8 +12,7 @@
 #include <arm_neon.h>
 #endif
 
-#if defined(LCNN_VL)  // given, with LCNN_ROWS, by sparse.cpp
-#elif defined(__AVX512F__)
+#if defined(__AVX512F__) && !defined(LCNN_LOOKUPS)
 #define LCNN_VL 16
 #define LCNN_ROWS 8
 #elif defined(__AVX__)
