@@ -108,6 +108,15 @@ def test_kernels_as_large_as_the_image(
     assert not compiled_alike(model, x, threads, isa=isa).plan.fallbacks
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_wide_dictionary_at_pixels_that_end_within_a_vector(threads: int, isa: str) -> None:
+    """Summed in two blocks of its depth: 25 pixels of 8 images are 12 vectors of 16 and a half."""
+    layer = LookupConv2d(300, 70, 5, dictionary_size=45, threshold=0.0)
+    model = sparsify(nn.Sequential(layer, nn.Flatten()), 0.05, 3)
+    compiled_alike(model, torch.randn(8, 300, 5, 5), threads, isa=isa)
+
+
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])
 def test_their_plan_counts_d_at_every_pixel_and_each_lookup_once(storage: str) -> None:
     layer = LookupConv2d(256, 600, 6, dictionary_size=300, threshold=0.0)

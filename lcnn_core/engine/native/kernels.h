@@ -98,8 +98,8 @@ struct SlicedMatrix {
 void sparse_single(const SlicedMatrix& p, const float* response, float* out, int64_t out_stride,
                    const Epilogue& epilogue, int64_t first, int64_t last);
 
-/// The same of ``stride`` images side by side, of them [image0, image1), whole vectors: out[f][i] = sum of value *
-/// response[offset][i], without residual.
+/// The same of ``stride`` images side by side, of them [image0, image1), whole vectors of LOOKUP_VL: out[f][i] = sum of
+/// value * response[offset][i], without residual.
 void sparse_images(const SlicedMatrix& p, const float* response, float* out, int64_t stride, int64_t image0,
                    int64_t image1, const Epilogue& epilogue, int64_t first, int64_t last);
 

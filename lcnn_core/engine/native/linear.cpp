@@ -2,8 +2,8 @@
 //
 // One image: a streaming product (bound by memory, see columns.cpp and stored.cpp), then sparse dot products. A batch, in
 // up to four stages, each shared by all threads of the team: with one pixel the sums of each image, else the input
-// transposed, then the product with images, padded to whole vectors, as "pixels"; lookups over images side by side; the
-// output transposed.
+// transposed, then the product with images, padded to whole vectors of lookups, as "pixels"; lookups over images side by
+// side; the output transposed.
 #include <algorithm>
 
 #include "plan.h"
@@ -12,17 +12,15 @@
 namespace lcnn {
 namespace {
 
-int64_t padded(int64_t images) { return (images + LOOKUP_VL - 1) / LOOKUP_VL * LOOKUP_VL; }
-
 /// Features [f0, f1) of vectors ``x_stride`` apart, side by side; zeros for the images that a vector lacks.
 void transpose_in(const float* x, int64_t x_stride, int64_t images, float* out, int64_t f0, int64_t f1) {
-    int64_t stride = padded(images);
+    int64_t stride = padded_images(images);
     for (int64_t f = f0; f < f1; ++f)
         for (int64_t b = 0; b < stride; ++b) out[f * stride + b] = b < images ? x[b * x_stride + f] : 0.0f;
 }
 
 void transpose_out(const float* y, int64_t features, int64_t images, float* out, int64_t f0, int64_t f1) {
-    int64_t stride = padded(images);
+    int64_t stride = padded_images(images);
     for (int64_t b = 0; b < images; ++b)
         for (int64_t f = f0; f < f1; ++f) out[b * features + f] = y[f * stride + b];
 }
@@ -99,7 +97,7 @@ struct Batch {
     float *first, *response, *last;
 
     Batch(const Prepared& p_, const Place& at_)
-        : p(p_), at(at_), stride(padded(at_.images)), features(p_.s.width * p_.s.positions),
+        : p(p_), at(at_), stride(padded_images(at_.images)), features(p_.s.width * p_.s.positions),
           rows(Op(p_.s.op) == Op::lookup_linear ? p_.s.rows : p_.s.filters), lookups(Op(p_.s.op) == Op::lookup_linear) {
         first = at.shared;
         response = first + std::max(features, ColumnMatrix::padded(rows)) * stride;
@@ -143,7 +141,8 @@ void whole_batch(const Plan& plan, const Prepared& p, const Place& at, int stage
         bool by_chunks = chunks >= at.parts || chunks > vectors;  // else threads divide the images
         int64_t c0 = by_chunks ? batch.from(chunks) : 0, c1 = by_chunks ? batch.to(chunks) : chunks;
         int64_t v0 = by_chunks ? 0 : batch.from(vectors), v1 = by_chunks ? vectors : batch.to(vectors);
-        sparse_images(p.sliced, batch.response, batch.last, batch.stride, v0 * LOOKUP_VL, v1 * LOOKUP_VL, p.epilogue, c0, c1);
+        sparse_images(p.sliced, batch.response, batch.last, batch.stride, v0 * LOOKUP_VL, v1 * LOOKUP_VL, p.epilogue,
+                      c0, c1);
     }
     if (stage == 3)
         transpose_out(batch.last, p.s.filters, at.images, y, batch.from(p.s.filters), batch.to(p.s.filters));

@@ -237,7 +237,7 @@ void run_chunk(lcnn_plan* handle, const float* const* inputs, float* const* outp
                double* seconds) {
     const Plan& plan = *handle->plan;
     auto work = handle->take();
-    int64_t lanes = images == 1 ? 1 : (images + LOOKUP_VL - 1) / LOOKUP_VL * LOOKUP_VL, own = images == 1 ? 0 : plan.shared_rows + GUARD;
+    int64_t lanes = images == 1 ? 1 : padded_images(images), own = images == 1 ? 0 : plan.shared_rows + GUARD;
     if (images > 1) threads = int(std::min<int64_t>(threads, images));
     Run r{plan, {}, {}, {}, seconds, {}, {}};
     r.base.inputs = inputs;

@@ -2,7 +2,8 @@
 //
 // One image: LOOKUP_VL filters a vector, each lane reading its own place of the response. Several: a vector of images of
 // one filter at a time, so that a lookup is again one broadcast and one load-and-FMA. With AVX-512 too the vectors are of
-// 256 bits: eight images fill one, and D is not multiplied with eight that are not there.
+// 256 bits: eight images fill one, and a D that is applied at several pixels is not multiplied with eight images that are
+// not there.
 #define LCNN_LOOKUPS
 #include <algorithm>
 
@@ -52,8 +53,10 @@ template <int V>
 void add_slice(const SlicedMatrix& p, int64_t from, int64_t to, const int32_t* lanes, int64_t count,
                const float* response, float* rows, int64_t stride) {
     vf acc[VL][V];
-    for (auto& sums : acc)
-        for (vf& sum : sums) sum = zero();
+#pragma GCC unroll 8
+    for (int j = 0; j < VL; ++j)
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v) acc[j][v] = zero();
     for (int64_t at = from; at < to; ++at) {
         const int32_t* offset = p.offsets.data() + at * VL;
         const float* value = p.values.data() + at * VL;
@@ -62,9 +65,11 @@ void add_slice(const SlicedMatrix& p, int64_t from, int64_t to, const int32_t* l
 #pragma GCC unroll 2
             for (int v = 0; v < V; ++v) acc[j][v] += splat(value[j]) * load(response + offset[j] * stride + v * VL);
     }
+#pragma GCC unroll 8
     for (int j = 0; j < VL; ++j) {
         if (lanes[j] >= count) continue;  // lanes behind the last filter
         float* row = rows + lanes[j] * stride;
+#pragma GCC unroll 2
         for (int v = 0; v < V; ++v) store(row + v * VL, load(row + v * VL) + acc[j][v]);
     }
 }

@@ -42,6 +42,9 @@ typedef float vf __attribute__((vector_size(LCNN_VL * 4)));
 typedef float vf_any __attribute__((vector_size(LCNN_VL * 4), aligned(4), may_alias));
 typedef int32_t vi __attribute__((vector_size(LCNN_VL * 4)));
 
+/// Images side by side fill whole vectors of LOOKUP_VL lanes.
+static LCNN_INLINE int64_t padded_images(int64_t images) { return (images + LOOKUP_VL - 1) / LOOKUP_VL * LOOKUP_VL; }
+
 static LCNN_INLINE vf load(const float* p) { return *(const vf_any*)p; }
 static LCNN_INLINE void store(float* p, vf v) { *(vf_any*)p = v; }
 static LCNN_INLINE vf splat(float x) { return x - vf{}; }
