@@ -46,6 +46,11 @@ others=lookup-only,converted,low-rank,narrow:epochs=12
 ingredients=ranking=magnitude,distillation=0,start=scratch,thresholds=soft,regrowth=0.2,layer_budgets=uniform,layer_budgets=measured
 ingredients=$ingredients,forms=measured,schedule=cosine,schedule=constant
 
+control() { # NETWORK: what the epochs that a trial adds do for the dense reference itself, all but whole
+  $lcnn train --from "$study/$1/dense/best.pt" --method pruning --speedup 1.01 --distillation 0 --data "$data" \
+    --epochs "$epochs" --batch-size 64 --seed 0 --overwrite -o "$study/$1/control"
+}
+
 part() {
   case $1 in
     1) dense small-resnet ;;
@@ -68,13 +73,15 @@ part() {
         sweep small-resnet --methods converted:lr=0.05:shift=1 --speedups 10 --seeds 0  # as from-dense and pruning train
         sweep small-resnet --methods from-dense:lr=0.02,from-dense:lr=0.02:shift=0,pruning:lr=0.02:shift=0 --speedups 10 --seeds 0
         sweep small-resnet --methods from-dense:lr=0.02:shift=0 --speedups 30 --seeds 0 ;;
+    18) sweep small-alexnet --methods from-dense,pruning --speedups 10,30 --seeds 1,2 ;;
+    19) for network in small-resnet small-alexnet; do control $network; done ;;
   esac
 }
 
 if [ -n "${PART:-}" ]; then
   part "$PART"
 else
-  for number in $(seq 17); do part "$number"; done
+  for number in $(seq 19); do part "$number"; done
 fi
 
 # The page, from whatever is there; of the networks only those on the front are kept when all is done.

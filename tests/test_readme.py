@@ -74,16 +74,17 @@ def test_accuracies_reached_are_those_of_the_study():
         assert start == ("fresh weights" if "fresh" in text or "scratch" in text else "dense network")
         for target, cell in zip(targets, cells, strict=True):
             trials = [t for t in study["trials"] if (t["method"], t["target"], t["status"]) == (method, target, "done")]
-            assert cell == accuracy([100 * trial["top1"] for trial in trials]), (method, target)
+            deviation = next(point["pooled"] for point in study["points"] if point["target"] == target)
+            assert cell == accuracy([100 * trial["top1"] for trial in trials], deviation), (method, target)
     assert f"{100 * study['dense']['top1']:.2f} % dense after 48 epochs" in README
     assert f"({study['dense']['macs'] / 1e6:.2f} M MACs)" in README
     converted = {t["target"]: 100 * t["top1"] for t in study["trials"] if t["method"] == "post-training"}
     assert f"{converted[2]:.2f} % at 2x and {converted[4]:.2f} at 4x" in " ".join(REACHES.split())
 
 
-def accuracy(values: list[float]) -> str:
+def accuracy(values: list[float], deviation: float) -> str:
     if len(values) < 2:
-        return f"{values[0]:.2f}, 1 seed" if values else ""
+        return f"{values[0]:.2f} ± {deviation:.2f}, 1 seed" if values else ""
     text = f"{statistics.mean(values):.2f} ± {statistics.stdev(values) / len(values) ** 0.5:.2f}"
     return text if len(values) == 3 else f"{text}, {len(values)} seeds"
 

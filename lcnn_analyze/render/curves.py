@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lcnn_analyze.render.numbers import safe
-from lcnn_analyze.render.palette import FOURTH, INK, LOOKUPS, MUTED, OWN, PLAIN, PUBLISHED, SIXTH
+from lcnn_analyze.render.palette import EIGHTH, FOURTH, INK, LOOKUPS, MUTED, OWN, PLAIN, PUBLISHED, SIXTH
 from lcnn_analyze.render.plots import STYLE
 from lcnn_analyze.render.svg import picture
 from lcnn_analyze.render.ticks import linear_ticks, log_ticks
@@ -29,6 +29,7 @@ LOOKS = (
     ("fifth", INK, "--"),
     ("sixth", SIXTH, ":"),
     ("seventh", PLAIN, "-"),
+    ("eighth", EIGHTH, "-."),
 )
 """Of the first curve, the second and so on: the class in the page, the colour and the stroke in the picture."""
 MOST = len(LOOKS)

@@ -32,6 +32,8 @@ NOTES = (
     "tell of it there, or, as of the dense network, the error over the test images. That of a difference is over seeds "
     "and over the test images, image by image, which all networks answer alike mostly. Two methods tie where their "
     "difference is within its standard error; ablations are compared seed by seed, over the seeds that both have.",
+    "What starts from the dense network has that training behind it; what starts from fresh weights has its own epochs "
+    "alone.",
     "A filled mark is on the Pareto front: no other has both more speedup and a better accuracy on the validation "
     "images, by which fronts are chosen. Marks that would cover each other stand side by side.",
 )

@@ -156,13 +156,17 @@ def watching(layers: Mapping[str, nn.Module], images: int) -> Iterator[dict[str,
 def check_count(images: int) -> None:
     """Raise ConfigError for a number of images that is too small to calibrate on."""
     if images < LEAST_IMAGES:
-        raise ConfigError(f"images is {images}; expected {LEAST_IMAGES} or more to calibrate on")
+        raise ConfigError(
+            f"images is {images}; expected {LEAST_IMAGES} or more to calibrate on, 512 are usual; give more"
+        )
 
 
 def check_images(images: Tensor) -> None:
     """Raise ConfigError for too few images (N, c, h, w) to calibrate on, or damaged ones."""
     if len(images) < LEAST_IMAGES:
-        raise ConfigError(f"{len(images)} calibration images; expected {LEAST_IMAGES} or more, 512 are usual")
+        raise ConfigError(
+            f"{len(images)} calibration images; expected {LEAST_IMAGES} or more, 512 are usual; give more"
+        )
     if not bool(images.isfinite().all()):
         raise ConfigError("the calibration images hold NaN or infinity; check how they were normalised")
 

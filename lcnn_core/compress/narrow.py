@@ -120,7 +120,9 @@ def narrow_to(dense: nn.Module, input_shape: Sequence[int], speedup: float) -> n
     least = _macs(narrowed(dense, input_shape, low), input_shape)
     if least > whole / speedup:
         reach = math.floor(100 * whole / least) / 100
-        raise ConfigError(f"a speedup of {speedup:g} cannot be met: at most {reach:g}, with one channel everywhere")
+        raise ConfigError(
+            f"a speedup of {speedup:g} cannot be met: at most {reach:g}, with one channel everywhere; ask for less"
+        )
     for _ in range(12):
         middle = (low + high) / 2
         fits = _macs(narrowed(dense, input_shape, middle), input_shape) <= whole / speedup

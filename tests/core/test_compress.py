@@ -434,7 +434,7 @@ def test_a_narrow_network_is_trained_within_the_budget_and_lands_by_whole_channe
     ]
     assert widths[:3] == [8, 8, 8]
     with pytest.raises(
-        ConfigError, match=r"speedup of 99999 cannot be met: at most [\d.]+, with one channel everywhere"
+        ConfigError, match=r"speedup of 99999 cannot be met: at most [\d.]+, with one channel everywhere; ask for less"
     ):
         narrow_to(mlp(), (1, 8, 8), 99999)
     with pytest.raises(ConfigError, match=r"'conv1' is already a lookup layer; start from a dense network"):
