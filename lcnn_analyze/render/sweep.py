@@ -8,7 +8,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-from lcnn_analyze.comparison import DEFAULT, PLAIN, Mean, best, dense_mean, difference, means, paired, split
+from lcnn_analyze.comparison import (
+    DEFAULT,
+    PLAIN,
+    Mean,
+    best,
+    dense_mean,
+    difference,
+    means,
+    paired,
+    sampling_error,
+    split,
+)
 from lcnn_analyze.render.curves import MOST, Chart, Curve, Mark, alike
 from lcnn_analyze.render.numbers import ABSENT, count_text, joined, ratio_text
 from lcnn_analyze.render.study import Study, Table
@@ -67,6 +78,7 @@ def sweep_study(documents: Sequence[Document]) -> Study:
         (
             *_methods_told(documents, lead),
             *NOTES,
+            _single(documents),
             *(t + line for t, pair in zip(lead, pairs, strict=True) for line in _remarks(*pair)),
         ),
     )
@@ -82,6 +94,18 @@ def _methods_told(documents: Sequence[Document], lead: Sequence[str]) -> list[st
                 continue
             told.setdefault(name, {}).setdefault(doc, network)
     return [f"{net if len(docs) > 1 else ''}{name}: {doc}." for name, docs in told.items() for doc, net in docs.items()]
+
+
+def _single(documents: Sequence[Document]) -> str:
+    """What stands without ±."""
+    found = ((document["dense"]["top1"], document["dense"]["count"]) for document in documents)
+    parts = dict.fromkeys(
+        f"{sampling_error(100 * top1, count):.2f} points of {count:,} test images" for top1, count in found
+    )
+    return (
+        "What has no ±, validation accuracies and single trials, varies with its seed and its images too: one standard "
+        f"error at the dense network's accuracy is {joined([*parts])}."
+    )
 
 
 def _title(document: Document) -> str:
