@@ -289,7 +289,7 @@ def test_a_method_that_stands_alone_at_a_target_is_not_called_the_best_there() -
 
 def test_of_more_methods_than_a_chart_can_tell_apart_the_plain_ones_are_drawn_and_the_others_named() -> None:
     plain = ["from-dense", "lookup-only", "converted", "post-training", "pruning", "published:epochs=12", "low-rank"]
-    plain.append("narrow")
+    plain += ["narrow"]
     recipes = ["converted:images=64", "published:epochs=12:lr=0.1"]
     points = {(method, target): [0.9, 0.902] for method in plain for target in (3.0, 10.0)}
     points |= {(method, 30.0): [0.9, 0.902] for method in recipes}
