@@ -93,8 +93,8 @@ METHODS: dict[str, Method] = {
         fixed=("start", "dictionaries"),
     ),
     "low-rank": Method(
-        "each convolution of several channels as two dense ones, 1x1 to few channels and kernel-sized, then trained "
-        "under distillation",
+        "each convolution as two dense ones, 1x1 to few channels and kernel-sized, sparse where that saves nothing (of "
+        "one channel), then trained under distillation",
         LowRankConfig,
         train_low_rank,
     ),

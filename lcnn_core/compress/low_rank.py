@@ -1,6 +1,7 @@
 """Low-rank factorisation: each convolution as two dense ones, a 1x1 to few channels and one of the kernel's size.
 
-That is a lookup layer without a zero in D or P: it is trained, counted, saved and analysed as one.
+That is a lookup layer without a zero in D or P: it is trained, counted, saved and analysed as one. A layer that no rank
+makes cheaper, of one channel or a group of one, stays dense or becomes sparse.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ from lcnn_core.compress import calibration, fitting
 from lcnn_core.compress.allocation import DENSE, Option, allocate, pareto
 from lcnn_core.compress.calibration import calibration_images
 from lcnn_core.compress.fitting import Fit, Path
-from lcnn_core.compress.measured import PROBE_ERROR, Convertible, allowance, problems, weigh
+from lcnn_core.compress.measured import (
+    PROBE_ERROR,
+    Convertible,
+    allowance,
+    options_of,
+    problems,
+    speedup_of_layers,
+    weigh,
+)
 from lcnn_core.compress.post_training import assembled
 from lcnn_core.compress.resumed import kept_network
 from lcnn_core.compress.teacher import COMPRESSION, check_dense, check_target, taught_by
@@ -51,20 +60,21 @@ def factorized(dense: nn.Module, images: Tensor, speedup: float) -> nn.Module:
 
     images: (N, c, h, w), to calibrate on. D and P of every rank come from the singular value decomposition weighted by
     the layer's inputs (:func:`fitting.start`); ranks are those of least error of the outputs, weighed by what it
-    matters, that fit the budget. A layer without channels to share stays dense. Batch-norm statistics are measured
-    anew. Raises ConfigError, with the reachable maximum and what bounds it, for a speedup that cannot be met.
+    matters, that fit the budget. A layer that no rank makes cheaper may become sparse. Batch-norm statistics are
+    measured anew. Raises ConfigError, with the reachable maximum and what bounds it, for a speedup that cannot be met.
     """
     layers, fixed, dense_cost = problems(dense, images)
-    menus, probes = [], {}
+    menus, probes, needed = [], {}, speedup_of_layers(speedup, fixed, dense_cost)
     for layer in layers:
-        options, probes[layer.name] = options_of_ranks(layer)
+        ranked = options_of_ranks(layer) if _ranks(layer) else options_of(layer, [None], needed, dense=True)
+        options, probes[layer.name] = ranked
         menus.append(options)
     budget = allowance(speedup, menus, fixed, dense_cost)
     chosen = _topped_up(layers, allocate(menus, weigh(dense, layers, probes, images), budget), budget)
     fits = {
-        layer.name: _fit(layer, option.start)
+        layer.name: _fit(layer, option.start) if option.start else fitting.fit_to(layer.problem, None, option.cost)
         for layer, option in zip(layers, chosen, strict=True)
-        if isinstance(option.start, int)
+        if not isinstance(option.start, str)
     }
     model = assembled(dense, {layer.name: layer for layer in layers}, fits)
     calibration.reestimate_batch_norm_(model, images)
@@ -94,12 +104,9 @@ def _tried(ranks: range) -> Iterator[int]:
 
 
 def options_of_ranks(layer: Convertible) -> tuple[list[Option], Tensor]:
-    """Costs and errors of the layer's ranks, and filters that are wrong by about ``PROBE_ERROR``."""
+    """Costs and errors of the layer's ranks, one at least, and filters that are wrong by about ``PROBE_ERROR``."""
     options = [Option(DENSE, layer.dense_cost, 0.0)]
-    weight = layer.problem.weight
     ranks = list(_tried(_ranks(layer)))
-    if not ranks:
-        return options, weight
     whole = fitting.start(layer.problem, ranks[-1])
     assert whole.dictionary is not None
     fits = []

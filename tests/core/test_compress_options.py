@@ -592,13 +592,18 @@ def test_whole_dictionaries_bound_what_can_be_met() -> None:
 
 @pytest.mark.parametrize(("name", "size"), [("digits-resnet", 8), ("small-resnet", 28), ("small-alexnet", 28)])
 def test_low_rank_lands_on_the_asked_speedup(name: str, size: int) -> None:
-    """No zero in D or P, one of fewer channels than the input has, and the budget met as near as ranks come."""
+    """No zero in D or P, one of fewer channels than the input has, and the budget met as near as ranks come; the stem,
+    of one channel, is sparse."""
     torch.manual_seed(0)
     dense = build(name)
     for speedup in (3.0, 7.5):
         model = factorized(dense, torch.randn(32, 1, size, size), speedup)
         assert speedup <= counted_speedup(describe(model, (1, size, size)).layers) <= 1.02 * speedup
+        assert lookups(model)["conv1"].dictionary is None
         for layer in lookups(model).values():
+            if layer.dense_shape[1] == 1:
+                assert 0 < layer.coefficients.count_nonzero() < layer.coefficients.numel()
+                continue
             assert bool(layer.coefficients.detach().all())
             assert layer.dictionary is not None
             assert layer.dictionary_size < layer.dense_shape[1]
@@ -629,6 +634,8 @@ def test_low_rank_trains_and_is_refused_beyond_rank_one() -> None:
     start = factorized(dense, calibration_images(data, 128), 5)
     model, result = train_low_rank(dense, data, config)
     assert 5 <= result.last.counted_speedup <= 5.1
+    stem, before_training = (lookups(network)["conv1"].coefficients != 0 for network in (model, start))
+    assert torch.equal(stem, before_training)  # what is zero stays zero
     assert evaluate(model, data.validation).loss < evaluate(start, data.validation).loss
     assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())
     with pytest.raises(ConfigError, match=r"speedup of 99 cannot be met: at most \d+.*bounded by the cheapest forms"):

@@ -176,17 +176,13 @@ def test_fits_by_variances_alone_are_those_by_a_diagonal_covariance() -> None:
 
 @pytest.mark.parametrize("name", ["post-training", "low-rank", "from-dense"])
 def test_a_network_with_a_layer_too_wide_lands(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wide layer becomes sparse; where only low rank would do it stays dense, which bounds the speedup."""
+    """The wide layer, of which no covariance is known, becomes sparse."""
     monkeypatch.setattr(calibration, "WIDEST", 100)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 16), nn.ReLU(), nn.Linear(16, 10))
     data, method = load_dataset("digits"), METHODS[name]
     more: dict = {"train": TrainConfig(1, 64, lr=0.01)} if method.trained else {}
     more |= {"forms": "measured"} if name == "from-dense" else {"images": 64}
-    if name == "low-rank":
-        with pytest.raises(ConfigError, match=r"a speedup of 2 cannot be met: at most 1\.01"):
-            method.compress(net, data, method.config(speedup=2.0, **more))
-        return
     model, _ = method.compress(net, data, method.config(speedup=2.0, **more))
     assert 2 <= counted_speedup(describe(model, data.input_shape).layers) <= 2.2
     wide = model.get_submodule("3")
