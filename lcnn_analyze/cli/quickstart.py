@@ -54,7 +54,7 @@ def quickstart(
     _save(dense, dataset, paths[0], command, seed)
     for path, speedup in zip(paths[1:], SPEEDUPS, strict=True):
         with progress(f"lookup network, {speedup:g}x", quiet) as listen:
-            config = FromDenseConfig(speedup)
+            config = FromDenseConfig(speedup, forms="mixed")  # measured, hardly a layer as small has a dictionary
             training = replace(config.train, epochs=EPOCHS, batch_size=BATCH, lr=RATES[1], seed=seed)
             model, _ = compress_from_dense(dense, dataset, replace(config, train=training), listen)
         _save(model, dataset, path, command, seed)

@@ -24,10 +24,10 @@ from lcnn_core.data import Dataset
 from lcnn_core.errors import ConfigError
 from lcnn_core.layers import LookupLayer
 from lcnn_core.spec import LookupConfig, default_threshold
-from lcnn_core.train import TrainConfig, TrainResult, train
+from lcnn_core.train import Processes, TrainConfig, TrainResult, train
 from lcnn_core.train.events import Listener, ignore, telling
 
-FORMS = ("mixed", "lookup", "sparse", "measured")
+FORMS = ("measured", "mixed", "lookup", "sparse")
 STARTS = ("dense", "scratch")
 THRESHOLDS = ("hard", "soft")
 DICTIONARIES = ("sparse", "dense")
@@ -57,9 +57,10 @@ class FromDenseConfig:
         the one at which the errors of the layers, measured on training images without labels, are least together.
     temperature, distillation: temperature and weight of the distillation from the dense network; weight 0 trains on
         the labels alone.
-    forms: "mixed" gives dictionaries to layers with kernels beyond 1x1 and makes the others plain sparse, "lookup"
-        gives one to every layer that has vectors to share, "sparse" to none: gradual pruning; "measured" gives each
-        layer a dictionary, or none, by what costs the answers least, as post-training conversion does.
+    forms: "measured" gives each layer a dictionary, or none, by what costs the answers least, as post-training
+        conversion does; "mixed" gives dictionaries to layers with kernels beyond 1x1 and makes the others plain
+        sparse; "lookup" gives one to every layer that has vectors to share; "sparse" to none: gradual pruning. None
+        stands for "measured", or for "mixed" from scratch and with dense dictionaries, where nothing can be measured.
     start: "dense" begins with the dense weights, "scratch" with fresh ones, as published.
     threshold_scale, l1_scale: c and lambda' of the published threshold and l1 penalty, beside the budget; 0 for none.
     """
@@ -76,7 +77,7 @@ class FromDenseConfig:
     layer_budgets: str = "ranking"
     temperature: float = 2.0
     distillation: float = 0.7
-    forms: str = "mixed"
+    forms: str | None = None
     start: str = "dense"
     threshold_scale: float = 0.0
     l1_scale: float = 0.0
@@ -91,11 +92,13 @@ class FromDenseConfig:
                 f"phase is {self.phase}, cuts {self.cuts}, floor {self.floor}, regrowth {self.regrowth}; expected "
                 "0 < phase <= 1, cuts of 1 or more, 0 <= floor <= 1, 0 <= regrowth < 1"
             )
-        choices = {"forms": FORMS, "start": STARTS, "thresholds": THRESHOLDS, "ranking": RANKINGS,
+        choices = {"start": STARTS, "thresholds": THRESHOLDS, "ranking": RANKINGS,
                    "layer_budgets": LAYER_BUDGETS, "dictionaries": DICTIONARIES}  # fmt: skip
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
+        if self.forms not in (None, *FORMS):
+            raise ConfigError(f"forms is {self.forms!r}; expected one of {', '.join(FORMS)}")
         self._check_together()
 
     def _check_together(self) -> None:
@@ -106,7 +109,7 @@ class FromDenseConfig:
             )
         unfit = {"sparse": "forms 'sparse', which has none", "measured": "forms 'measured', which measures sparse ones"}
         if self.dictionaries == "dense" and (self.thresholds == "soft" or self.forms in unfit):
-            other = unfit.get(self.forms, "soft thresholds, which shrink D")
+            other = unfit.get(self.forms or "", "soft thresholds, which shrink D")
             raise ConfigError(f"dense dictionaries cannot go with {other}; leave one out")
         if self.regrowth and self.cuts == 1:
             raise ConfigError("regrowth cannot go with a single cut, which is the last; ask for 2 cuts or more")
@@ -124,6 +127,13 @@ class FromDenseConfig:
                 )
 
     @property
+    def layer_forms(self) -> str:
+        """One of ``FORMS``: the one that was asked for, or that None stands for."""
+        if self.forms is not None:
+            return self.forms
+        return "measured" if self.start == "dense" and self.dictionaries == "sparse" else "mixed"
+
+    @property
     def ratio(self) -> float:
         if self.dictionary_ratio is not None:
             return self.dictionary_ratio
@@ -138,15 +148,16 @@ def dictionary_sizes(weight: Sequence[int], config: FromDenseConfig) -> list[int
     """
     n, width, *kernel = weight
     most = min(width, n * math.prod(kernel)) - 1
-    if config.forms == "measured":
+    forms = config.layer_forms
+    if forms == "measured":
         ratios = RATIOS if config.dictionary_ratio is None else (config.dictionary_ratio,)
         sizes = sorted({max(1, round(ratio * width)) for ratio in ratios})
         return [None, *(size for size in sizes if size <= most)]
     size = max(1, round(config.ratio * width))
-    shared = math.prod(kernel) > 1 and width >= 8 if config.forms == "mixed" else width > 1
-    if config.forms == "lookup":
+    shared = math.prod(kernel) > 1 and width >= 8 if forms == "mixed" else width > 1
+    if forms == "lookup":
         size = min(size, width - 1)
-    return [None] if config.forms == "sparse" or not shared or size > most else [size]
+    return [None] if forms == "sparse" or not shared or size > most else [size]
 
 
 def lookup_config(size: int | None, kernel: Sequence[int], config: FromDenseConfig) -> LookupConfig:
@@ -162,7 +173,8 @@ def choices_of(
 ) -> dict[str, Option]:
     """Each layer's dictionary size and cost as measured on ``images`` (N, c, h, w), of those that it may have."""
     sizes = partial(dictionary_sizes, config=config)
-    return measured_choices(dense, config.speedup, images, sizes, telling(on_event))
+    found = measured_choices(dense, config.speedup, images, sizes, telling(on_event))
+    return Processes.current().of_first(found)  # of other rounding, weights would have other shapes
 
 
 def shares_of(
@@ -251,7 +263,7 @@ def compress_from_dense(
     check_dense(dense)
     if config.dictionaries == "dense" and config.dictionary_ratio is None:
         config = replace(config, dictionary_ratio=half_of_the_budget(dense, dataset.input_shape, config))
-    if "measured" not in (config.forms, config.layer_budgets):
+    if "measured" not in (config.layer_forms, config.layer_budgets):
         choices = None
     elif resume is not None and (config.layer_budgets != "measured" or kept_shares(resume)):
         choices = {name: Option(size, 0, 0.0) for name, size in kept_sizes(resume["model"]).items()}

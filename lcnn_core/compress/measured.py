@@ -74,7 +74,7 @@ def problems(dense: nn.Module, images: Tensor, tell: Telling = silent) -> tuple[
     modules = dict(dense.named_modules())
     names = [layer.names[0] for layer in report.converted if layer.names[0] in specs]
     if not names:
-        raise ConfigError("a speedup cannot be met: the model has no layer that can be converted")
+        raise ConfigError("a speedup cannot be met: the model has no layer that can become a lookup layer")
     tell("measuring inputs", 0, 1)
     moments = calibration.input_moments(dense, {name: modules[name] for name in names}, images)
     normed = calibration.has_batch_norm(dense)

@@ -8,13 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from lcnn_core.errors import ConfigError, TrainingError
+
+T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others: the first may be writing checkpoints."""
@@ -51,6 +53,15 @@ class Processes:
         with spoken():
             dist.all_gather_object(parts, dict(found))
         return {name: text for part in parts for name, text in part.items()}
+
+    def of_first(self, found: T) -> T:
+        """What the process of rank 0 has found, where all were to find the same but for rounding."""
+        if self.count == 1:
+            return found
+        parts: list[Any] = [found]
+        with spoken():
+            dist.broadcast_object_list(parts, 0)
+        return parts[0]
 
     def send_buffers(self, model: nn.Module) -> None:
         """Give every process the running statistics of rank 0."""

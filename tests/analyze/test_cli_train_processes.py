@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ import pytest
 from PIL import Image
 from train_runs import epochs_of, in_child, lcnn, losses_of, same
 
-from lcnn_core import load_state
+from lcnn_core import Checkpoint, LookupLayer, build, load_dataset, load_state, save
+from lcnn_core.checkpoint import load
+from lcnn_core.compress import from_dense
+from lcnn_core.compress.allocation import Option
+from lcnn_core.compress.shares import measured_choices
 
 FASHION = Path(__file__).parents[3] / "shared" / "data" / "fashion-mnist"
 SMALL = ("--model", "digits-resnet-lcnn", "--lr", "0.1", "--log-every", "1", "--deterministic")
@@ -73,6 +78,31 @@ def test_the_average_is_validated_with_the_statistics_of_the_first_process(tmp_p
     assert all_ranks(*options, "-o", tmp_path / "two") == [0, 0]
     (two,), (one,) = (epochs_of(tmp_path / run) for run in ("two", "one"))
     assert two["validation"] == pytest.approx(one["validation"])
+
+
+def test_what_processes_measure_apart_is_that_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounding may lead each to other dictionaries; weights of other shapes could not be trained together."""
+    data = load_dataset("digits")
+    dense = Checkpoint.from_model(
+        build("digits-resnet"),
+        architecture="digits-resnet",
+        normalization=data.normalization,
+        class_names=data.class_names,
+    )
+    save(tmp_path / "dense.pt", dense)
+
+    def measured(*arguments: Any) -> dict[str, Option]:
+        found = measured_choices(*arguments)
+        size = 16 if os.environ["RANK"] == "0" else None
+        return found | {"layer3.1.conv2": replace(found["layer3.1.conv2"], start=size)}
+
+    monkeypatch.setattr(from_dense, "measured_choices", measured)
+    options = ("--from", tmp_path / "dense.pt", "--data", "digits", "--speedup", 4, "--epochs", 1)
+    more = ("--batch-size", 128, "--batches-per-epoch", 2, "--lr", 0.01, "-q")
+    assert all_ranks(*options, *more, "-o", tmp_path / "run") == [0, 0]
+    layer = load(tmp_path / "run" / "last.pt").build().get_submodule("layer3.1.conv2")
+    assert isinstance(layer, LookupLayer)
+    assert layer.dictionary_size == 16
 
 
 @pytest.mark.slow

@@ -400,7 +400,7 @@ def test_measured_forms_spend_small_budgets_too(speedup: float) -> None:
 
 def test_uniform_budgets_give_every_layer_the_same_speedup() -> None:
     torch.manual_seed(0)
-    model = started(build("digits-resnet"), FromDenseConfig())
+    model = started(build("digits-resnet"), FromDenseConfig(forms="mixed"))
     ledger = Ledger.of(model, (1, 8, 8))
     shares = uniform_shares(ledger)
     assert sum(shares.values()) == pytest.approx(1)
@@ -408,7 +408,7 @@ def test_uniform_budgets_give_every_layer_the_same_speedup() -> None:
     for cost in ledger.layers:
         assert cost.dense() / spent_by_layer(ledger)[cost.name] == pytest.approx(6, rel=0.06), cost.name
     assert 6 <= counted_speedup(describe(model, (1, 8, 8)).layers) < 6.03
-    ranked = started(build("digits-resnet"), FromDenseConfig())
+    ranked = started(build("digits-resnet"), FromDenseConfig(forms="mixed"))
     free = Ledger.of(ranked, (1, 8, 8))
     prune_to_(free, free.allowance(6))
     speedups = [cost.dense() / spent_by_layer(free)[cost.name] for cost in free.layers]
@@ -428,7 +428,7 @@ def test_measured_budgets_spare_the_layers_whose_errors_matter() -> None:
 
     torch.manual_seed(0)
     dense = Branches()
-    config = FromDenseConfig(4.0)
+    config = FromDenseConfig(4.0, forms="mixed")
     choices = choices_of(dense, torch.randn(128, 8, 8, 8), config)
     shares = measured_shares(choices)
     ledger = Ledger.of(started(dense, config), (8, 8, 8))
@@ -472,7 +472,7 @@ def test_measured_forms_give_shared_filters_a_dictionary_and_scattered_ones_none
     model = started(dense, config, choices)
     assert model[0].dictionary_size == choices["0"].start
     assert model[2].dictionary is None
-    unmeasured = choices_of(dense, torch.randn(64, 16, 8, 8), FromDenseConfig(3.5, 0.3))
+    unmeasured = choices_of(dense, torch.randn(64, 16, 8, 8), FromDenseConfig(3.5, 0.3, forms="mixed"))
     assert {name: option.start for name, option in unmeasured.items()} == {"0": 5, "2": 7}
 
 
@@ -563,7 +563,7 @@ def test_what_was_counted_at_the_last_cut_stays_whatever_threshold_and_penalty_w
 
 
 def test_a_budget_that_the_dictionaries_cannot_spend_is_refused() -> None:
-    config = FromDenseConfig(3, dictionary_ratio=0.1, train=SHORT)
+    config = FromDenseConfig(3, dictionary_ratio=0.1, forms="mixed", train=SHORT)
     with pytest.raises(
         ConfigError, match=r"speedup of 3 cannot be met: with these .* starts at 6\.\d+x already; choose a larger"
     ):

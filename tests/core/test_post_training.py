@@ -504,7 +504,7 @@ def test_biases_take_up_the_change_of_the_means() -> None:
         (lambda m, x: (m, x, {"images": 1}), ConfigError, r"images is 1; expected 16 or more"),
         (lambda m, x: (m, x, {"speedup": 5000.0}), ConfigError, r"5000 cannot be met: at most \d+.* by one nonzero"),
         (lambda m, x: (build("digits-resnet-lcnn"), x, {}), ConfigError, r"already a lookup layer; start from a dense"),
-        (lambda m, x: (nn.Flatten(), x, {}), ConfigError, r"no layer that can be converted"),
+        (lambda m, x: (nn.Flatten(), x, {}), ConfigError, r"no layer that can become a lookup layer"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(digits: nn.Module, change: Callable, error: type[Exception], message: str) -> None:
