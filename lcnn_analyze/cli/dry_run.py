@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from lcnn_core import Dataset, Processes, TrainConfig
 
 
-def print_plan(job: Job, processes: Processes, rates: bool) -> None:
+def print_plan(job: Job, processes: Processes, rates: bool, quiet: bool) -> None:
     """Counts of the network, the data, and the learning rate of every epoch, on stdout; rank 0 only.
 
-    rates: measure too how fast images are read and trained on, which takes some steps of a single process.
+    rates: measure too how fast images are read and trained on, which takes some steps of a single process; what is
+    measured before them is shown on stderr unless ``quiet``.
     """
     from lcnn_analyze import RENDERERS, analyze
     from lcnn_analyze.cli.output import print_report
@@ -29,11 +30,14 @@ def print_plan(job: Job, processes: Processes, rates: bool) -> None:
     print_report(analyze(job.model.cpu(), job.dataset.input_shape, name=job.title), RENDERERS["table"])
     typer.echo("\n".join([*data_lines(job.dataset), *plan_lines(job.training, len(job.dataset.train), processes)]))
     if rates:
+        from lcnn_analyze.cli.progress import progress
         from lcnn_analyze.cli.rates import BEFORE, BEFORE_WITH_BUDGET, rate_lines
 
         job.model.to(device)
         before = BEFORE_WITH_BUDGET if job.method else BEFORE
-        typer.echo("\n".join(rate_lines(job.train, job.dataset, job.training, before)))
+        with progress(job.title, quiet) as listen:
+            lines = rate_lines(job.train, job.dataset, job.training, before, listen)
+        typer.echo("\n".join(lines))
 
 
 def data_lines(dataset: Dataset) -> list[str]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 
 import torch
 from torch import Tensor
 
 from lcnn_analyze.cli.progress import WORTH_SAYING
-from lcnn_core import BatchFinished, Dataset, Event, Listener, Split, TrainConfig
+from lcnn_core import BatchFinished, Dataset, Event, Images, Listener, Preparing, Split, TrainConfig
+from lcnn_core.train.events import ignore
 
 BATCHES = 8
-"""That are timed."""
-BEFORE, BEFORE_WITH_BUDGET = 1, 12
-"""Batches before: workers start, memory is claimed, and a budget is met, at its usual phase of 0.6."""
+"""That are timed of images in memory, and again of images that are read."""
+BEFORE, BEFORE_WITH_BUDGET = 1, 26
+"""Batches before: memory is claimed, and a budget is met, at its usual phase of 0.6 of all batches."""
+STARTING = 1
+"""Batches that are read before reading is timed: workers start."""
 RATE = 1e-6
 """Learning rate of the timed steps: whatever the run's own is, nothing diverges in them."""
 
@@ -25,13 +27,61 @@ Run = Callable[[Dataset, TrainConfig, Listener], object]
 """Trains, as the run will."""
 
 
-def rate_lines(run: Run, dataset: Dataset, config: TrainConfig, before: int = BEFORE) -> list[str]:
-    """Images a second that are read, that ``run`` trains on from memory, and with both; after ``before`` batches."""
+class MemoryFirst:
+    """Training images of which ``left`` batches are ``kept``, in memory; those after them are read from ``source``."""
+
+    def __init__(self, source: Images, kept: Split, left: int) -> None:
+        self.source, self.kept, self.left = source, kept, left
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def labels(self) -> Tensor:
+        return self.source.labels
+
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        return self.source.unreadable
+
+    def recall(self, unreadable: Mapping[str, str]) -> None:
+        self.source.recall(unreadable)
+
+    def read(
+        self, batches: Sequence[Tensor], seed: int | None = None, crops: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """In training's view; what is measured before, in the plain one, is read as it is."""
+        for position, batch in enumerate(batches):
+            if seed is None or not self.left:
+                yield from self.source.read(batches[position:], seed, crops)
+                return
+            self.left -= 1
+            yield self.kept.images[: len(batch)], self.kept.labels[: len(batch)]
+
+
+def rate_lines(
+    run: Run, dataset: Dataset, config: TrainConfig, before: int = BEFORE, on_event: Listener = ignore
+) -> list[str]:
+    """Images a second that are read, that ``run`` trains on from memory, and with both; after ``before`` batches.
+
+    on_event: is told what ``run`` prepares. The network is made once, and trained on the one and then on the other.
+    """
     batches = _batches(dataset, config.batch_size)
     first = Split(*next(batches))
     read = _timed(lambda: next(batches), len(first))
-    alone, _ = _trained(run, replace(dataset, train=first, validation=first), config, before)
-    together, waiting = _trained(run, replace(dataset, validation=first), config, before)
+    steps: list[BatchFinished] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, BatchFinished):
+            steps.append(event)
+        elif isinstance(event, Preparing):
+            on_event(event)
+
+    total = before + BATCHES + STARTING + BATCHES
+    few = replace(config, epochs=1, batches_per_epoch=total, warmup=None, lr=RATE, lr_scale=1.0, save_every=None)
+    run(replace(dataset, train=MemoryFirst(dataset.train, first, before + BATCHES), validation=first), few, listen)
+    alone, _ = _rate(steps[before : before + BATCHES])
+    together, waiting = _rate(steps[-BATCHES:])
     verdict = "reading keeps up" if waiting < WORTH_SAYING else "reading holds training back; more --workers may help"
     return [
         f"rates: reading {read:,.0f} images/s, training {alone:,.4g} images/s with images in memory, both at once "
@@ -52,18 +102,7 @@ def _timed(take: Callable[[], object], images: int) -> float:
     return BATCHES * images / (time.perf_counter() - started)
 
 
-def _trained(run: Run, dataset: Dataset, config: TrainConfig, before: int) -> tuple[float, float]:
-    """Images a second of a few steps, and the share of their time spent waiting for images."""
-    steps: list[BatchFinished] = []
-
-    def listen(event: Event) -> None:
-        if isinstance(event, BatchFinished):
-            steps.append(event)
-
-    few = replace(
-        config, epochs=1, batches_per_epoch=before + BATCHES, warmup=None, lr=RATE, lr_scale=1.0, save_every=None
-    )
-    run(dataset, few, listen)
-    timed = list(islice(steps, before, None))
-    seconds = sum(step.seconds for step in timed)
-    return sum(step.images for step in timed) / seconds, sum(step.waited for step in timed) / seconds
+def _rate(steps: Sequence[BatchFinished]) -> tuple[float, float]:
+    """Images a second of these steps, and the share of their time spent waiting for images."""
+    seconds = sum(step.seconds for step in steps)
+    return sum(step.images for step in steps) / seconds, sum(step.waited for step in steps) / seconds

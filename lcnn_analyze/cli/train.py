@@ -56,7 +56,7 @@ def train(ctx: typer.Context, **options: Any) -> None:
         if "dry_run" in given:
             from lcnn_analyze.cli.dry_run import print_plan
 
-            print_plan(job, processes, "rates" in given)
+            print_plan(job, processes, "rates" in given, "quiet" in given)
             return
         if state is None and files.made() and "overwrite" not in given:
             raise ConfigError(

@@ -22,7 +22,7 @@ from train_runs import lcnn, log_of, losses_of
 import lcnn_core
 from lcnn_analyze.cli.app import app
 from lcnn_analyze.cli.errors import run
-from lcnn_analyze.cli.rates import rate_lines
+from lcnn_analyze.cli.rates import MemoryFirst, rate_lines
 from lcnn_analyze.cli.train_job import make_job
 from lcnn_analyze.cli.train_options import OPTIONS
 from lcnn_core import (
@@ -318,7 +318,30 @@ def test_rates_with_a_budget_are_those_of_the_compression(
     options = ("--method", "narrow", "--speedup", 4, "--batch-size", 8, "--epochs", 3, "--dry-run", "--rates")
     assert lcnn("--from", tmp_path / "dense" / "best.pt", *options) == 0
     assert "rates: reading" in capsys.readouterr().out
-    assert [(config.speedup, config.train.epochs, config.train.batch_size) for config in seen] == [(4, 1, 8)] * 2
+    assert [(config.speedup, config.train.epochs, config.train.batch_size) for config in seen] == [(4, 1, 8)]
+
+
+def test_rates_measure_forms_on_more_images_than_a_batch(tmp_path: Path, capsys: Any) -> None:
+    """Once, as the run itself would; the batch in memory is too small to measure on."""
+    assert lcnn("--model", "digits-resnet", "--epochs", 1, "--batches-per-epoch", 1, "-o", tmp_path / "dense") == 0
+    capsys.readouterr()
+    options = ("--speedup", 4, "--batch-size", 8, "--epochs", 3, "--dry-run", "--rates")
+    assert lcnn("--from", tmp_path / "dense" / "best.pt", *options) == 0
+    said = capsys.readouterr()
+    assert "rates: reading" in said.out
+    assert "warning" not in said.err
+
+
+def test_images_in_memory_come_first_and_then_those_that_are_read() -> None:
+    images, labels = torch.arange(40.0).reshape(40, 1, 1, 1), torch.arange(40) % 2
+    kept = Split(-images[:10], labels[:10])
+    mixed = MemoryFirst(Split(images, labels), kept, 3)
+    batches = list(torch.arange(40).split(8))  # a pass of five batches, then another
+    plain = [taken.flatten().tolist() for taken, _ in mixed.read(batches)]
+    assert plain == [batch.tolist() for batch in batches]  # what is measured before is read, and uses nothing up
+    passes = [taken.flatten().tolist() for _ in range(2) for taken, _ in mixed.read(batches, seed=1)]
+    assert passes[:3] == [kept.images[:8].flatten().tolist()] * 3
+    assert passes[3:] == [batch.tolist() for batch in [*batches[3:], *batches]]
 
 
 def test_rates_are_printed_with_a_dry_run_only(capsys: pytest.CaptureFixture[str]) -> None:
