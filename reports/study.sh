@@ -43,8 +43,8 @@ sweep() { # NETWORK OPTION...: adds to the network's journal; what is done is no
 # What starts from scratch is trained twice as long as what starts from the dense reference.
 main=from-dense,pruning,pruning:ranking=fisher,published:epochs=12
 others=lookup-only,converted,low-rank,narrow:epochs=12
-ingredients=ranking=magnitude,distillation=0,start=scratch,thresholds=soft,regrowth=0.2,layer_budgets=uniform,layer_budgets=measured
-ingredients=$ingredients,forms=measured,schedule=cosine,schedule=constant
+ingredients=ranking=magnitude,distillation=0,forms=mixed:start=scratch,thresholds=soft,regrowth=0.2,layer_budgets=uniform,layer_budgets=measured
+ingredients=$ingredients,forms=mixed,schedule=cosine,schedule=constant
 
 control() { # NETWORK: what the epochs that a trial adds do for the dense reference itself, all but whole
   $lcnn train --from "$study/$1/dense/best.pt" --method pruning --speedup 1.01 --distillation 0 --data "$data" \
@@ -68,12 +68,13 @@ part() {
     13) sweep small-resnet --methods narrow:epochs=12,lookup-only --speedups 10,30 --seeds 1,2 ;;
     14) sweep small-resnet --methods post-training --speedups 2,4,10 --seeds 0 ;;
     15) sweep small-resnet --methods from-dense:epochs=12,pruning:epochs=12 --speedups 30 --seeds 0,1,2 ;;
-    16) for network in small-resnet small-alexnet; do sweep $network --methods from-dense:forms=measured --speedups 10,30,3 --seeds 0,1,2; done ;;
+    16) for network in small-resnet small-alexnet; do sweep $network --methods from-dense:forms=mixed --speedups 10,30,3 --seeds 0,1,2; done ;;
     17) sweep small-resnet --methods converted --speedups 10 --seeds 1,2
         sweep small-resnet --methods converted:lr=0.05:shift=1 --speedups 10 --seeds 0  # as from-dense and pruning train
         sweep small-resnet --methods from-dense:lr=0.02,from-dense:lr=0.02:shift=0,pruning:lr=0.02:shift=0 --speedups 10 --seeds 0
         sweep small-resnet --methods from-dense:lr=0.02:shift=0 --speedups 30 --seeds 0 ;;
-    18) sweep small-alexnet --methods from-dense,pruning --speedups 10,30 --seeds 1,2 ;;
+    18) sweep small-alexnet --methods from-dense,pruning --speedups 10,30 --seeds 1,2
+        sweep small-alexnet --methods from-dense --speedups 3 --seeds 1,2 ;;
     19) for network in small-resnet small-alexnet; do control $network; done ;;
   esac
 }

@@ -56,7 +56,8 @@ class MemoryFirst:
                 yield from self.source.read(batches[position:], seed, crops)
                 return
             self.left -= 1
-            yield self.kept.images[: len(batch)], self.kept.labels[: len(batch)]
+            places = torch.arange(len(batch)) % len(self.kept)  # the last batch takes in a short remainder
+            yield self.kept.images[places], self.kept.labels[places]
 
 
 def rate_lines(

@@ -263,7 +263,7 @@ def _budget(settings: Settings) -> Job:
 
 def _method_config(name: str, settings: Settings) -> Any:
     """The method's configuration with the options that were given. Raises ConfigError for those that it has not."""
-    from lcnn_core import METHODS
+    from lcnn_core import METHODS, FromDenseConfig
 
     if name not in METHODS or not METHODS[name].trained:
         known = [known for known in METHODS if METHODS[known].trained]
@@ -276,6 +276,8 @@ def _method_config(name: str, settings: Settings) -> Any:
         why = "which decides that" if foreign[0] in method.fixed else "which has no such option"
         raise ConfigError(f"{_flags(foreign)} cannot go with --method {name}, {why}; leave it out")
     config = method.config(**given)
+    if isinstance(config, FromDenseConfig):  # what is saved of a run says what was meant, not that nothing was said
+        config = dataclasses.replace(config, forms=config.layer_forms)
     return dataclasses.replace(config, train=_configured(config.train, settings))
 
 

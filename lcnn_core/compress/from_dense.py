@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lcnn_core.compress.allocation import Option
-from lcnn_core.compress.calibration import calibration_images
+from lcnn_core.compress.calibration import LEAST_IMAGES, calibration_images
 from lcnn_core.compress.control import Budget
 from lcnn_core.compress.ledger import Ledger
 from lcnn_core.compress.ranking import RANKINGS
@@ -172,6 +172,11 @@ def choices_of(
     dense: nn.Module, images: Tensor, config: FromDenseConfig, on_event: Listener = ignore
 ) -> dict[str, Option]:
     """Each layer's dictionary size and cost as measured on ``images`` (N, c, h, w), of those that it may have."""
+    if len(images) < LEAST_IMAGES:
+        raise ConfigError(
+            f"{len(images)} training images; measuring layers takes {LEAST_IMAGES} or more: give more, or "
+            "choose forms 'mixed' and layer_budgets 'ranking'"
+        )
     sizes = partial(dictionary_sizes, config=config)
     found = measured_choices(dense, config.speedup, images, sizes, telling(on_event))
     return Processes.current().of_first(found)  # of other rounding, weights would have other shapes

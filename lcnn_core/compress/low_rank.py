@@ -1,7 +1,7 @@
 """Low-rank factorisation: each convolution as two dense ones, a 1x1 to few channels and one of the kernel's size.
 
 That is a lookup layer without a zero in D or P: it is trained, counted, saved and analysed as one. A layer that no rank
-makes cheaper, of one channel or a group of one, stays dense or becomes sparse.
+makes cheaper (of one input channel, say), or too wide for a covariance of its inputs, stays dense or becomes sparse.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from lcnn_core.compress.post_training import assembled
 from lcnn_core.compress.resumed import kept_network
 from lcnn_core.compress.teacher import COMPRESSION, check_dense, check_target, taught_by
 from lcnn_core.data import Dataset
-from lcnn_core.train import TrainConfig, TrainResult, train
+from lcnn_core.train import Processes, TrainConfig, TrainResult, train
 from lcnn_core.train.events import Listener, ignore
 
 RANKS = 48
@@ -71,6 +71,7 @@ def factorized(dense: nn.Module, images: Tensor, speedup: float) -> nn.Module:
         menus.append(options)
     budget = allowance(speedup, menus, fixed, dense_cost)
     chosen = _topped_up(layers, allocate(menus, weigh(dense, layers, probes, images), budget), budget)
+    chosen = Processes.current().of_first(chosen)
     fits = {
         layer.name: _fit(layer, option.start) if option.start else fitting.fit_to(layer.problem, None, option.cost)
         for layer, option in zip(layers, chosen, strict=True)

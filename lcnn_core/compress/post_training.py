@@ -18,7 +18,7 @@ from lcnn_core.compress.resumed import of_sizes
 from lcnn_core.compress.teacher import check_dense
 from lcnn_core.errors import ConfigError
 from lcnn_core.layers import LookupLayer
-from lcnn_core.train import SCHEDULES, TrainConfig
+from lcnn_core.train import SCHEDULES, Processes, TrainConfig
 
 FORMS = ("dense", "sparse", "lookup")
 
@@ -105,7 +105,7 @@ def convert_to_budget(
     images = images[: config.images]
     found = measure(dense, config.speedup, images, lambda layer: _sizes(layer, config), "dense" in config.forms, tell)
     layers, fixed, weights, budget = found.layers, found.fixed, found.weights, found.budget
-    chosen = _filled(layers, allocate(found.menus, weights, budget), budget)
+    chosen = Processes.current().of_first(_filled(layers, allocate(found.menus, weights, budget), budget))
     fits: dict[str, Fit] = {}
     for done, (layer, option) in enumerate(zip(layers, chosen, strict=True)):
         tell("converting", done, len(layers))

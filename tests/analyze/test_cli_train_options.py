@@ -336,6 +336,7 @@ def test_images_in_memory_come_first_and_then_those_that_are_read() -> None:
     images, labels = torch.arange(40.0).reshape(40, 1, 1, 1), torch.arange(40) % 2
     kept = Split(-images[:10], labels[:10])
     mixed = MemoryFirst(Split(images, labels), kept, 3)
+    assert [len(taken) for taken, _ in MemoryFirst(kept, kept, 1).read([torch.arange(13)], seed=1)] == [13]
     batches = list(torch.arange(40).split(8))  # a pass of five batches, then another
     plain = [taken.flatten().tolist() for taken, _ in mixed.read(batches)]
     assert plain == [batch.tolist() for batch in batches]  # what is measured before is read, and uses nothing up

@@ -325,7 +325,9 @@ def test_zeros_are_held_and_best_is_chosen_once_the_budget_is_met() -> None:
             zeros.append({name: p.detach() == 0 for name, p in models[0].named_parameters()})
 
     models: list[nn.Module] = []
-    config = FromDenseConfig(speedup=10, phase=0.5, train=TrainConfig(6, 20, lr=0.02, clip_norm=1.0, seed=1))
+    config = FromDenseConfig(
+        speedup=10, phase=0.5, forms="mixed", train=TrainConfig(6, 20, lr=0.02, clip_norm=1.0, seed=1)
+    )
     model, result = compress_from_dense(dense, data, config, listen)
     assert models == [model]
     assert [event.counted_speedup >= 10 for event in seen] == [False, False, False, True, True, True]
@@ -412,7 +414,7 @@ def test_what_is_averaged_is_counted_and_returned_as_it_is_saved() -> None:
             saved.append((event.counted_speedup, copy.deepcopy(saved[0][1])))
 
     run = TrainConfig(6, 16, lr=0.05, ema=0.95, clip_norm=1.0)
-    config = FromDenseConfig(4, cuts=5, phase=0.3, threshold_scale=0.1, train=run)
+    config = FromDenseConfig(4, cuts=5, phase=0.3, threshold_scale=0.1, forms="mixed", train=run)
     model, result = compress_from_dense(build("digits-resnet"), small_data(), config, listen)
     assert all(4 <= speedup < 4.08 for speedup, _ in saved[-4:])
     _, last = saved[-1]
@@ -508,6 +510,8 @@ def test_what_cannot_be_met_is_refused_with_the_reachable_maximum() -> None:
     config = FromDenseConfig(9.7, forms="measured", train=TrainConfig(1, 16, lr=0.01))
     _, result = compress_from_dense(WithFixed(), data, config)  # what stays is nearly all
     assert 9.7 <= result.last.counted_speedup < 9.72
+    with pytest.raises(ConfigError, match=r"12 training images; measuring layers takes 16 or more: .* forms 'mixed'"):
+        compress_from_dense(build("digits-resnet"), small_data(images=12), FromDenseConfig(speedup=2))
     with pytest.raises(ConfigError, match=r"has no layer that can become a lookup layer"):
         compress_from_dense(nn.Sequential(nn.Flatten(), nn.Identity()), data, FromDenseConfig(speedup=2))
     with pytest.raises(ConfigError, match=r"'conv1'.* already.*lookup.*start from a dense network"):
@@ -562,6 +566,6 @@ def test_ten_times_on_digits_within_a_point_of_dense() -> None:
     train(dense, data, TrainConfig(epochs=40, batch_size=32, shift=1))
     reference = evaluate(dense, data.test).top1
     for speedup in (10.0, 16.0):
-        model, result = compress_from_dense(dense, data, FromDenseConfig(speedup=speedup))
+        model, result = compress_from_dense(dense, data, FromDenseConfig(speedup=speedup, forms="mixed"))
         assert result.last.counted_speedup >= speedup
         assert evaluate(model, data.test).top1 >= reference - 0.01

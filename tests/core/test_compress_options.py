@@ -137,7 +137,7 @@ def test_entries_come_back_in_a_run_only_where_regrowth_is_asked_for() -> None:
 
         run = dataclasses.replace(SHORT, epochs=4)
         model, result = compress_from_dense(
-            dense, data, FromDenseConfig(6, cuts=10, regrowth=regrowth, train=run), listen
+            dense, data, FromDenseConfig(6, cuts=10, regrowth=regrowth, forms="mixed", train=run), listen
         )
         assert 6 <= result.last.counted_speedup < 6.12
         assert torch.equal(zeros[2], zeros[3])
@@ -318,7 +318,9 @@ def test_the_baselines_are_cut_by_magnitude_and_the_rankings_differ() -> None:
     torch.manual_seed(0)
     data, dense, found = small_data(images=64), net(), []
     for ranking in ("fisher", "magnitude"):
-        model, result = compress_from_dense(dense, data, FromDenseConfig(6, ranking=ranking, train=SHORT))
+        model, result = compress_from_dense(
+            dense, data, FromDenseConfig(6, ranking=ranking, forms="mixed", train=SHORT)
+        )
         assert 6 <= result.last.counted_speedup < 6.12
         found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert not torch.equal(*found)
@@ -367,7 +369,7 @@ def test_soft_thresholds_learn_in_a_run_and_land_exactly() -> None:
     data, dense = small_data(images=96), net()
     found = {}
     for thresholds in ("hard", "soft"):
-        config = FromDenseConfig(6, thresholds=thresholds, train=SHORT)
+        config = FromDenseConfig(6, thresholds=thresholds, forms="mixed", train=SHORT)
         states: list[Any] = []
         model, result = compress_from_dense(dense, data, config, states.append)
         assert 6 <= result.last.counted_speedup < 6.12
@@ -445,7 +447,7 @@ def test_measured_budgets_spare_the_layers_whose_errors_matter() -> None:
 def test_layer_budgets_hold_through_a_run(budgets: str) -> None:
     torch.manual_seed(0)
     data, dense = small_data(images=64), net()
-    config = FromDenseConfig(6, layer_budgets=budgets, train=dataclasses.replace(SHORT, epochs=1))
+    config = FromDenseConfig(6, layer_budgets=budgets, forms="mixed", train=dataclasses.replace(SHORT, epochs=1))
     model, result = compress_from_dense(dense, data, config)
     assert 6 <= result.last.counted_speedup < 6.12
     ledger = Ledger.of(model, data.input_shape)
@@ -501,8 +503,6 @@ def test_what_is_measured_is_told_before_training(method: str) -> None:
     told: list[Any] = []
     made = METHODS[method]
     more: dict[str, Any] = {"train": dataclasses.replace(SHORT, epochs=1)} if made.trained else {}
-    if method == "from-dense":
-        more["forms"] = "measured"
     made.compress(build("digits-resnet"), small_data(), made.config(speedup=3.0, **more), told.append)
     preparing = [event for event in told if isinstance(event, Preparing)]
     assert told[: len(preparing)] == preparing
@@ -519,10 +519,11 @@ def test_what_is_measured_is_told_before_training(method: str) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"thresholds": "soft"},
-        {"regrowth": 0.3},
+        {},
+        {"thresholds": "soft", "forms": "mixed"},
+        {"regrowth": 0.3, "forms": "mixed"},
         {"forms": "measured", "layer_budgets": "measured", "dictionary_ratio": 0.25},
-        {"thresholds": "soft", "regrowth": 0.3, "layer_budgets": "uniform"},
+        {"thresholds": "soft", "regrowth": 0.3, "layer_budgets": "uniform", "forms": "mixed"},
         {"start": "scratch", "distillation": 0.0, "regrowth": 0.2, "threshold_scale": 0.001, "l1_scale": 0.3},
         {"dictionaries": "dense"},
         {"dictionaries": "dense", "forms": "lookup", "regrowth": 0.2, "layer_budgets": "uniform"},

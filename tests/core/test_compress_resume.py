@@ -46,7 +46,7 @@ def same(model: nn.Module, other: nn.Module) -> bool:
 
 def test_a_run_with_all_ingredients_resumes_to_the_same_bits(tmp_path: Path) -> None:
     data, config = small_data(images=60), FromDenseConfig(
-        5, cuts=6, thresholds="soft", regrowth=0.3, layer_budgets="uniform",
+        5, cuts=6, thresholds="soft", regrowth=0.3, layer_budgets="uniform", forms="mixed",
         train=TrainConfig(3, 16, lr=0.05, save_every=1, clip_norm=1.0),
     )  # fmt: skip
     torch.manual_seed(0)
@@ -68,14 +68,14 @@ RUN = TrainConfig(2, 16, lr=0.01, save_every=2, clip_norm=1.0)
 
 @pytest.mark.parametrize(
     "options",
-    [{"forms": "measured"}, {"layer_budgets": "measured"}, {"forms": "measured", "layer_budgets": "measured"}],
+    [{}, {"layer_budgets": "measured", "forms": "mixed"}, {"layer_budgets": "measured"}],
     ids=str,
 )
 def test_what_was_measured_is_not_measured_again(options: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     dense, kept = of_few_directions(), Kept()
     data, config = small_data(images=60), FromDenseConfig(4, cuts=4, train=RUN, **options)  # type: ignore[arg-type]
     whole, _ = compress_from_dense(dense, data, config, kept)
-    if config.forms == "measured":
+    if config.layer_forms == "measured":
         assert [lookups(whole)[name].dictionary is None for name in ("0", "2", "5")] == [True, False, True]
     monkeypatch.setattr(from_dense, "choices_of", None)
     for state in kept.states[:-1]:
@@ -85,7 +85,7 @@ def test_what_was_measured_is_not_measured_again(options: dict[str, str], monkey
 
 def test_a_state_from_before_shares_were_kept_goes_on() -> None:
     dense, kept, data = of_few_directions(), Kept(), small_data(images=60)
-    config = FromDenseConfig(4, cuts=4, layer_budgets="measured", train=RUN)
+    config = FromDenseConfig(4, cuts=4, layer_budgets="measured", forms="mixed", train=RUN)
     whole, _ = compress_from_dense(dense, data, config, kept)
     del kept.states[2]["controller"]["shares"]
     again, _ = compress_from_dense(dense, data, config, resume=kept.states[2])

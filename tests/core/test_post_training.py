@@ -182,7 +182,7 @@ def test_a_network_with_a_layer_too_wide_lands(name: str, monkeypatch: pytest.Mo
     net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 16), nn.ReLU(), nn.Linear(16, 10))
     data, method = load_dataset("digits"), METHODS[name]
     more: dict = {"train": TrainConfig(1, 64, lr=0.01)} if method.trained else {}
-    more |= {"forms": "measured"} if name == "from-dense" else {"images": 64}
+    more |= {} if name == "from-dense" else {"images": 64}
     model, _ = method.compress(net, data, method.config(speedup=2.0, **more))
     assert 2 <= counted_speedup(describe(model, data.input_shape).layers) <= 2.2
     wide = model.get_submodule("3")
