@@ -29,6 +29,8 @@ def test_every_method_by_one_command_lands_and_is_analysed(method: str, dense: P
     saved = checkpoint.load(run / "last.pt")
     assert saved.architecture == "digits-resnet"
     assert saved.provenance["method"] == method
+    forms = {"from-dense": "measured", "lookup-only": "lookup", "pruning": "sparse", "published": "mixed"}
+    assert saved.provenance["config"].get("forms") == forms.get(method)  # what was meant, named
     over = {found.kind: found.speedup for found in analyze(run / "last.pt", baseline=str(dense)).model.baselines}
     assert 4 <= over["checkpoint"] <= (4.6 if method == "narrow" else 4.08)  # whole channels are coarse
     last = json.loads((run / "log.jsonl").read_text().splitlines()[-2])
