@@ -20,6 +20,8 @@ from lcnn_core.engine.storage import store
 Form = tuple[Any, ...]
 VECTOR: Form = ("vector",)
 WIDE: Form = ("wide",)
+LINE = 16
+"""Floats of a cache line."""
 
 
 @dataclass
@@ -63,27 +65,47 @@ class Table:
     phase: Array
 
 
-def kernel_table(op: Operation, phases: list[tuple[int, int]], ky: Array, kx: Array) -> Table:
+def kernel_table(
+    op: Operation, phases: list[tuple[int, int]], ky: Array, kx: Array, step: tuple[int, int], right: int = 0
+) -> Table:
+    """Of an input split into phases by ``step``; for the output pixel so far to the right of the one in the corner."""
     window = op.window
     ty = ky * window.dilation[0] - window.padding[0]
-    tx = kx * window.dilation[1] - window.padding[1]
-    sy, sx = window.stride
+    tx = kx * window.dilation[1] - window.padding[1] + right * window.stride[1]
+    sy, sx = step
     index = np.zeros((sy, sx), dtype=np.int64)
     for i, (py, px) in enumerate(phases):
         index[py, px] = i
     return Table(phases, ty // sy, tx // sx, index[ty % sy, tx % sx])
 
 
-def used_phases(op: Operation) -> list[tuple[int, int]]:
-    """Phases that some kernel position with a nonzero reads."""
+def used_phases(op: Operation, step: tuple[int, int]) -> list[tuple[int, int]]:
+    """Phases by ``step`` that a kernel position with a nonzero reads, for one output pixel or two that are joined."""
     weights = op.coefficients if op.coefficients is not None else op.weight
     assert weights is not None
     used = set()
     for ky, kx in zip(*np.nonzero(weights.any(axis=(0, 1))), strict=True):
-        py, _ = _shift(int(ky) * op.window.dilation[0] - op.window.padding[0], op.window.stride[0])
-        px, _ = _shift(int(kx) * op.window.dilation[1] - op.window.padding[1], op.window.stride[1])
-        used.add((py, px))
+        py, _ = _shift(int(ky) * op.window.dilation[0] - op.window.padding[0], step[0])
+        for right in range(0, step[1], op.window.stride[1]):
+            px, _ = _shift(int(kx) * op.window.dilation[1] - op.window.padding[1] + right, step[1])
+            used.add((py, px))
     return sorted(used) or [(0, 0)]
+
+
+def can_join(op: Operation) -> bool:
+    """Whether two rows and two columns of the outputs can be joined under the fused max-pool: native/load_weights.cpp.
+
+    All columns of its windows have to be there but for one on the left; the phases then divide quickly.
+    """
+    pool = op.pool
+    if op.kind != "lookup_conv" or pool is None or pool.stride != (2, 2) or pool.dilation != (1, 1):
+        return False
+    sides = list(zip(pool.kernel, pool.padding, strict=True))
+    if not set(sides) <= {(2, 0), (3, 0), (3, 1)} or op.window.stride[1] not in (1, 2):
+        return False
+    (height, width), (rows, columns) = op.pool_input, op.output.grid[1:]
+    row_after, column_after = (side == (3, 0) for side in sides)
+    return 2 * (rows + row_after) <= height + 1 and 2 * columns + column_after <= width
 
 
 class Layout:
@@ -100,9 +122,9 @@ class Layout:
         self.ports = {id(value): i for i, value in enumerate(inputs)}
         self.phases: dict[tuple[int, Form], list[tuple[int, int]]] = {}
         for op in operations:
-            if op.kind in ("conv", "lookup_conv") and op.window.stride != (1, 1):
-                key = (id(op.inputs[0]), self._input_form(op))
-                self.phases[key] = sorted({*self.phases.get(key, []), *used_phases(op)})
+            if op.kind in ("conv", "lookup_conv") and (form := self._input_form(op)) != WIDE:
+                key = (id(op.inputs[0]), form)
+                self.phases[key] = sorted({*self.phases.get(key, []), *used_phases(op, self._step(op))})
         for op in operations:
             getattr(self, f"_{op.kind}")(op)
         for port, value in enumerate(outputs):
@@ -114,8 +136,16 @@ class Layout:
         self.arena, self.batch = place(self.tensors, used)
         self.liveness_bytes = 4 * liveness(self.tensors, used, [record.response for record in self.records])
 
+    def _joined(self, op: Operation) -> bool:
+        """Whether columns are joined: of what is imported, which is divided into more phases at no cost."""
+        return id(op.inputs[0]) in self.ports and can_join(op)
+
+    def _step(self, op: Operation) -> tuple[int, int]:
+        """Rows and columns of the input from one output to the next, or from one joined pair to the next."""
+        return op.window.stride[0], op.window.stride[1] * (1 + self._joined(op))
+
     def _input_form(self, op: Operation) -> Form:
-        return WIDE if op.window.stride == (1, 1) else ("phases", *op.window.stride)
+        return WIDE if self._step(op) == (1, 1) else ("phases", *self._step(op))
 
     def _emit(self, record: Record) -> None:
         self.records.append(record)
@@ -168,7 +198,11 @@ class Layout:
         y = self._make(op, WIDE)
         rows, columns = table.rows, table.columns
         low, high = (int(columns.min()), int(columns.max())) if len(columns) else (0, 0)
-        x.minimum_stride = max(x.minimum_stride, conv_w + max(high, 0), x.width - min(low, 0))
+        pairs = -(-conv_w // (1 + self._joined(op)))
+        x.minimum_stride = max(x.minimum_stride, pairs + max(high, 0), x.width - min(low, 0))
+        if self._joined(op):
+            # Most lookups read the column of their own output: of whole lines, no load of theirs crosses one.
+            x.minimum_stride = -(-x.minimum_stride // LINE) * LINE
         if direct and len(rows):
             x.above = max(x.above, -int(rows.min()))
             x.below = max(x.below, conv_h + int(rows.max()) - x.height)
@@ -200,7 +234,7 @@ class Layout:
         assert weight is not None
         n, width, *_ = weight.shape
         c, ky, kx = (a.ravel() for a in np.indices(weight.shape[1:]))
-        table = kernel_table(op, self._phase_list(op), ky, kx)
+        table = kernel_table(op, self._phase_list(op), ky, kx, self._step(op))
         order = np.lexsort((table.columns, table.rows, c, table.phase))
         table = Table(table.phases, table.rows[order], table.columns[order], table.phase[order])
         channels = table.phase * (width * op.groups) + c[order]
@@ -213,11 +247,14 @@ class Layout:
         assert p is not None
         n, k = p.shape[:2]
         f, r, ky, kx = np.nonzero(p)
-        table = kernel_table(op, self._phase_list(op), ky, kx)
+        joined = self._joined(op)
+        parts = [kernel_table(op, self._phase_list(op), ky, kx, self._step(op), right) for right in range(1 + joined)]
+        rows, columns, phase = (np.concatenate([getattr(t, n) for t in parts]) for n in ("rows", "columns", "phase"))
+        table = Table(parts[0].phases, rows, columns, phase)
         group = f // (n // op.groups)
-        channels = table.phase * (op.groups * k) + group * k + r
+        channels = table.phase * (op.groups * k) + np.tile(group * k + r, len(parts))
         record = self._convolution(op, "lookup", table, channels, direct=op.dictionary is None)
-        record.fields |= {"rows": 0 if op.dictionary is None else k}
+        record.fields |= {"rows": 0 if op.dictionary is None else k, "table_count": len(f), "joined": int(joined)}
         record.fields["width"] = k if op.dictionary is None else op.dictionary.shape[1]
         _lookup_data(record, p, f)
         if op.dictionary is not None:

@@ -11,7 +11,7 @@ from lcnn_core.engine.ir import Value
 from lcnn_core.engine.layout import Layout
 
 MAGIC = int.from_bytes(b"LCNNPLAN", "little")
-VERSION = 3
+VERSION = 4
 OPERATIONS = (
     "import_", "export_", "relayout", "gemm", "lookup", "pool", "adaptive", "linear", "lookup_linear", "add",
     "multiply", "affine", "activate", "concat",
@@ -21,6 +21,7 @@ FIELDS = (
     "bias", "weights", "weights_count", "table", "table_count", "values", "starts",
     "kh", "kw", "sy", "sx", "py", "px", "dy", "dx", "mode", "count_pad", "divisor", "phases", "phase_list",
     "pooled", "conv_height", "conv_width", "port", "channel", "storage", "scales", "positions",
+    "joined",
 )  # fmt: skip
 STEP_WORDS, HEADER_WORDS, CHECKSUM_WORD = 40, 16, 15
 DATA = ("bias", "weights", "table", "values", "starts", "phase_list", "scales")

@@ -86,6 +86,7 @@ def executed_macs(record: Record) -> tuple[int, int]:
         return 0, 0
     height = fields["conv_height"] if fields.get("pooled") else y.height
     positions = height * x.stride if height * y.width > 1 else 1
+    positions *= 1 + fields.get("joined", 0)
     if op == "gemm":
         return 0, fields["weights_count"] * positions
     dictionary = fields.get("weights_count", 0) * fields["phases"] * x.height * x.stride

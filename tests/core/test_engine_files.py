@@ -75,7 +75,7 @@ def test_the_bytes_of_a_tiny_network() -> None:
         layer.bias.copy_(torch.tensor([0.5, -0.5]))
     blob = compile(nn.Sequential(layer, nn.ReLU()).eval(), torch.randn(1, 2, 1, 2)).packed()  # type: ignore[operator]
     found = Parsed(blob)
-    assert (found.magic, found.version) == (b"LCNNPLAN", 3)
+    assert (found.magic, found.version) == (b"LCNNPLAN", 4)
     assert found.ports == [(3, 2, 1, 2), (3, 2, 1, 2)]
     # import, lookup, export; two tensors of two planes: 2 floats a row, then zeros to a multiple of 16
     assert [step[0] for step in found.steps] == [0, 4, 1]
@@ -96,6 +96,41 @@ def test_the_bytes_of_a_tiny_network() -> None:
     assert found.floats(lookup[16], 1) == [5.0]
     assert found.ints(lookup[17], 3) == [0, 1, 1]
     assert lookup[36:] == (0, -1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("stride", "pool", "width", "joined"),
+    [
+        (2, nn.MaxPool2d(3, 2, 1), 32, 1),
+        (1, nn.MaxPool2d(2), 16, 1),
+        (2, nn.MaxPool2d(3, 2), 34, 1),  # 17 columns of outputs
+        (2, nn.MaxPool2d(3, 2, 1), 30, 0),  # 15: the last window wants a 16th
+        (2, nn.MaxPool2d(3, 2, ceil_mode=True), 32, 0),
+        (4, nn.MaxPool2d(2), 64, 0),
+        (2, nn.MaxPool2d(3, (2, 1), 1), 32, 0),
+        (2, nn.MaxPool2d((2, 3), 2), 34, 1),
+    ],
+)
+def test_columns_are_joined_where_all_of_a_window_is_there(
+    stride: int, pool: nn.Module, width: int, joined: int
+) -> None:
+    """A lookup with value 5 at kernel column 0: the odd output column reads one stride to the right of the even one."""
+    layer = LookupConv2d(1, 1, 3, stride, 1, dictionary_size=None, threshold=0.0)
+    with torch.no_grad():
+        layer.coefficients.zero_()[0, 0, 1, 0] = 5.0
+    blob = compile(nn.Sequential(layer, pool).eval(), torch.randn(1, 1, 32, width)).packed()  # type: ignore[operator]
+    found = Parsed(blob)
+    importing, lookup, *_ = found.steps
+    assert lookup[39] == joined
+    assert (lookup[15], lookup[29]) == (1, 1 + joined if stride == 1 or joined else 1)
+    assert importing[20:22] == (stride, stride * (1 + joined))
+    reads = found.ints(lookup[14], 3 * (1 + joined))
+    phases = found.ints(importing[30], 2 * importing[29])
+    columns = [
+        column * stride * (1 + joined) + phases[2 * channel + 1]
+        for channel, _, column in zip(*[iter(reads)] * 3, strict=True)
+    ]
+    assert columns == [-1, stride - 1][: 1 + joined]
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -216,7 +216,29 @@ def rows_of_dictionary(rows: int) -> dict[str, object]:
 MANY = 1 << 20
 BEYOND = pow(MANY - 1, -1, 1 << 64)  # times MANY - 1 it is 1 in 64 bits
 POOL = {"pooled": 1, "kh": 1, "kw": 1, "sy": 1, "sx": 1, "py": 0, "px": 0, "dy": 1, "dx": 1}
+JOINED = POOL | {"kh": 2, "kw": 2, "sy": 2, "sx": 2, "joined": 1, "table": i32(0, 0, 0, 0, 0, 0)}
 HANDMADE = {
+    "columns joined without a pooling": (
+        one_lookup_layer(wide(1, 4, 4, 5, 0), wide(1, 4, 4, 5, 100), joined=1, table=i32(0, 0, 0, 0, 0, 0)),
+        "this pooling cannot join columns",
+    ),
+    "columns joined beyond the outputs": (
+        one_lookup_layer(wide(1, 4, 4, 5, 0), wide(1, 2, 4, 5, 100), **JOINED, conv_height=4, conv_width=7),
+        "this pooling cannot join columns",
+    ),
+    "columns joined, three of them": (
+        one_lookup_layer(wide(1, 4, 4, 5, 0), wide(1, 2, 4, 5, 100), **JOINED | {"joined": 2}, conv_height=4,
+                         conv_width=8),
+        "joined is 2; expected 0 to 1",
+    ),
+    "an odd column that is read outside": (
+        one_lookup_layer(wide(1, 4, 4, 5, 0), wide(1, 2, 4, 5, 100), **JOINED | {"table": i32(0, 0, 0, 1, 0, 0)},
+                         conv_height=4, conv_width=8),
+        "lookup channel is 1; expected 0 to 0",
+    ),
+    "columns joined": (
+        one_lookup_layer(wide(1, 4, 4, 5, 0), wide(1, 2, 4, 5, 100), **JOINED, conv_height=4, conv_width=8), None,
+    ),
     "lookups in the batch-wide part": (
         one_lookup_layer(wide(1, 8, 64, 65, 0), wide(1, 8, 64, 65, 800), first=0, **rows_of_dictionary(4096)),
         "this operation cannot be batch-wide",

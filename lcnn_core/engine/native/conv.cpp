@@ -178,14 +178,33 @@ struct Pairs {
             for (int64_t x = s.px + s.conv_width; x < length; ++x) line[x] = -__builtin_inff();
             int64_t f = p.sparse.filters[i];
             max_pool_line(line, win, out + f * y.plane + row * y.stride, y.width, exact, p.epilogue.low, p.epilogue.high);
-            finish(p, y, out, f, row, row + 1);
         }
     }
 };
 
+/// The same of two columns of outputs at a time, so that pooled rows are made in registers.
+struct Joined {
+    const Prepared& p;
+    const Tensor& y;
+    Carried carried;
+
+    void start() const {
+        std::fill(carried.rows, carried.rows + p.sparse.rows * carried.stride, -__builtin_inff());
+    }
+
+    void pair(const float* response, int64_t stride, int64_t q, int64_t row, float* out, const Share& mine) const {
+        Epilogue e = p.epilogue;
+        e.exact = row >= 0 && reaches(y, row, y.width, mine.y1);
+        int64_t below = 2 * q + 1 < p.s.conv_height ? stride : 0;
+        sparse_quad(p.sparse, response, below, p.pairing, p.across, carried, row < 0 ? nullptr : out + row * y.stride,
+                    y.plane, y.width, e, mine.first, mine.last);
+    }
+};
+
 /// Pooled rows [y0, y1): a window may need the pair before its own, or the first row of the pair behind it.
-void run_pairs(const Pairs& pairs, Window_of_S& response, float* out, const Share& mine, bool ready) {
-    const Prepared& p = pairs.p;
+template <class Rows>
+void run_pairs(const Rows& pairs, Window_of_S& response, float* out, const Share& mine, bool ready) {
+    const Prepared& p = response.p;
     int64_t y0 = mine.y0, y1 = mine.y1;
     const Tensor& x = response.x;
     bool before = p.pairing == Pairing::before, after = p.pairing == Pairing::after;
@@ -202,6 +221,9 @@ void run_pairs(const Pairs& pairs, Window_of_S& response, float* out, const Shar
             bool made = row >= y0 && row < y1;
             pairs.pair(source, x.stride, q, made ? row : -1, out, mine);
         }
+        int64_t from = std::max(q0 - after, y0), to = std::min(q1 - after, y1);
+        for (int64_t i = mine.first; i < mine.last && from < to; ++i)
+            finish(p, pairs.y, out, p.sparse.filters[i], from, to);
     }
 }
 
@@ -243,7 +265,8 @@ void run_lookup(const Plan& plan, const Prepared& p, const Place& place, int sta
     if (mine.y0 == mine.y1 || mine.first == mine.last) return;
     float* plane = place.scratch + DEPTH_BLOCK * LCNN_COLS * VL + (p.direct ? 0 : response.channels() * p.window_plane + GUARD);
     Window win{s.kh, s.kw, s.sy, s.sx, s.py, s.px, s.dy, s.dx};
-    if (p.paired) return run_pairs({p, y, win, plane, plane + p.sparse.rows * p.line}, response, out, mine, ready);
+    if (s.joined) return run_pairs(Joined{p, y, {plane, plane + s.filters * p.line, p.line}}, response, out, mine, ready);
+    if (p.paired) return run_pairs(Pairs{p, y, win, plane, plane + p.sparse.rows * p.line}, response, out, mine, ready);
     int64_t plane_size = round16((p.tile_rows + s.kh * s.dy + s.sy) * x.stride + LCNN_ACCS * LOOKUP_VL);
     Pooling pooling{p, x, y, win, plane, plane + plane_size, plane + plane_size + p.line};
     int64_t per_tile = s.pooled ? std::max<int64_t>(1, p.tile_rows / s.sy) : p.tile_rows;

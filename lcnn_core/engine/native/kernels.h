@@ -74,6 +74,7 @@ struct Lookup {
 struct SparseMatrix {
     int64_t rows = 0, blocks = 1;
     std::vector<Lookup> lookups;      // block by block, filter by filter in sorted order
+    std::vector<int32_t> odd;         // of joined columns, beside each lookup: where the next output pixel reads
     std::vector<int32_t> starts;      // (blocks, rows + 1)
     std::vector<int32_t> filters;     // sorted position -> filter
 };
@@ -108,7 +109,8 @@ void sparse_images(const SlicedMatrix& p, const float* response, float* out, int
 void sparse(const SparseMatrix& p, const float* response, float* out, int64_t out_stride, int64_t pixels,
             const Epilogue& epilogue, int64_t first, int64_t last);
 
-/// Rows of outputs that a pooling window joins two by two: how a pair and the row before or after it make a pooled row.
+/// Rows or columns of outputs that a pooling window joins two by two: how a pair and what is before or after it make a
+/// pooled row or column.
 enum class Pairing { two, before, after };
 
 /// Two rows of outputs at once, joined by their maximum in registers, for max-pooling with stride 2: rows a at
@@ -119,6 +121,24 @@ enum class Pairing { two, before, after };
 /// Bias is added, the clamp is left to what follows. Filters at sorted positions [first, last). Writes whole vectors.
 void sparse_pair(const SparseMatrix& p, const float* response, int64_t below, int64_t pixels, const float* bias,
                  Pairing pairing, float* line, float* carry, int64_t stride, int64_t first, int64_t last);
+
+/// What pooled rows keep while they are made from top to bottom: of every filter, at ``i * stride`` for sorted position
+/// i, the row that the next pair needs; and of each of its two rows the column that the next vectors need.
+struct Carried {
+    float *rows, *ends;
+    int64_t stride;
+};
+
+/// Two rows and two columns of outputs at once, joined in registers, for max-pooling with stride 2 in both: lane x of
+/// ``even`` and ``odd`` sums is output column 2x and 2x + 1. Rows as in sparse_pair, columns by ``across`` likewise:
+///   two      max(even[x], odd[x])
+///   before   max(odd[x - 1], even[x], odd[x])
+///   after    max(even[x], odd[x], even[x + 1])
+/// out[f * out_stride + x] for x in [0, width), bias and clamp included, unless ``out`` is null. Unless the epilogue is
+/// exact, whole vectors are written.
+void sparse_quad(const SparseMatrix& p, const float* response, int64_t below, Pairing rows, Pairing across,
+                 const Carried& carried, float* out, int64_t out_stride, int64_t width, const Epilogue& epilogue,
+                 int64_t first, int64_t last);
 
 enum class Activation : int64_t { none, clamp, leaky, silu, sigmoid, hard_swish, hard_sigmoid, tanh, elu };
 

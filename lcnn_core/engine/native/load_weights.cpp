@@ -14,7 +14,8 @@ int64_t cache_bytes(int name, int64_t otherwise) {
     return size > 0 ? size : otherwise;
 }
 
-/// Filters sorted by their number of lookups, the lookups cut into ``blocks`` ranges of dictionary rows.
+/// Filters sorted by their number of lookups, the lookups cut into ``blocks`` ranges of dictionary rows. ``flat``: where
+/// each lookup reads, then, of joined columns, where each does for the odd one.
 void build_sparse(Prepared& p, const Reader& in, int64_t filters, const std::vector<int64_t>& flat, int64_t blocks,
                   const std::vector<int32_t>& block_of) {
     const int32_t* starts = in.ints("starts", p.s.starts, filters + 1);
@@ -22,6 +23,7 @@ void build_sparse(Prepared& p, const Reader& in, int64_t filters, const std::vec
     if (starts[0] != 0 || starts[filters] != p.s.table_count) fail("starts do not span the lookups");
     for (int64_t f = 0; f < filters; ++f)
         if (starts[f] > starts[f + 1]) fail("starts of filter %lld fall", (long long)f);
+    bool joined = int64_t(flat.size()) > p.s.table_count;
     SparseMatrix& m = p.sparse;
     m.rows = filters;
     m.blocks = blocks;
@@ -35,11 +37,14 @@ void build_sparse(Prepared& p, const Reader& in, int64_t filters, const std::vec
             m.starts.push_back(int32_t(m.lookups.size()));
             if (i == filters) break;
             int32_t f = m.filters[i];
-            size_t begin = m.lookups.size();
+            std::vector<int32_t> own;
             for (int32_t at = starts[f]; at < starts[f + 1]; ++at)
-                if (block_of[at] == block) m.lookups.push_back({int32_t(flat[at]), values[at]});
-            std::sort(m.lookups.begin() + begin, m.lookups.end(),
-                      [](const Lookup& a, const Lookup& b) { return a.offset < b.offset; });
+                if (block_of[at] == block) own.push_back(at);
+            std::sort(own.begin(), own.end(), [&](int32_t a, int32_t b) { return flat[a] < flat[b]; });
+            for (int32_t at : own) {
+                m.lookups.push_back({int32_t(flat[at]), values[at]});
+                if (joined) m.odd.push_back(int32_t(flat[p.s.table_count + at]));
+            }
         }
 }
 
@@ -108,7 +113,7 @@ void check_grid(const Step& s, const Tensor& x, const Tensor& y, int64_t& height
     height = s.pooled ? s.conv_height : y.height;
     width = s.pooled ? s.conv_width : y.width;
     between("conv height", height, 1, 1 << 20);
-    between("conv width", width, 1, x.stride);
+    between("conv width", width, 1, s.pooled && s.joined ? 2 * x.stride : x.stride);
     if (!s.pooled && x.stride != y.stride) fail("input and output of a convolution have different row strides");
     if (y.channels != s.filters) fail("output has %lld channels", (long long)y.channels);
 }
@@ -121,6 +126,7 @@ void check_reach(const Plan& plan, const Tensor& x, int64_t low, int64_t high, i
 
 static_assert(VL % LOOKUP_VL == 0, "rows and planes that end at a vector end at one of the lookup kernel too");
 constexpr int64_t FEW_ROWS = 8;
+constexpr int64_t JOINED_ROWS = 8;    // of outputs a tile; 4 to 12 differ by 0.05 of the time
 constexpr int64_t LEAST_LOOKUPS = 12;  // of a filter in a block, to pay for its partial sums
 
 int64_t l1_bytes() { return cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 << 10); }
@@ -152,6 +158,7 @@ void choose_tiles(Prepared& p, const Tensor& x, int64_t height, int64_t channels
             p.tile_rows = rows;
         }
     }
+    if (p.s.joined) p.tile_rows = std::min(height, JOINED_ROWS);  // its groups are of two rows, whatever the tile is
     p.window_lead = (p.reach + 15) / 16 * 16;
     int64_t pooled = p.s.pooled ? p.s.kh * p.s.dy + p.s.sy : 0;  // a tile ends at a whole pooling window
     p.window_rows = std::min(height + halo, 2 * p.tile_rows + pooled + halo);
@@ -188,13 +195,23 @@ int64_t choose_blocks(const Prepared& p, const Tensor& x, int64_t channels) {
 }
 
 /// Whether the pooled rows of this step can be made of pairs of rows, and how.
-bool choose_pairing(Prepared& p, const Tensor& y) {
+void choose_pairing(Prepared& p, const Tensor& y) {
     const Step& s = p.s;
     int64_t pairs = (s.conv_height + 1) / 2;  // with padding 0, a window of 3 also sees the first row of the next pair
     bool two = s.kh == 2 && s.py == 0, before = s.kh == 3 && s.py == 1, after = s.kh == 3 && s.py == 0;
     p.paired = s.sy == 2 && s.dy == 1 && (two || before || after) && y.height + after <= pairs;
     p.pairing = s.kh == 2 ? Pairing::two : s.py == 1 ? Pairing::before : Pairing::after;
-    return p.paired;
+}
+
+/// How two columns of outputs are joined, where the plan has them so; all that its windows hold has to be there.
+void choose_joining(Prepared& p, const Tensor& y) {
+    const Step& s = p.s;
+    between("joined", s.joined, 0, 1);
+    if (!s.joined) return;
+    bool two = s.kw == 2 && s.px == 0, before = s.kw == 3 && s.px == 1, after = s.kw == 3 && s.px == 0;
+    bool fits = s.sx == 2 && s.dx == 1 && (two || before || after) && 2 * y.width + after <= s.conv_width;
+    if (!p.paired || !fits) fail("this pooling cannot join columns");
+    p.across = two ? Pairing::two : before ? Pairing::before : Pairing::after;
 }
 
 }  // namespace
@@ -207,12 +224,13 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
     check_grid(s, x, y, height, width);
     p.direct = s.rows == 0;
     between("lookups", s.table_count, 0, int64_t(1) << 28);
-    const int32_t* table = in.ints("lookups", s.table, 3 * s.table_count);
+    int64_t reads = s.joined ? 2 * s.table_count : s.table_count;  // of the even column, then of the odd one
+    const int32_t* table = in.ints("lookups", s.table, 3 * reads);
     between("dictionary rows", s.rows, 0, COUNT);
     int64_t channels = p.direct ? x.channels : phases * s.groups * s.rows;
     between("planes of S", channels, 1, COUNT);
     floats_of("a row of S", {channels, x.stride});
-    for (int64_t i = 0; i < s.table_count; ++i) {
+    for (int64_t i = 0; i < reads; ++i) {
         between("lookup channel", table[3 * i], 0, channels - 1);
         between("lookup row", table[3 * i + 1], -4096, 4096);
         between("lookup column", table[3 * i + 2], -x.stride, x.stride);
@@ -223,13 +241,15 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
     if (s.pooled) {
         check_window(s);
         between("pooled rows", (y.height - 1) * s.sy - s.py, -s.py, height - 1);
+        choose_pairing(p, y);
     }
+    choose_joining(p, y);
     choose_tiles(p, x, height, channels);
     choose_team(plan, p, x, height, channels);
-    std::vector<int64_t> flat(s.table_count);
+    std::vector<int64_t> flat(reads);
     std::vector<int32_t> blocks(s.table_count, 0);
     int64_t low = 0, high = 0;
-    for (int64_t i = 0; i < s.table_count; ++i) {
+    for (int64_t i = 0; i < reads; ++i) {
         flat[i] = table[3 * i] * (p.direct ? x.plane : p.window_plane) + table[3 * i + 1] * x.stride + table[3 * i + 2];
         low = std::min(low, flat[i]);
         high = std::max(high, flat[i]);
@@ -249,7 +269,10 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
         if (s.width * x.plane > INT32_MAX) fail("tensor too large for 32-bit offsets");
         scratch = floats_of("window of S", {channels, p.window_plane}) + p.reach + GUARD;  // the last row's tail reads on
     }
-    if (s.pooled && choose_pairing(p, y)) {
+    if (s.joined) {
+        p.line = (y.width + 1 + VL + 15) / 16 * 16;
+        scratch += floats_of("pooled rows", {s.filters, p.line + 2}) + 2 * GUARD;
+    } else if (p.paired) {
         p.line = (std::max((y.width + VL) * s.sx + VL + s.kw * s.dx, s.px + s.conv_width + VL) + 15) / 16 * 16;
         scratch += floats_of("pooled lines", {2, s.filters, p.line}) + 2 * GUARD;
     } else if (s.pooled) {

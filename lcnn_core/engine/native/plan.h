@@ -15,7 +15,7 @@
 namespace lcnn {
 
 constexpr int64_t MAGIC = 0x4e414c504e4e434cLL;  // "LCNNPLAN"
-constexpr int64_t VERSION = 3, HEADER_WORDS = 16, PORT_WORDS = 4, TENSOR_WORDS = 8, STEP_WORDS = 40;
+constexpr int64_t VERSION = 4, HEADER_WORDS = 16, PORT_WORDS = 4, TENSOR_WORDS = 8, STEP_WORDS = 40;
 constexpr int64_t CHECKSUM_WORD = 15;
 constexpr int64_t GUARD = 1024;  // floats around an arena that kernels may read, never use
 
@@ -50,7 +50,7 @@ struct Step {
     int64_t port, channel;                             // import, export: which array; concat: first output channel
     int64_t storage, scales;                           // linear: 0 float32, 1 bfloat16, 2 int8 with a scale per row
     int64_t positions;                                 // linear, lookup_linear: pixels of the input, D applied at each
-    int64_t unused;
+    int64_t joined;                                    // pooled lookup: two columns of outputs at a time, see Joined
 };
 static_assert(sizeof(Step) == STEP_WORDS * 8 && sizeof(Tensor) == TENSOR_WORDS * 8 && sizeof(Port) == PORT_WORDS * 8,
               "plan records");
@@ -69,8 +69,9 @@ struct Prepared {
     int64_t up = 0, down = 0, reach = 0;  // lookups: rows above and below, columns aside
     int64_t tile_rows = 1, window_rows = 0, window_plane = 0, window_lead = 0;  // lookup: the sliding window of S
     int64_t line = 0;                     // fused pooling: floats of its line
-    bool paired = false;                  // fused pooling with stride 2: rows are joined two by two
-    Pairing pairing = Pairing::two;
+    bool paired = false;                  // fused pooling with stride 2: rows are joined two by two, and with
+                                          // ``s.joined`` columns too, as ``across`` says
+    Pairing pairing = Pairing::two, across = Pairing::two;
     std::vector<std::pair<int32_t, int32_t>> phases;
     bool team = false;                    // lookup: threads share S, where it has to be made, and divide the filters
     bool single = false;                  // lookup: one output pixel

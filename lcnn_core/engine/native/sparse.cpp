@@ -164,4 +164,116 @@ void sparse_pair(const SparseMatrix& p, const float* response, int64_t below, in
     }
 }
 
+namespace {
+
+/// Lane i of v in lane i + 1, behind the last lane of ``before``; in lane i - 1, ahead of the first one of ``after``.
+#if LCNN_VL == 8
+vf moved_on(vf before, vf v) { return __builtin_shufflevector(before, v, 7, 8, 9, 10, 11, 12, 13, 14); }
+vf moved_back(vf v, vf after) { return __builtin_shufflevector(v, after, 1, 2, 3, 4, 5, 6, 7, 8); }
+#else
+vf moved_on(vf before, vf v) { return __builtin_shufflevector(before, v, 3, 4, 5, 6); }
+vf moved_back(vf v, vf after) { return __builtin_shufflevector(v, after, 1, 2, 3, 4); }
+#endif
+
+constexpr int QUAD = (LCNN_ACCS + 4) / 4;  // vectors of pooled columns; four accumulators each: 7 or 4
+
+struct QuadCall {
+    const SparseMatrix& p;
+    const float* response;
+    int64_t below;
+    Pairing rows, across;
+    const Carried& carried;
+    float* out;
+    int64_t out_stride, width;
+    const Epilogue& e;
+    int64_t first, last;
+};
+
+/// even[j] = what a pooled column makes of a row's outputs; ``end`` is the outputs' column next to these, then of these.
+template <int V>
+LCNN_INLINE void join_columns(vf (&even)[V], const vf (&odd)[V], Pairing across, float& end) {
+    vf next = splat(end);
+    if (across == Pairing::two) {
+#pragma GCC unroll 8
+        for (int j = 0; j < V; ++j) even[j] = larger(even[j], odd[j]);
+    } else if (across == Pairing::before) {
+#pragma GCC unroll 8
+        for (int j = 0; j < V; ++j) even[j] = larger(larger(moved_on(j ? odd[j - 1] : next, odd[j]), even[j]), odd[j]);
+        end = odd[V - 1][VL - 1];
+    } else {
+        end = even[0][0];
+#pragma GCC unroll 8
+        for (int j = 0; j < V; ++j)
+            even[j] = larger(larger(even[j], odd[j]), moved_back(even[j], j + 1 < V ? even[j + 1] : next));
+    }
+}
+
+/// Pooled columns from ``x`` on, V vectors.
+template <int V>
+void quad_of(const QuadCall& c, int64_t x) {
+    vf low = splat(c.e.low), high = splat(c.e.high);
+    for (int64_t i = c.first; i < c.last; ++i) {
+        vf a[V], a_odd[V], b[V], b_odd[V];
+        vf start = splat(c.e.bias ? c.e.bias[c.p.filters[i]] : 0.0f);
+#pragma GCC unroll 8
+        for (int j = 0; j < V; ++j) a[j] = a_odd[j] = b[j] = b_odd[j] = start;
+        for (int64_t at = c.p.starts[i], end = c.p.starts[i + 1]; at != end; ++at) {
+            vf value = splat(c.p.lookups[at].value);
+            const float *even = c.response + c.p.lookups[at].offset + x, *odd = c.response + c.p.odd[at] + x;
+            const float *even_below = even + c.below, *odd_below = odd + c.below;
+            asm("" : "+r"(even), "+r"(odd), "+r"(even_below), "+r"(odd_below));
+#pragma GCC unroll 8
+            for (int j = 0; j < V; ++j) {
+                a[j] += value * load(even + j * VL);
+                a_odd[j] += value * load(odd + j * VL);
+                b[j] += value * load(even_below + j * VL);
+                b_odd[j] += value * load(odd_below + j * VL);
+            }
+        }
+        join_columns<V>(a, a_odd, c.across, c.carried.ends[2 * i]);
+        join_columns<V>(b, b_odd, c.across, c.carried.ends[2 * i + 1]);
+        float* kept = c.carried.rows + i * c.carried.stride + x;
+        float* out = c.out ? c.out + c.p.filters[i] * c.out_stride + x : nullptr;
+#pragma GCC unroll 8
+        for (int j = 0; j < V; ++j) {
+            vf both = larger(a[j], b[j]), made = both;
+            if (c.rows != Pairing::two) {
+                made = larger(load(kept + j * VL), c.rows == Pairing::before ? both : a[j]);
+                store(kept + j * VL, c.rows == Pairing::before ? b[j] : both);
+            }
+            int64_t lanes = c.width - x - j * VL;
+            if (!out || lanes <= 0) continue;
+            made = vmin(high, vmax(low, made));
+            if (c.e.exact && lanes < VL)
+                store_first(out + j * VL, made, lanes);
+            else
+                store(out + j * VL, made);
+        }
+    }
+}
+
+using QuadOf = void (*)(const QuadCall&, int64_t);
+
+template <int... V>
+constexpr std::array<QuadOf, QUAD> quads_of(std::integer_sequence<int, V...>) {
+    return {quad_of<V + 1>...};
+}
+constexpr auto QUADS = quads_of(std::make_integer_sequence<int, QUAD>());
+
+}  // namespace
+
+void sparse_quad(const SparseMatrix& p, const float* response, int64_t below, Pairing rows, Pairing across,
+                 const Carried& carried, float* out, int64_t out_stride, int64_t width, const Epilogue& epilogue,
+                 int64_t first, int64_t last) {
+    QuadCall call{p, response, below, rows, across, carried, out, out_stride, width, epilogue, first, last};
+    int64_t columns = width + (across == Pairing::after), vectors = (columns + VL - 1) / VL;
+    int64_t groups = (vectors + QUAD - 1) / QUAD;
+    std::fill(carried.ends + 2 * first, carried.ends + 2 * last, -__builtin_inff());
+    for (int64_t step = 0; step < groups; ++step) {  // each group needs a column of the one before, or of the one after
+        int64_t g = across == Pairing::after ? groups - 1 - step : step;
+        int64_t from = vectors * g / groups, to = vectors * (g + 1) / groups;
+        QUADS[to - from - 1](call, from * VL);
+    }
+}
+
 }  // namespace lcnn
