@@ -215,7 +215,7 @@ class Layout:
             self._link(second, y)
         fields = {
             "groups": op.groups, "filters": op.filters, "phases": len(table.phases), **_activation_fields(op),
-            "table_count": len(rows),
+            "table_count": len(rows) // (1 + self._joined(op)),
         }  # fmt: skip
         if op.pool:
             fields |= {"pooled": 1, "conv_height": conv_h, "conv_width": conv_w, **_window_fields(op.pool)}
@@ -254,7 +254,7 @@ class Layout:
         group = f // (n // op.groups)
         channels = table.phase * (op.groups * k) + np.tile(group * k + r, len(parts))
         record = self._convolution(op, "lookup", table, channels, direct=op.dictionary is None)
-        record.fields |= {"rows": 0 if op.dictionary is None else k, "table_count": len(f), "joined": int(joined)}
+        record.fields |= {"rows": 0 if op.dictionary is None else k, "joined": int(joined)}
         record.fields["width"] = k if op.dictionary is None else op.dictionary.shape[1]
         _lookup_data(record, p, f)
         if op.dictionary is not None:

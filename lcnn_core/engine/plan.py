@@ -86,7 +86,8 @@ def executed_macs(record: Record) -> tuple[int, int]:
         return 0, 0
     height = fields["conv_height"] if fields.get("pooled") else y.height
     positions = height * x.stride if height * y.width > 1 else 1
-    positions *= 1 + fields.get("joined", 0)
+    if fields.get("joined"):  # of the columns that windows hold, not of the whole stride
+        positions = 2 * height * (y.width + ((fields["kw"], fields["px"]) == (3, 0)))
     if op == "gemm":
         return 0, fields["weights_count"] * positions
     dictionary = fields.get("weights_count", 0) * fields["phases"] * x.height * x.stride

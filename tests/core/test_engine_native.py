@@ -75,6 +75,7 @@ def plans() -> list[bytes]:
     x = torch.randn(1, 3, 12, 12)
     return [
         *(packed(small(), x, stored=stored) for stored in storage.STORAGES),
+        packed(small(), torch.randn(1, 3, 12, 13)),  # under its pooling rows are joined, but not columns
         packed(Every(), torch.randn(1, 2, 12, 10), torch.randn(1, 8)),
         packed(covering(), torch.randn(1, 6, 3, 2)),
     ]

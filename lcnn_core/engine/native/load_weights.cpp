@@ -146,7 +146,8 @@ int64_t plane_of(const Prepared& p, const Tensor& x, int64_t rows) {
 void choose_tiles(Prepared& p, const Tensor& x, int64_t height, int64_t channels) {
     int64_t halo = p.up + p.down, row_bytes = x.stride * 4 * (p.direct ? std::max<int64_t>(channels / 4, 1) : channels);
     double lookups = double(p.s.table_count) / double(p.s.filters), best = 1e30;
-    for (int64_t rows = 1; rows <= height; ++rows) {
+    p.tile_rows = std::min(height, JOINED_ROWS);  // of joined columns: groups are of two rows, whatever the tile is
+    for (int64_t rows = 1; rows <= height && !p.s.joined; ++rows) {
         int64_t tiles = (height + rows - 1) / rows, vectors = (rows * x.stride + LOOKUP_VL - 1) / LOOKUP_VL;
         if ((height + tiles - 1) / tiles != rows) continue;
         int64_t groups = (vectors + LCNN_ACCS - 1) / LCNN_ACCS;
@@ -158,7 +159,6 @@ void choose_tiles(Prepared& p, const Tensor& x, int64_t height, int64_t channels
             p.tile_rows = rows;
         }
     }
-    if (p.s.joined) p.tile_rows = std::min(height, JOINED_ROWS);  // its groups are of two rows, whatever the tile is
     p.window_lead = (p.reach + 15) / 16 * 16;
     int64_t pooled = p.s.pooled ? p.s.kh * p.s.dy + p.s.sy : 0;  // a tile ends at a whole pooling window
     p.window_rows = std::min(height + halo, 2 * p.tile_rows + pooled + halo);
@@ -194,24 +194,21 @@ int64_t choose_blocks(const Prepared& p, const Tensor& x, int64_t channels) {
     return blocks_for(p.s, channels * pixels);
 }
 
-/// Whether the pooled rows of this step can be made of pairs of rows, and how.
+/// How a window of max-pooling joins two by two, ``padding`` before it; false where it does not.
+bool pairs_in(int64_t kernel, int64_t stride, int64_t dilation, int64_t padding, Pairing& found) {
+    found = kernel == 2 ? Pairing::two : padding == 1 ? Pairing::before : Pairing::after;
+    return stride == 2 && dilation == 1 && (kernel == 2 ? padding == 0 : kernel == 3 && (padding == 0 || padding == 1));
+}
+
+/// Whether the pooled rows of this step are made of pairs of rows, and, as its plan has them joined, columns too.
 void choose_pairing(Prepared& p, const Tensor& y) {
     const Step& s = p.s;
     int64_t pairs = (s.conv_height + 1) / 2;  // with padding 0, a window of 3 also sees the first row of the next pair
-    bool two = s.kh == 2 && s.py == 0, before = s.kh == 3 && s.py == 1, after = s.kh == 3 && s.py == 0;
-    p.paired = s.sy == 2 && s.dy == 1 && (two || before || after) && y.height + after <= pairs;
-    p.pairing = s.kh == 2 ? Pairing::two : s.py == 1 ? Pairing::before : Pairing::after;
-}
-
-/// How two columns of outputs are joined, where the plan has them so; all that its windows hold has to be there.
-void choose_joining(Prepared& p, const Tensor& y) {
-    const Step& s = p.s;
+    p.paired = s.pooled && pairs_in(s.kh, s.sy, s.dy, s.py, p.pairing) && y.height + (p.pairing == Pairing::after) <= pairs;
     between("joined", s.joined, 0, 1);
     if (!s.joined) return;
-    bool two = s.kw == 2 && s.px == 0, before = s.kw == 3 && s.px == 1, after = s.kw == 3 && s.px == 0;
-    bool fits = s.sx == 2 && s.dx == 1 && (two || before || after) && 2 * y.width + after <= s.conv_width;
-    if (!p.paired || !fits) fail("this pooling cannot join columns");
-    p.across = two ? Pairing::two : before ? Pairing::before : Pairing::after;
+    bool joins = p.paired && pairs_in(s.kw, s.sx, s.dx, s.px, p.across);
+    if (!joins || 2 * y.width + (p.across == Pairing::after) > s.conv_width) fail("this pooling cannot join columns");
 }
 
 }  // namespace
@@ -241,9 +238,8 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
     if (s.pooled) {
         check_window(s);
         between("pooled rows", (y.height - 1) * s.sy - s.py, -s.py, height - 1);
-        choose_pairing(p, y);
     }
-    choose_joining(p, y);
+    choose_pairing(p, y);
     choose_tiles(p, x, height, channels);
     choose_team(plan, p, x, height, channels);
     std::vector<int64_t> flat(reads);

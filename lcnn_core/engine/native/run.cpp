@@ -332,7 +332,7 @@ int64_t lcnn_memory(const lcnn_plan* p, int which) {
         for (const PackedMatrix& m : s.matrices) weights += int64_t(m.data.size()) * 4;
         weights += s.columns.stride * s.columns.depth * 4;
         weights += int64_t(s.stored.halves.size() * 2 + s.stored.bytes.size() + s.stored.scales.size() * 4);
-        weights += int64_t(s.sparse.lookups.size()) * 8 + int64_t(s.sparse.starts.size()) * 4;
+        weights += int64_t(s.sparse.lookups.size()) * 8 + int64_t(s.sparse.starts.size() + s.sparse.odd.size()) * 4;
         weights += int64_t(s.sliced.values.size() * 2 + s.sliced.starts.size() + s.sliced.lanes.size()) * 4;
     }
     const Plan& plan = *p->plan;

@@ -175,7 +175,7 @@ vf moved_on(vf before, vf v) { return __builtin_shufflevector(before, v, 3, 4, 5
 vf moved_back(vf v, vf after) { return __builtin_shufflevector(v, after, 1, 2, 3, 4); }
 #endif
 
-constexpr int QUAD = (LCNN_ACCS + 4) / 4;  // vectors of pooled columns; four accumulators each: 7 or 4
+constexpr int QUAD = LCNN_ACCS == 24 ? 7 : 3;  // vectors of pooled columns, of four accumulators each
 
 struct QuadCall {
     const SparseMatrix& p;
