@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lcnn_analyze.cli.progress import WORTH_SAYING
 from lcnn_core import BatchFinished, Dataset, Event, Images, Listener, Preparing, Split, TrainConfig
-from lcnn_core.train.events import ignore
 
 BATCHES = 8
 """That are timed of images in memory, and again of images that are read."""
@@ -61,7 +60,7 @@ class MemoryFirst:
 
 
 def rate_lines(
-    run: Run, dataset: Dataset, config: TrainConfig, before: int = BEFORE, on_event: Listener = ignore
+    run: Run, dataset: Dataset, config: TrainConfig, before: int = BEFORE, on_event: Listener | None = None
 ) -> list[str]:
     """Images a second that are read, that ``run`` trains on from memory, and with both; after ``before`` batches.
 
@@ -75,7 +74,7 @@ def rate_lines(
     def listen(event: Event) -> None:
         if isinstance(event, BatchFinished):
             steps.append(event)
-        elif isinstance(event, Preparing):
+        elif on_event and isinstance(event, Preparing):
             on_event(event)
 
     total = before + BATCHES + STARTING + BATCHES
