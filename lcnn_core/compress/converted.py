@@ -14,7 +14,7 @@ from lcnn_core.compress.post_training import FINE_TUNING, PostTrainingConfig, co
 from lcnn_core.compress.resumed import kept_network
 from lcnn_core.compress.teacher import check_target, taught_by
 from lcnn_core.data import Dataset
-from lcnn_core.train import TrainConfig, TrainResult, train
+from lcnn_core.train import Processes, TrainConfig, TrainResult, train
 from lcnn_core.train.events import Listener, ignore, telling
 
 
@@ -50,7 +50,7 @@ def convert_and_train(
     else:
         images = calibration_images(dataset, config.conversion.images)
         conversion = replace(config.conversion, speedup=config.speedup)
-        model, _ = convert_to_budget(dense, images, conversion, telling(on_event))
+        model, _ = convert_to_budget(dense, images, conversion, telling(on_event), Processes.current().of_first)
     objective = taught_by(dense, config.temperature, config.distillation)
     return model, train(model, dataset, config.train, on_event, objective, resume=resume)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +18,7 @@ from lcnn_core.compress.resumed import of_sizes
 from lcnn_core.compress.teacher import check_dense
 from lcnn_core.errors import ConfigError
 from lcnn_core.layers import LookupLayer
-from lcnn_core.train import SCHEDULES, Processes, TrainConfig
+from lcnn_core.train import SCHEDULES, TrainConfig
 
 FORMS = ("dense", "sparse", "lookup")
 
@@ -91,6 +91,7 @@ def convert_to_budget(
     images: Tensor,
     config: PostTrainingConfig | None = None,
     tell: Telling = silent,
+    agree: Callable[[list[Option]], list[Option]] = list,
 ) -> tuple[nn.Module, PostTrainingReport]:
     """A copy of ``dense`` with lookup, sparse and dense layers as ``config.speedup`` allows; no labels, no gradients.
 
@@ -98,14 +99,15 @@ def convert_to_budget(
     at many costs to its filters, weighted by its inputs on ``images``; how much its error matters is measured on the
     network's answers; dynamic programming picks one fit a layer; batch-norm statistics are measured anew. Raises
     ShapeError for images that the network does not take, ConfigError for too few of them, and for a speedup that cannot
-    be met, with the reachable maximum and what bounds it.
+    be met, with the reachable maximum and what bounds it. agree: what is made of the choice, which rounding may have
+    made otherwise elsewhere, before it is fitted.
     """
     config = config or PostTrainingConfig()
     check_dense(dense)
     images = images[: config.images]
     found = measure(dense, config.speedup, images, lambda layer: _sizes(layer, config), "dense" in config.forms, tell)
     layers, fixed, weights, budget = found.layers, found.fixed, found.weights, found.budget
-    chosen = Processes.current().of_first(_filled(layers, allocate(found.menus, weights, budget), budget))
+    chosen = agree(_filled(layers, allocate(found.menus, weights, budget), budget))
     fits: dict[str, Fit] = {}
     for done, (layer, option) in enumerate(zip(layers, chosen, strict=True)):
         tell("converting", done, len(layers))

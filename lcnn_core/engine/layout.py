@@ -137,7 +137,7 @@ class Layout:
         self.liveness_bytes = 4 * liveness(self.tensors, used, [record.response for record in self.records])
 
     def _joined(self, op: Operation) -> bool:
-        """Whether columns are joined: of what is imported, which is divided into more phases at no cost."""
+        """Whether columns are joined: of what is imported, copied anyhow, be it to more phases."""
         return id(op.inputs[0]) in self.ports and can_join(op)
 
     def _step(self, op: Operation) -> tuple[int, int]:

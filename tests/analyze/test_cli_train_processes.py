@@ -17,8 +17,8 @@ from train_runs import epochs_of, in_child, lcnn, losses_of, same
 
 from lcnn_core import Checkpoint, LookupLayer, build, load_dataset, load_state, save
 from lcnn_core.checkpoint import load
-from lcnn_core.compress import from_dense
-from lcnn_core.compress.allocation import Option
+from lcnn_core.compress import from_dense, post_training
+from lcnn_core.compress.allocation import Option, allocate
 from lcnn_core.compress.shares import measured_choices
 
 FASHION = Path(__file__).parents[3] / "shared" / "data" / "fashion-mnist"
@@ -80,7 +80,10 @@ def test_the_average_is_validated_with_the_statistics_of_the_first_process(tmp_p
     assert two["validation"] == pytest.approx(one["validation"])
 
 
-def test_what_processes_measure_apart_is_that_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["from-dense", "converted"])
+def test_what_processes_measure_apart_is_that_of_the_first(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rounding may lead each to other dictionaries; weights of other shapes could not be trained together."""
     data = load_dataset("digits")
     dense = Checkpoint.from_model(
@@ -96,8 +99,13 @@ def test_what_processes_measure_apart_is_that_of_the_first(tmp_path: Path, monke
         size = 16 if os.environ["RANK"] == "0" else None
         return found | {"layer3.1.conv2": replace(found["layer3.1.conv2"], start=size)}
 
+    def allocated(*arguments: Any) -> list[Option]:
+        size = 16 if os.environ["RANK"] == "0" else None
+        return [replace(option, start=size) if i == 10 else option for i, option in enumerate(allocate(*arguments))]
+
     monkeypatch.setattr(from_dense, "measured_choices", measured)
-    options = ("--from", tmp_path / "dense.pt", "--data", "digits", "--speedup", 4, "--epochs", 1)
+    monkeypatch.setattr(post_training, "allocate", allocated)
+    options = ("--from", tmp_path / "dense.pt", "--data", "digits", "--speedup", 4, "--epochs", 1, "--method", method)
     more = ("--batch-size", 128, "--batches-per-epoch", 2, "--lr", 0.01, "-q")
     assert all_ranks(*options, *more, "-o", tmp_path / "run") == [0, 0]
     layer = load(tmp_path / "run" / "last.pt").build().get_submodule("layer3.1.conv2")

@@ -32,12 +32,13 @@ void build_sparse(Prepared& p, const Reader& in, int64_t filters, const std::vec
     std::stable_sort(m.filters.begin(), m.filters.end(), [&](int32_t a, int32_t b) {
         return starts[a + 1] - starts[a] < starts[b + 1] - starts[b];
     });
+    std::vector<int32_t> own;  // the filter's lookups in this block
     for (int64_t block = 0; block < blocks; ++block)
         for (int64_t i = 0; i <= filters; ++i) {
             m.starts.push_back(int32_t(m.lookups.size()));
             if (i == filters) break;
             int32_t f = m.filters[i];
-            std::vector<int32_t> own;
+            own.clear();
             for (int32_t at = starts[f]; at < starts[f + 1]; ++at)
                 if (block_of[at] == block) own.push_back(at);
             std::sort(own.begin(), own.end(), [&](int32_t a, int32_t b) { return flat[a] < flat[b]; });
