@@ -24,11 +24,15 @@ class Tensor:
     below: int = 0
     aside: int = 0
     batched: bool = False
+    held: bool = True
+    """In memory; else only its grid counts, of an image that is read as the caller gave it."""
     stride: int = 1
     plane: int = 1
     lead: int = 0
     offset: int = 0
     linked: list[Tensor] = field(default_factory=list)
+    over: Tensor | None = None
+    """The tensor in whose memory this one lies: a residual that the step which writes this one reads last."""
 
     @property
     def floats(self) -> int:
@@ -37,6 +41,11 @@ class Tensor:
     @property
     def pixels(self) -> int:
         return self.height * self.width
+
+    @property
+    def lowest(self) -> Tensor:
+        """The one whose memory this one shares, maybe itself."""
+        return self if self.over is None else self.over.lowest
 
     def settle(self) -> None:
         """Choose plane and lead from the stride. A plane of a multiple of 4 KB would map to one cache set."""
@@ -49,13 +58,13 @@ class Tensor:
             self.plane += ALIGN
 
 
-def _lives(used: list[list[Tensor]]) -> dict[int, tuple[int, int]]:
-    """First and last step that touches each tensor, by its id."""
-    lives: dict[int, tuple[int, int]] = {}
+def lives(used: list[list[Tensor]]) -> dict[int, tuple[int, int]]:
+    """First and last step that touches each tensor, by its id; of one that lies over others, of all together."""
+    found: dict[int, tuple[int, int]] = {}
     for step, tensors in enumerate(used):
         for t in tensors:
-            lives[id(t)] = (lives.get(id(t), (step, step))[0], step)
-    return lives
+            found[id(t.lowest)] = (found.get(id(t.lowest), (step, step))[0], step)
+    return found
 
 
 def liveness(tensors: list[Tensor], used: list[list[Tensor]], extra: list[int]) -> int:
@@ -63,10 +72,12 @@ def liveness(tensors: list[Tensor], used: list[list[Tensor]], extra: list[int]) 
 
     used: the tensors that each step touches. extra: floats that each step needs besides.
     """
-    lives = _lives(used)
+    alive = lives(used)
     sums = list(extra)
     for t in tensors:
-        first, last = lives[id(t)]
+        if not t.held or t.over is not None:
+            continue
+        first, last = alive[id(t)]
         for step in range(first, last + 1):
             sums[step] += t.channels * t.pixels
     return max(sums)
@@ -77,22 +88,25 @@ def place(tensors: list[Tensor], used: list[list[Tensor]]) -> tuple[int, int]:
 
     Returns the floats of one image's arena and batch space.
     """
-    lives = _lives(used)
+    alive = lives(used)
     placed: list[Tensor] = []
     arena = batch = 0
-    for t in sorted(tensors, key=lambda t: -t.floats):
+    for t in sorted((t for t in tensors if t.held and t.over is None), key=lambda t: -t.floats):
         size = _round(t.floats)
         if t.batched:
             t.offset, batch = batch, batch + size
             continue
-        first, last = lives[id(t)]
+        first, last = alive[id(t)]
         start = 0
         for other in sorted(placed, key=lambda o: o.offset - o.lead):
-            apart = lives[id(other)][1] < first or last < lives[id(other)][0]
+            apart = alive[id(other)][1] < first or last < alive[id(other)][0]
             begin = other.offset - other.lead
             if not apart and start < begin + _round(other.floats) and begin < start + size:
                 start = begin + _round(other.floats)
         t.offset = start + t.lead
         placed.append(t)
         arena = max(arena, start + size)
+    for t in tensors:
+        if t.over is not None:
+            t.offset = t.lowest.offset
     return arena, batch

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from lcnn_core.engine.buffers import Tensor, liveness, place
+from lcnn_core.engine.buffers import Tensor, liveness, lives, place
 from lcnn_core.engine.ir import Array, Operation, Value
+from lcnn_core.engine.phases import Table, can_join, can_split, kernel_table, used_phases
 from lcnn_core.engine.storage import store
 
 Form = tuple[Any, ...]
@@ -50,64 +51,6 @@ class Record:
         return self.fields["rows"] * self.fields["groups"] * positions
 
 
-def _shift(position: int, step: int) -> tuple[int, int]:
-    """(phase, whole steps) of a kernel position relative to the output pixel's corner."""
-    return position % step, position // step
-
-
-@dataclass
-class Table:
-    """Where each kernel entry or lookup reads: (channel, row, column) on the input's phases, relative to the output."""
-
-    phases: list[tuple[int, int]]
-    rows: Array
-    columns: Array
-    phase: Array
-
-
-def kernel_table(
-    op: Operation, phases: list[tuple[int, int]], ky: Array, kx: Array, step: tuple[int, int], right: int = 0
-) -> Table:
-    """Of an input split into phases by ``step``; for the output pixel so far to the right of the one in the corner."""
-    window = op.window
-    ty = ky * window.dilation[0] - window.padding[0]
-    tx = kx * window.dilation[1] - window.padding[1] + right * window.stride[1]
-    sy, sx = step
-    index = np.zeros((sy, sx), dtype=np.int64)
-    for i, (py, px) in enumerate(phases):
-        index[py, px] = i
-    return Table(phases, ty // sy, tx // sx, index[ty % sy, tx % sx])
-
-
-def used_phases(op: Operation, step: tuple[int, int]) -> list[tuple[int, int]]:
-    """Phases by ``step`` that a kernel position with a nonzero reads, for one output pixel or two that are joined."""
-    weights = op.coefficients if op.coefficients is not None else op.weight
-    assert weights is not None
-    used = set()
-    for ky, kx in zip(*np.nonzero(weights.any(axis=(0, 1))), strict=True):
-        py, _ = _shift(int(ky) * op.window.dilation[0] - op.window.padding[0], step[0])
-        for right in range(0, step[1], op.window.stride[1]):
-            px, _ = _shift(int(kx) * op.window.dilation[1] - op.window.padding[1] + right, step[1])
-            used.add((py, px))
-    return sorted(used) or [(0, 0)]
-
-
-def can_join(op: Operation) -> bool:
-    """Whether two rows and two columns of the outputs can be joined under the fused max-pool: native/load_weights.cpp.
-
-    All columns of its windows have to be there but for one on the left; the phases then divide quickly.
-    """
-    pool = op.pool
-    if op.kind != "lookup_conv" or pool is None or pool.stride != (2, 2) or pool.dilation != (1, 1):
-        return False
-    sides = list(zip(pool.kernel, pool.padding, strict=True))
-    if not set(sides) <= {(2, 0), (3, 0), (3, 1)} or op.window.stride[1] not in (1, 2):
-        return False
-    (height, width), (rows, columns) = op.pool_input, op.output.grid[1:]
-    row_after, column_after = (side == (3, 0) for side in sides)
-    return 2 * (rows + row_after) <= height + 1 and 2 * columns + column_after <= width
-
-
 class Layout:
     """Turns the operations of one segment into records and tensors."""
 
@@ -122,7 +65,9 @@ class Layout:
         self.ports = {id(value): i for i, value in enumerate(inputs)}
         self.phases: dict[tuple[int, Form], list[tuple[int, int]]] = {}
         for op in operations:
-            if op.kind in ("conv", "lookup_conv") and (form := self._input_form(op)) != WIDE:
+            if op.kind not in ("conv", "lookup_conv") or self._split_here(op):
+                continue
+            if (form := self._input_form(op)) != WIDE:
                 key = (id(op.inputs[0]), form)
                 self.phases[key] = sorted({*self.phases.get(key, []), *used_phases(op, self._step(op))})
         for op in operations:
@@ -130,6 +75,7 @@ class Layout:
         for port, value in enumerate(outputs):
             form = VECTOR if value.vector else WIDE
             self._emit(Record("export_", "output", self._need(value, form), None, fields={"port": port}))
+        self._write_over()
         self._assign_strides()
         self.first_batch_step = self._split()
         used = [record.tensors for record in self.records]
@@ -139,6 +85,10 @@ class Layout:
     def _joined(self, op: Operation) -> bool:
         """Whether columns are joined: of what is imported, copied anyhow, be it to more phases."""
         return id(op.inputs[0]) in self.ports and can_join(op)
+
+    def _split_here(self, op: Operation) -> bool:
+        """Whether the image is read as the caller gave it, not imported first."""
+        return id(op.inputs[0]) in self.ports and can_split(op, self._step(op)[1])
 
     def _step(self, op: Operation) -> tuple[int, int]:
         """Rows and columns of the input from one output to the next, or from one joined pair to the next."""
@@ -185,6 +135,14 @@ class Layout:
             self._emit(Record("relayout", "layout", source, tensor, fields=fields, data=data))
         return tensor
 
+    def _image(self, op: Operation) -> Tensor:
+        """The grid of the phases of an image that a lookup reads as the caller gave it."""
+        (channels, height, width), step = op.inputs[0].grid, self._step(op)
+        grid = (channels * len(self._phase_list(op)), -(-height // step[0]), -(-width // step[1]))
+        tensor = self._new(grid, False)
+        tensor.held = False
+        return tensor
+
     def _link(self, *tensors: Tensor) -> None:
         for a in tensors:
             a.linked.extend(b for b in tensors if b is not a)
@@ -193,7 +151,7 @@ class Layout:
 
     def _convolution(self, op: Operation, record: str, table: Table, channels: Array, direct: bool) -> Record:
         form = self._input_form(op)
-        x = self._need(op.inputs[0], form)
+        x = self._image(op) if self._split_here(op) else self._need(op.inputs[0], form)
         conv_h, conv_w = op.pool_input if op.pool else op.output.grid[1:]
         y = self._make(op, WIDE)
         rows, columns = table.rows, table.columns
@@ -227,6 +185,8 @@ class Layout:
         return made
 
     def _phase_list(self, op: Operation) -> list[tuple[int, int]]:
+        if self._split_here(op):
+            return used_phases(op, self._step(op))
         return self.phases.get((id(op.inputs[0]), self._input_form(op)), [(0, 0)])
 
     def _conv(self, op: Operation) -> None:
@@ -257,6 +217,10 @@ class Layout:
         record.fields |= {"rows": 0 if op.dictionary is None else k, "joined": int(joined)}
         record.fields["width"] = k if op.dictionary is None else op.dictionary.shape[1]
         _lookup_data(record, p, f)
+        if self._split_here(op):
+            step = self._step(op)
+            record.fields |= {"split_y": step[0], "split_x": step[1], "port": self.ports[id(op.inputs[0])]}
+            record.data["phase_list"] = np.asarray(self._phase_list(op), dtype=np.int32)
         if op.dictionary is not None:
             record.fields["weights_count"] = op.dictionary.size
             record.data["weights"] = op.dictionary.astype(np.float32)
@@ -337,6 +301,21 @@ class Layout:
         self.forms[id(op.output), VECTOR] = self.made[id(op.output)] = self._need(op.inputs[0], VECTOR)
 
     # -- strides, batch-wide steps, buffers --------------------------------------------------------------------------
+
+    def _write_over(self) -> None:
+        """A lookup that adds a residual which nobody reads later writes its output there: fewer bytes move."""
+        alive = lives([record.tensors for record in self.records])
+        for step, record in enumerate(self.records):
+            y, residual = record.output, record.second
+            if record.op != "lookup" or y is None or residual is None or residual is record.source or y.pixels == 1:
+                continue
+            if alive[id(residual.lowest)][1] == step:
+                y.over = residual
+                alive[id(y.lowest)] = (alive[id(y.lowest)][0], alive[id(y)][1])
+                for name in ("above", "below", "aside"):
+                    setattr(residual.lowest, name, max(getattr(t, name) for t in (y, residual.lowest)))
+        for t in self.tensors:
+            t.above, t.below, t.aside = t.lowest.above, t.lowest.below, t.lowest.aside
 
     def _assign_strides(self) -> None:
         done: set[int] = set()

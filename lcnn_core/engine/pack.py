@@ -11,7 +11,7 @@ from lcnn_core.engine.ir import Value
 from lcnn_core.engine.layout import Layout
 
 MAGIC = int.from_bytes(b"LCNNPLAN", "little")
-VERSION = 4
+VERSION = 5
 OPERATIONS = (
     "import_", "export_", "relayout", "gemm", "lookup", "pool", "adaptive", "linear", "lookup_linear", "add",
     "multiply", "affine", "activate", "concat",
@@ -21,9 +21,9 @@ FIELDS = (
     "bias", "weights", "weights_count", "table", "table_count", "values", "starts",
     "kh", "kw", "sy", "sx", "py", "px", "dy", "dx", "mode", "count_pad", "divisor", "phases", "phase_list",
     "pooled", "conv_height", "conv_width", "port", "channel", "storage", "scales", "positions",
-    "joined",
+    "joined", "split_y", "split_x",
 )  # fmt: skip
-STEP_WORDS, HEADER_WORDS, CHECKSUM_WORD = 40, 16, 15
+STEP_WORDS, HEADER_WORDS, CHECKSUM_WORD = 42, 16, 15
 DATA = ("bias", "weights", "table", "values", "starts", "phase_list", "scales")
 
 
@@ -50,7 +50,11 @@ def pack(layout: Layout, inputs: list[Value], outputs: list[Value]) -> bytes:
             row[column[name]] = value
     ports = np.array([[len(v.shape), *(*v.shape, 1, 1)[:3]] for v in (*inputs, *outputs)], "<i8")
     tensors = np.array(
-        [[t.batched, t.channels, t.height, t.width, t.stride, t.plane, t.offset, t.lead] for t in layout.tensors], "<i8"
+        [
+            [int(t.batched) if t.held else 2, t.channels, t.height, t.width, t.stride, t.plane, t.offset, t.lead]
+            for t in layout.tensors
+        ],
+        "<i8",
     )
     header = np.zeros(HEADER_WORDS, dtype="<i8")
     words = HEADER_WORDS + ports.size + tensors.size + steps.size

@@ -98,6 +98,66 @@ def test_any_stem_with_its_pooling_fused(
     assert error(model, native(compile(model, x, threads=threads, isa=isa)), x) <= 1e-5
 
 
+@settings(max_examples=60, deadline=None)
+@example(8, 3, 3, (3, 300), 1, 1, (ISAS or ["none"])[0])  # a last part of less than a vector
+@example(2, 3, 2, (9, 130), 2, 1, (ISAS or ["none"])[0])  # two threads, rows that end within a vector
+@example(4, 2, 2, (10, 64), 1, 3, (ISAS or ["none"])[0])
+@given(
+    st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 3, 5, 16]), st.sampled_from([1, 3, 6]),
+    st.tuples(st.integers(3, 40), st.integers(3, 300)), st.sampled_from([1, 2]), st.sampled_from([1, 3]),
+    st.sampled_from(ISAS or ["none"]),
+)  # fmt: skip
+def test_an_image_is_split_as_its_response_is_made(
+    stride: int, width: int, rows: int, size: tuple[int, int], threads: int, batch: int, isa: str
+) -> None:
+    torch.manual_seed(stride * size[1])
+    layer = LookupConv2d(width, 80, 3, (2, stride), 1, dictionary_size=rows, threshold=0.0)
+    model = sparsify(nn.Sequential(layer, nn.ReLU()), 0.05, 5)
+    x = torch.randn(batch, width, *size)
+    compiled = native(compile(model, x, threads=threads, isa=isa))
+    if rows >= width and layer.coefficients.any():  # else D is a convolution of its own, before the image is divided
+        assert compiled.plan.steps[0].kind == "lookup"
+    assert error(model, compiled, x) <= 1e-5
+
+
+class Residuals(nn.Module):
+    """Lookups that each add what came before the last one; ``kept``: the first of these is read again at the end."""
+
+    def __init__(self, width: int, kept: bool):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            LookupConv2d(width, width, 3, padding=1, dictionary_size=rows, threshold=0.0)
+            for rows in (width - 8, width - 8, width - 8, width - 8, None)
+        )
+        self.kept = kept
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = before = torch.relu(self.layers[0](x))
+        now = torch.relu(self.layers[1](before))
+        for layer in list(self.layers)[2:]:
+            before, now = now, torch.relu(layer(now) + before)
+        return now + first if self.kept else now
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize(("width", "size"), [(24, (9, 7)), (128, (35, 50)), (64, (5, 70))])
+def test_outputs_are_written_over_residuals(
+    isa: str, threads: int, kept: bool, width: int, size: tuple[int, int]
+) -> None:
+    """Also where partial sums are: blocks of the 120 rows; and where vectors reach past the rows of a tile."""
+    torch.manual_seed(0)
+    model = sparsify(Residuals(width, kept), 0.05, 7)
+    x = torch.randn(3, width, *size)
+    compiled = native(compile(model, x[:1], threads=threads, isa=isa))
+    assert [step.kind for step in compiled.plan.steps].count("lookup") == 5
+    assert error(model, compiled, x) <= 1e-5
+    assert error(model, compiled, x[:1]) <= 1e-5
+    alive = 2 + kept  # the source and the residual, where the output goes
+    assert compiled.plan.liveness_bytes == 4 * (alive * width + width - 8) * size[0] * size[1]
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(
     ("layers", "shape"),

@@ -6,6 +6,7 @@ import shutil
 import struct
 import subprocess
 import zlib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,8 @@ class Parsed:
         at += 32 * (inputs + outputs)
         self.tensors = [struct.unpack_from("<8q", blob, at + 64 * i) for i in range(tensors)]
         at += 64 * tensors
-        self.steps = [struct.unpack_from("<40q", blob, at + 320 * i) for i in range(steps)]
-        at += 320 * steps
+        self.steps = [struct.unpack_from("<42q", blob, at + 336 * i) for i in range(steps)]
+        at += 336 * steps
         assert at == 8 * words
         assert len(blob) == at + 4 * units
         self.data = blob[at:]
@@ -75,17 +76,17 @@ def test_the_bytes_of_a_tiny_network() -> None:
         layer.bias.copy_(torch.tensor([0.5, -0.5]))
     blob = compile(nn.Sequential(layer, nn.ReLU()).eval(), torch.randn(1, 2, 1, 2)).packed()  # type: ignore[operator]
     found = Parsed(blob)
-    assert (found.magic, found.version) == (b"LCNNPLAN", 4)
+    assert (found.magic, found.version) == (b"LCNNPLAN", 5)
     assert found.ports == [(3, 2, 1, 2), (3, 2, 1, 2)]
-    # import, lookup, export; two tensors of two planes: 2 floats a row, then zeros to a multiple of 16
-    assert [step[0] for step in found.steps] == [0, 4, 1]
-    assert [t[:6] for t in found.tensors] == [(0, 2, 1, 2, 2, 32), (0, 2, 1, 2, 2, 32)]
-    assert found.arena == sum(t[7] + 2 * 32 for t in found.tensors)
-    assert (found.batch, found.first_batch_step) == (0, 3)
-    importing, lookup, exporting = found.steps
-    assert importing[1:4] == (-1, -1, 0)
+    # lookup that reads its port, export; two tensors of two planes: 2 floats a row, then zeros to a multiple of 16
+    assert [step[0] for step in found.steps] == [4, 1]
+    assert [t[:6] for t in found.tensors] == [(2, 2, 1, 2, 2, 32), (0, 2, 1, 2, 2, 32)]
+    assert found.arena == found.tensors[1][7] + 2 * 32
+    assert (found.batch, found.first_batch_step) == (0, 2)
+    lookup, exporting = found.steps
     assert exporting[1:4] == (1, -1, -1)
-    assert found.ints(importing[30], 2) == [0, 0]
+    assert (lookup[34], *lookup[40:]) == (0, 1, 1)
+    assert found.ints(lookup[30], 2) == [0, 0]
     assert lookup[1:8] == (0, -1, 1, 1, 1, 2, 2)  # tensors; groups, k, m, n
     assert lookup[8:11] == (1, 0, struct.unpack("<i", struct.pack("<f", float("inf")))[0])
     assert found.floats(lookup[11], 2) == [0.5, -0.5]
@@ -95,7 +96,32 @@ def test_the_bytes_of_a_tiny_network() -> None:
     assert found.ints(lookup[14], 3) == [0, 0, 0]
     assert found.floats(lookup[16], 1) == [5.0]
     assert found.ints(lookup[17], 3) == [0, 1, 1]
-    assert lookup[36:] == (0, -1, 0, 0)
+    assert lookup[36:40] == (0, -1, 0, 0)
+
+
+def test_a_stem_reads_its_image_as_the_format_says() -> None:
+    """S of a phase is D times every third row and second column of the image, summed lookup by lookup by hand."""
+    torch.manual_seed(0)
+    layer = LookupConv2d(3, 4, 5, (3, 2), 2, bias=True, dictionary_size=2, threshold=0.0)
+    with torch.no_grad():
+        layer.coefficients.mul_(torch.rand_like(layer.coefficients) < 0.2)
+    x = torch.randn(1, 3, 11, 14)
+    found = Parsed(compile(layer.eval(), x).packed())  # type: ignore[operator]
+    lookup = found.steps[0]
+    assert (lookup[0], lookup[34], *lookup[40:]) == (4, 0, 3, 2)
+    count, phases = lookup[15], np.array(found.ints(lookup[30], 2 * lookup[29])).reshape(-1, 2)
+    response = np.einsum("km,mhw->khw", np.array(found.floats(lookup[12], 6)).reshape(2, 3), x[0].double().numpy())
+    response = np.pad(response, ((0, 0), (30, 30), (30, 30)))
+    table = np.array(found.ints(lookup[14], 3 * count)).reshape(count, 3)
+    values, starts = found.floats(lookup[16], count), found.ints(lookup[17], 5)
+    y = np.zeros((4, 4, 7))
+    for f, (first, last) in enumerate(pairwise(starts)):
+        for (channel, row, column), value in zip(table[first:last], values[first:last], strict=True):
+            (py, px), r = phases[channel // 2], channel % 2
+            top, left = 30 + 3 * row + py, 30 + 2 * column + px
+            y[f] += value * response[r, top : top + 12 : 3, left : left + 14 : 2]
+        y[f] += found.floats(lookup[11], 4)[f]
+    torch.testing.assert_close(torch.from_numpy(y)[None], layer.double()(x.double()))
 
 
 @pytest.mark.parametrize(

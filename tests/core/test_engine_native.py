@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lcnn_core.engine import compile, compiler, libraries, peaks, read_rate, storage
 from lcnn_core.engine.library import NativePlan, choose
-from lcnn_core.engine.pack import DATA, FIELDS, MAGIC, OPERATIONS, VERSION, seal
+from lcnn_core.engine.pack import DATA, FIELDS, MAGIC, OPERATIONS, STEP_WORDS, VERSION, seal
 from lcnn_core.errors import CheckpointError
 from lcnn_core.layers import LookupConv2d, LookupLinear
 
@@ -87,7 +87,7 @@ def test_the_plans_hold_every_operation() -> None:
         words = np.frombuffer(blob[: len(blob) // 8 * 8], "<i8")
         ports, tensors, steps = words[6] + words[7], words[4], words[5]
         first = 16 + 4 * ports + 8 * tensors
-        found |= set(words[first : first + 40 * steps : 40].tolist())
+        found |= set(words[first : first + STEP_WORDS * steps : STEP_WORDS].tolist())
     assert found == set(range(len(OPERATIONS)))
 
 
@@ -175,7 +175,8 @@ def i32(*numbers: int) -> np.ndarray:
 
 
 def one_lookup_layer(x: list[int], y: list[int], *, first: int = 3, **fields: object) -> bytes:
-    """A plan by hand: import, a lookup layer between two tensors (records of FORMAT.md), export."""
+    """A plan by hand: import (unless the layer splits its port), a lookup layer between two tensors (records of
+    FORMAT.md), export."""
     ones = np.ones(1, "<f4")
     layer = {
         "op": "lookup", "input": 0, "output": 1, "groups": 1, "width": x[1], "filters": y[1], "phases": 1, "rows": 0,
@@ -190,10 +191,11 @@ def one_lookup_layer(x: list[int], y: list[int], *, first: int = 3, **fields: ob
         "phases": 1,
         "phase_list": i32(0, 0),
     }
-    steps, data, units = np.zeros((3, 40), "<i8"), [], 0
-    for row, step in zip(
-        steps, ({"op": "import_", "output": 0, **grid}, layer, {"op": "export_", "input": 1}), strict=True
-    ):
+    records = [{"op": "import_", "output": 0, **grid}, layer, {"op": "export_", "input": 1}]
+    if layer.get("split_x"):
+        del records[0]
+    steps, data, units = np.zeros((len(records), STEP_WORDS), "<i8"), [], 0
+    for row, step in zip(steps, records, strict=True):
         for name, value in ({"input": -1, "second": -1, "output": -1} | dict.fromkeys(DATA, -1) | step).items():
             number = OPERATIONS.index(value) if name == "op" else value
             if isinstance(value, np.ndarray):
@@ -202,7 +204,8 @@ def one_lookup_layer(x: list[int], y: list[int], *, first: int = 3, **fields: ob
             row[FIELDS.index(name)] = number
     ports, tensors = np.array([[3, *x[1:4]], [3, *y[1:4]]], "<i8"), np.array([x, y], "<i8")
     arena = y[6] + y[1] * y[5]
-    head = [MAGIC, VERSION, 16 + 8 + 16 + 120, units, 2, 3, 1, 1, arena, 0, first, 0, 0, 0, 0, 0]
+    words, split = 16 + 8 + 16 + steps.size, min(first, len(steps))
+    head = [MAGIC, VERSION, words, units, 2, len(steps), 1, 1, arena, 0, split, 0, 0, 0, 0, 0]
     return seal(b"".join([np.array(head, "<i8").tobytes(), ports.tobytes(), tensors.tobytes(), steps.tobytes(), *data]))
 
 
@@ -217,6 +220,8 @@ def rows_of_dictionary(rows: int) -> dict[str, object]:
 MANY = 1 << 20
 BEYOND = pow(MANY - 1, -1, 1 << 64)  # times MANY - 1 it is 1 in 64 bits
 POOL = {"pooled": 1, "kh": 1, "kw": 1, "sy": 1, "sx": 1, "py": 0, "px": 0, "dy": 1, "dx": 1}
+GRID = [2, 1, 4, 4, 5, 32, 0, 0]
+SPLIT = {"split_y": 1, "split_x": 1, "port": 0, "phase_list": i32(0, 0), **rows_of_dictionary(1)}
 JOINED = POOL | {"kh": 2, "kw": 2, "sy": 2, "sx": 2, "joined": 1, "table": i32(0, 0, 0, 0, 0, 0)}
 HANDMADE = {
     "columns joined without a pooling": (
@@ -260,6 +265,39 @@ HANDMADE = {
     "columns beyond the input under a pooling": (
         one_lookup_layer(wide(1, 1, 1, MANY, 0), wide(1, 1, 1, 8, 2 * MANY), **POOL,
                          conv_height=1, conv_width=MANY), None,
+    ),
+    "an image split": (one_lookup_layer(GRID, wide(1, 4, 4, 5, 0), **SPLIT), None),
+    "an image split by 3": (
+        one_lookup_layer(GRID, wide(1, 4, 4, 5, 0), **SPLIT | {"split_x": 3}),
+        "columns are split by 3; expected 1, 2, 4 or 8",
+    ),
+    "an image split without a dictionary": (
+        one_lookup_layer(GRID, wide(1, 4, 4, 5, 0), **SPLIT | {"rows": 0}),
+        "split rows of the dictionary is 0; expected 1 to 1048576",
+    ),
+    "an image of another size split": (
+        one_lookup_layer(GRID, wide(1, 4, 4, 5, 0), **SPLIT | {"split_x": 2, "phase_list": i32(0, 1)}),
+        "the grid of a split input does not fit its port",
+    ),
+    "a phase outside a split": (
+        one_lookup_layer(GRID, wide(1, 4, 4, 5, 0), **SPLIT | {"phase_list": i32(0, 1)}), "phase is 1; expected 0 to 0",
+    ),
+    "many channels split": (
+        one_lookup_layer([2, 17, *GRID[2:]], wide(1, 4, 4, 5, 0), **SPLIT), "split channels is 17; expected 1 to 16",
+    ),
+    "a split of a port that is not there": (
+        one_lookup_layer(GRID, wide(1, 4, 4, 5, 0), **SPLIT | {"port": 1}), "input is 1; expected 0 to 0",
+    ),
+    "a dictionary of another size split": (
+        one_lookup_layer(GRID, wide(1, 4, 4, 5, 0), **SPLIT | {"weights_count": 2}),
+        "dictionary does not have k \\* m entries",
+    ),
+    "a split into memory": (
+        one_lookup_layer(wide(1, 4, 4, 5, 0), wide(1, 4, 4, 5, 100), **SPLIT),
+        "the grid of a split input does not fit its port",
+    ),
+    "a grid without memory imported": (
+        one_lookup_layer(GRID, wide(1, 4, 4, 5, 0)), "a step uses tensor 0, which no memory holds",
     ),
     "a plain one": (one_lookup_layer(wide(1, 4, 4, 5, 0), wide(1, 4, 4, 5, 100), **rows_of_dictionary(3)), None),
 }  # fmt: skip

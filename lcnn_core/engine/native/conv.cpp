@@ -72,6 +72,10 @@ struct Window_of_S {
     /// Rows [from, to) of what dictionary vectors [r0, r1) answer.
     int64_t compute(int64_t from, int64_t to, int64_t r0, int64_t r1, bool exact) {
         int64_t k = p.s.rows, m = p.s.width;
+        if (p.s.split_x) {
+            split_rows(p.split, input, row(0, from), from, to, r0, r1, exact);
+            return to;
+        }
         Epilogue e;
         e.exact = exact;
         for (int64_t part = 0; part < channels() / k; ++part)  // phase-major, then group
@@ -235,6 +239,7 @@ void lookup_tile(const Plan& plan, const Prepared& p, const Place& place, const 
     if (p.s.second >= 0) {
         e.residual = plan.at(place, p.s.second) + q0 * y.stride;
         e.residual_stride = plan.tensors[p.s.second].plane;
+        e.keep = e.residual == out + q0 * y.stride;
     }
     int64_t first = mine.first, last = mine.last;
     if (p.single) {
@@ -255,7 +260,8 @@ void run_lookup(const Plan& plan, const Prepared& p, const Place& place, int sta
     const Tensor &x = plan.tensors[s.input], &y = plan.tensors[s.output];
     bool shared = stages(p, false, place.parts) == 2, ready = p.direct || shared;
     float* window = shared ? place.shared : place.scratch + DEPTH_BLOCK * LCNN_COLS * VL;
-    Window_of_S response{plan, p, x, plan.at(place, s.input), window, place.scratch};
+    const float* input = s.split_x ? place.inputs[s.port] + place.image * plan.inputs[s.port].size() : plan.at(place, s.input);
+    Window_of_S response{plan, p, x, input, window, place.scratch};
     if (shared) {
         response.first = response.have = -p.up;
         if (stage == 0) return response.make(place.part, place.parts);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 namespace lcnn {
@@ -14,6 +15,7 @@ struct Epilogue {
     int64_t residual_stride = 0;
     float low = -__builtin_inff(), high = __builtin_inff();
     bool exact = false;  // write no lane past the last pixel (another thread owns it)
+    bool keep = false;   // sparse: write what is there past the last pixel (the output is the residual, needed later)
 
     bool plain() const { return !bias && !residual && low == -__builtin_inff() && high == __builtin_inff(); }
 };
@@ -34,6 +36,22 @@ constexpr int64_t DEPTH_BLOCK = 256;
 /// [0, pixels), then the epilogue. ``panel`` is scratch of DEPTH_BLOCK * LCNN_COLS * LCNN_VL floats.
 void gemm(const PackedMatrix& a, const float* input, const int32_t* offsets, float* out, int64_t out_stride,
           int64_t pixels, const Epilogue& epilogue, float* panel, int64_t row0, int64_t row1);
+
+constexpr int64_t SPLIT_CHANNELS = 16, MAX_SPLIT = 8;
+
+/// How S of an image (channels, height, width) is made and divided: a phase holds every step_y-th row and step_x-th
+/// column (1, 2, 4 or 8) from its (row, column) on, ``rows`` planes, rows of it ``stride`` floats apart.
+struct Split {
+    int64_t channels = 0, height = 0, width = 0, step_y = 0, step_x = 0;
+    int64_t rows = 0, plane = 0, stride = 0;
+    std::vector<std::pair<int32_t, int32_t>> phases;
+    std::vector<float> dictionary;  // (rows, channels)
+};
+
+/// Rows [from, to) of every phase, of dictionary rows [r0, r1); zeros beyond the image. ``rows``: row ``from`` of plane 0.
+/// Unless ``exact``, whole vectors are written.
+void split_rows(const Split& s, const float* image, float* rows, int64_t from, int64_t to, int64_t r0, int64_t r1,
+                bool exact);
 
 /// A matrix (rows x depth) column by column, in whole cache lines: a column whose input is zero need not be read.
 struct ColumnMatrix {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
+#include <queue>
 #include <stdexcept>
 
 #include "load.h"
@@ -48,6 +49,24 @@ int64_t pool_line(const Tensor& x, const Tensor& y, const Step& s) {
     return (x.width + s.px + VL + (y.width + 3 * VL) * s.sx + s.kw * s.dx + 15) / 16 * 16;
 }
 
+std::vector<std::pair<int32_t, int32_t>> read_phases(const Reader& in, const Step& s, int64_t step_y, int64_t step_x) {
+    std::vector<std::pair<int32_t, int32_t>> phases;
+    const int32_t* list = in.ints("phases", s.phase_list, 2 * s.phases);
+    for (int64_t i = 0; i < s.phases; ++i) {
+        between("phase", list[2 * i], 0, step_y - 1);
+        between("phase", list[2 * i + 1], 0, step_x - 1);
+        phases.push_back({list[2 * i], list[2 * i + 1]});
+    }
+    return phases;
+}
+
+void check_port(const char* what, const std::vector<Port>& ports, int64_t index, int64_t floats) {
+    between(what, index, 0, int64_t(ports.size()) - 1);
+    if (ports[index].size() != floats)
+        fail("%s %lld has %lld floats; its step uses %lld", what, (long long)index, (long long)ports[index].size(),
+             (long long)floats);
+}
+
 void check_window(const Step& s) {
     between("pool window", s.kh, 1, MAX_WINDOW);
     for (int64_t v : {s.kw, s.sy, s.sx, s.dy, s.dx}) between("pool window", v, 1, 1 << 16);
@@ -67,8 +86,9 @@ void check_tensor(const Tensor& t, const Plan& plan) {
         between("vector offset", t.offset, 0, (t.batched ? plan.batch : plan.arena) - t.channels);
         return;
     }
-    between("batched tensor", t.batched, 0, 0);
     between("tensor stride", t.stride, t.width, 1 << 21);
+    if (t.batched == 2) return;
+    between("batched tensor", t.batched, 0, 0);
     between("tensor plane", t.plane, t.height * t.stride + 16, LIMIT);
     between("tensor lead", t.lead, 16, LIMIT);
     between("tensor offset", t.offset, t.lead, plan.arena);
@@ -114,13 +134,6 @@ void prepare_elementwise(Plan& plan, Prepared& p, const Reader& in) {
     }
 }
 
-void check_port(const char* what, const std::vector<Port>& ports, int64_t index, int64_t floats) {
-    between(what, index, 0, int64_t(ports.size()) - 1);
-    if (ports[index].size() != floats)
-        fail("%s %lld has %lld floats; its step uses %lld", what, (long long)index, (long long)ports[index].size(),
-             (long long)floats);
-}
-
 void prepare_shape(Plan& plan, Prepared& p, const Reader& in) {
     const Step& s = p.s;
     Op op = Op(s.op);
@@ -133,12 +146,7 @@ void prepare_shape(Plan& plan, Prepared& p, const Reader& in) {
         between("phases", s.phases, 1, 1 << 16);
         between("stride", s.sy, 1, 1 << 16);
         between("stride", s.sx, 1, 1 << 16);
-        const int32_t* list = in.ints("phases", s.phase_list, 2 * s.phases);
-        for (int64_t i = 0; i < s.phases; ++i) {
-            between("phase", list[2 * i], 0, s.sy - 1);
-            between("phase", list[2 * i + 1], 0, s.sx - 1);
-            p.phases.push_back({list[2 * i], list[2 * i + 1]});
-        }
+        p.phases = read_phases(in, s, s.sy, s.sx);
         if (y.vector() && s.phases != 1) fail("a vector has no phases");
         if (y.vector() ? y.channels != s.width * s.conv_height * s.conv_width : y.channels != s.width * s.phases)
             fail("relayout changes the number of channels");
@@ -157,7 +165,7 @@ void prepare_shape(Plan& plan, Prepared& p, const Reader& in) {
         check_window(s);
         between("pool divisor", s.divisor, 0, 1 << 30);
         between("pool rows", (y.height - 1) * s.sy - s.py, -s.py, x.height + s.py);
-        plan.scratch = std::max(plan.scratch, floats_of("pool line", {pool_line(x, y, s)}) + GUARD);
+        p.scratch = floats_of("pool line", {pool_line(x, y, s)}) + GUARD;
     }
 }
 
@@ -175,6 +183,9 @@ void check_batch_wide(const Plan& plan, const Step& s) {
 void prepare(Plan& plan, Prepared& p, const Reader& in) {
     between("operation", p.s.op, 0, int64_t(Op::count) - 1);
     for (int64_t t : {p.s.input, p.s.second, p.s.output}) between("tensor", t, -1, int64_t(plan.tensors.size()) - 1);
+    for (int64_t t : {p.s.input, p.s.second, p.s.output})
+        if (t >= 0 && plan.tensors[t].batched == 2 && !(Op(p.s.op) == Op::lookup && p.s.split_x && t == p.s.input))
+            fail("a step uses tensor %lld, which no memory holds", (long long)t);
     set_epilogue(p, in);
     switch (Op(p.s.op)) {
         case Op::lookup: prepare_lookup(plan, p, in); break;
@@ -227,7 +238,6 @@ void check_header(const int64_t* words, int64_t size) {
 }
 
 void prepare_steps(Plan& plan, const int64_t* at, const Reader& in) {
-    plan.scratch = DEPTH_BLOCK * LCNN_COLS * VL + GUARD;
     for (size_t i = 0; i < plan.steps.size(); ++i) {
         memcpy(&plan.steps[i].s, at + i * STEP_WORDS, sizeof(Step));
         try {
@@ -237,7 +247,45 @@ void prepare_steps(Plan& plan, const int64_t* at, const Reader& in) {
             fail("step %lld: %s", (long long)i, e.what());
         }
     }
-    plan.scratch += DEPTH_BLOCK * LCNN_COLS * VL + GUARD;
+}
+
+/// Of every step, where in the arena all ends that lives during it: from the first to the last step that touches it.
+std::vector<int64_t> tops(const Plan& plan) {
+    struct Life {
+        int64_t first, last, end;
+        bool operator<(const Life& other) const { return end < other.end; }
+    };
+    std::vector<Life> lives(plan.tensors.size(), {-1, -1, 0});
+    int64_t count = int64_t(plan.steps.size());
+    for (int64_t i = 0; i < count; ++i)
+        for (int64_t t : {plan.steps[i].s.input, plan.steps[i].s.second, plan.steps[i].s.output}) {
+            if (t < 0 || plan.tensors[t].batched) continue;
+            const Tensor& x = plan.tensors[t];
+            lives[t] = {lives[t].first < 0 ? i : lives[t].first, i, x.offset + x.channels * x.plane};
+        }
+    std::sort(lives.begin(), lives.end(), [](const Life& a, const Life& b) { return a.first < b.first; });
+    std::priority_queue<Life> alive;  // the highest end first
+    std::vector<int64_t> found(count, 0);
+    size_t next = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        for (; next < lives.size() && lives[next].first <= i; ++next) alive.push(lives[next]);
+        while (!alive.empty() && alive.top().last < i) alive.pop();
+        if (!alive.empty()) found[i] = alive.top().end;
+    }
+    return found;
+}
+
+/// Scratch of a step lies above all that lives during it.
+void place_scratch(Plan& plan) {
+    std::vector<int64_t> top = tops(plan);
+    plan.space = plan.arena;
+    for (size_t i = 0; i < top.size(); ++i) {
+        Prepared& p = plan.steps[i];
+        p.scratch += DEPTH_BLOCK * LCNN_COLS * VL + 2 * GUARD;
+        p.work = (top[i] + GUARD + 15) / 16 * 16;
+        plan.scratch = std::max(plan.scratch, p.scratch);
+        plan.space = std::max(plan.space, p.work + p.scratch);
+    }
 }
 
 }  // namespace
@@ -259,6 +307,7 @@ std::unique_ptr<Plan> load_plan(const void* bytes, int64_t size, std::string& er
         for (const Tensor& t : plan->tensors) check_tensor(t, *plan);
         plan->steps.resize(words[5]);
         prepare_steps(*plan, at + words[4] * TENSOR_WORDS, Reader{reinterpret_cast<const float*>(words + words[2]), words[3]});
+        place_scratch(*plan);
         return plan;
     } catch (const std::exception& e) {
         error = e.what();

@@ -34,6 +34,16 @@ struct Reader {
 /// Floats of the line that a pooled row is reduced to, vectors past its end included.
 int64_t pool_line(const Tensor& x, const Tensor& y, const Step& s);
 void check_window(const Step& s);
+void check_port(const char* what, const std::vector<Port>& ports, int64_t index, int64_t floats);
+/// (row, column) of each phase of a grid divided by these steps.
+std::vector<std::pair<int32_t, int32_t>> read_phases(const Reader& in, const Step& s, int64_t step_y, int64_t step_x);
+
+/// Filters sorted by their number of lookups, the lookups cut into ``blocks`` ranges of dictionary rows. ``flat``: where
+/// each lookup reads, then, of joined columns, where each does for the odd one.
+void build_sparse(Prepared& p, const Reader& in, int64_t filters, const std::vector<int64_t>& flat, int64_t blocks,
+                  const std::vector<int32_t>& block_of);
+/// The same lookups side by side for one output pixel; ``p.sparse`` is left empty.
+void slice_sparse(Prepared& p);
 
 /// Check a step with weights, pack them, choose its tiles (load_weights.cpp).
 void prepare_lookup(Plan& plan, Prepared& p, const Reader& in);

@@ -14,79 +14,6 @@ int64_t cache_bytes(int name, int64_t otherwise) {
     return size > 0 ? size : otherwise;
 }
 
-/// Filters sorted by their number of lookups, the lookups cut into ``blocks`` ranges of dictionary rows. ``flat``: where
-/// each lookup reads, then, of joined columns, where each does for the odd one.
-void build_sparse(Prepared& p, const Reader& in, int64_t filters, const std::vector<int64_t>& flat, int64_t blocks,
-                  const std::vector<int32_t>& block_of) {
-    const int32_t* starts = in.ints("starts", p.s.starts, filters + 1);
-    const float* values = in.floats("values", p.s.values, p.s.table_count);
-    if (starts[0] != 0 || starts[filters] != p.s.table_count) fail("starts do not span the lookups");
-    for (int64_t f = 0; f < filters; ++f)
-        if (starts[f] > starts[f + 1]) fail("starts of filter %lld fall", (long long)f);
-    bool joined = int64_t(flat.size()) > p.s.table_count;
-    SparseMatrix& m = p.sparse;
-    m.rows = filters;
-    m.blocks = blocks;
-    m.filters.resize(filters);
-    for (int64_t f = 0; f < filters; ++f) m.filters[f] = int32_t(f);
-    std::stable_sort(m.filters.begin(), m.filters.end(), [&](int32_t a, int32_t b) {
-        return starts[a + 1] - starts[a] < starts[b + 1] - starts[b];
-    });
-    std::vector<int32_t> own;  // the filter's lookups in this block
-    for (int64_t block = 0; block < blocks; ++block)
-        for (int64_t i = 0; i <= filters; ++i) {
-            m.starts.push_back(int32_t(m.lookups.size()));
-            if (i == filters) break;
-            int32_t f = m.filters[i];
-            own.clear();
-            for (int32_t at = starts[f]; at < starts[f + 1]; ++at)
-                if (block_of[at] == block) own.push_back(at);
-            std::sort(own.begin(), own.end(), [&](int32_t a, int32_t b) { return flat[a] < flat[b]; });
-            for (int32_t at : own) {
-                m.lookups.push_back({int32_t(flat[at]), values[at]});
-                if (joined) m.odd.push_back(int32_t(flat[p.s.table_count + at]));
-            }
-        }
-}
-
-/// The same lookups side by side for one output pixel; ``p.sparse`` is left empty.
-void slice_sparse(Prepared& p) {
-    constexpr int64_t SLICES = SLICED_FILTERS / LOOKUP_VL;
-    SparseMatrix from = std::move(p.sparse);
-    p.sparse = SparseMatrix{};
-    SlicedMatrix& m = p.sliced;
-    m.rows = from.rows;
-    m.blocks = from.blocks;
-    std::vector<int32_t> place(from.rows);  // filter -> sorted position
-    for (int64_t i = 0; i < from.rows; ++i) place[from.filters[i]] = int32_t(i);
-    for (int64_t chunk = 0; chunk < m.chunks(); ++chunk)
-        for (int64_t block = 0; block < from.blocks; ++block) {
-            const int32_t* starts = from.starts.data() + block * (from.rows + 1);
-            auto count = [&](int64_t lane) {
-                int64_t f = chunk * SLICED_FILTERS + lane;
-                return f < from.rows ? starts[place[f] + 1] - starts[place[f]] : 0;
-            };
-            std::vector<int32_t> lanes(SLICED_FILTERS);
-            for (int64_t i = 0; i < SLICED_FILTERS; ++i) lanes[i] = int32_t(i);
-            std::stable_sort(lanes.begin(), lanes.end(), [&](int32_t a, int32_t b) { return count(a) > count(b); });
-            for (int64_t slice = 0; slice < SLICES; ++slice) {
-                const int32_t* own = lanes.data() + slice * LOOKUP_VL;
-                m.starts.push_back(int32_t(m.values.size() / LOOKUP_VL));
-                for (int64_t step = 0; step < count(own[0]); ++step)
-                    for (int i = 0; i < LOOKUP_VL; ++i) {
-                        // Behind its last lookup a filter reads it again, for nothing; one without any, its neighbour's.
-                        int64_t own_count = count(own[i]), f = chunk * SLICED_FILTERS + own[own_count ? i : 0];
-                        int64_t last = (own_count ? own_count : count(own[0])) - 1;
-                        const Lookup& l = from.lookups[starts[place[f]] + std::min(step, last)];
-                        m.offsets.push_back(l.offset);
-                        m.values.push_back(step < own_count ? l.value : 0.0f);
-                    }
-            }
-            m.lanes.insert(m.lanes.end(), lanes.begin(), lanes.end());
-        }
-    m.starts.push_back(int32_t(m.values.size() / LOOKUP_VL));
-}
-
 void prepare_dictionary(Prepared& p, const Reader& in) {
     const Step& s = p.s;
     between("dictionary rows", s.rows, 1, COUNT);
@@ -96,6 +23,28 @@ void prepare_dictionary(Prepared& p, const Reader& in) {
     const float* d = in.floats("dictionary", s.weights, s.weights_count);
     p.matrices.resize(s.groups);
     for (int64_t g = 0; g < s.groups; ++g) p.matrices[g].pack(d + g * s.rows * s.width, s.rows, s.width, s.width);
+}
+
+/// Of a lookup that reads its port: S is divided as it is made, into a window of rows as those of its input's grid.
+void prepare_split(const Plan& plan, Prepared& p, const Reader& in, const Tensor& x) {
+    const Step& s = p.s;
+    between("split rows", s.split_y, 1, 1 << 16);
+    if (s.split_x != 1 && s.split_x != 2 && s.split_x != 4 && s.split_x != MAX_SPLIT)
+        fail("columns are split by %lld; expected 1, 2, 4 or 8", (long long)s.split_x);
+    between("split groups", s.groups, 1, 1);
+    between("split rows of the dictionary", s.rows, 1, COUNT);
+    between("split channels", s.width, 1, SPLIT_CHANNELS);
+    between("split phases", s.phases, 1, 1 << 16);
+    between("input", s.port, 0, int64_t(plan.inputs.size()) - 1);
+    const Port& image = plan.inputs[s.port];
+    int64_t height = image.shape[1], width = image.shape[2];
+    check_port("input", plan.inputs, s.port, s.width * height * width);
+    if (x.batched != 2 || x.height != (height + s.split_y - 1) / s.split_y || x.width != (width + s.split_x - 1) / s.split_x)
+        fail("the grid of a split input does not fit its port");
+    const float* d = p.s.weights_count == s.rows * s.width ? in.floats("dictionary", s.weights, s.weights_count) : nullptr;
+    if (!d) fail("dictionary does not have k * m entries");
+    p.split = {s.width, height, width, s.split_y, s.split_x, s.rows, p.window_plane, x.stride,
+               read_phases(in, s, s.split_y, s.split_x), {d, d + s.weights_count}};
 }
 
 void check_groups(const Step& s, int64_t channels) {
@@ -259,13 +208,16 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
     p.single = !s.pooled && y.height * y.width == 1;
     if (p.single) slice_sparse(p);
     int64_t scratch = 0;
-    if (!p.direct) {
+    if (s.split_x) {
+        prepare_split(plan, p, in, x);
+    } else if (!p.direct) {
         prepare_dictionary(p, in);
         p.offsets.resize(s.width);
         for (int64_t c = 0; c < s.width; ++c) p.offsets[c] = int32_t(c * x.plane);
         if (s.width * x.plane > INT32_MAX) fail("tensor too large for 32-bit offsets");
-        scratch = floats_of("window of S", {channels, p.window_plane}) + p.reach + GUARD;  // the last row's tail reads on
     }
+    if (!p.direct)
+        scratch = floats_of("window of S", {channels, p.window_plane}) + p.reach + GUARD;  // the last row's tail reads on
     if (s.joined) {
         p.line = (y.width + 1 + VL + 15) / 16 * 16;
         scratch += floats_of("pooled rows", {s.filters, p.line + 2}) + 2 * GUARD;
@@ -277,7 +229,7 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
         scratch += floats_of("pooled tile", {p.tile_rows + 2 * s.kh * s.dy + s.sy, x.stride}) +
                    floats_of("pooled rows", {s.filters, s.kh * s.dy, x.stride}) + p.line + 2 * GUARD;
     }
-    plan.scratch = std::max(plan.scratch, scratch);
+    p.scratch = scratch;
 }
 
 void prepare_gemm(Plan& plan, Prepared& p, const Reader& in) {
@@ -371,7 +323,7 @@ void prepare_linear(Plan& plan, Prepared& p, const Reader& in) {
     int64_t rows = lookups ? s.rows : s.filters;
     if (rows) prepare_rows(p, in, rows);
     if (lookups) prepare_linear_lookups(p, in);
-    plan.scratch = std::max(plan.scratch, ColumnMatrix::padded(rows) + GUARD);
+    p.scratch = ColumnMatrix::padded(rows) + GUARD;
     int64_t first = std::max(x.channels, ColumnMatrix::padded(rows));
     int64_t response = floats_of("S of an image", {std::max(ColumnMatrix::padded(rows), rows ? 0 : x.channels), s.positions});
     plan.shared_rows = std::max(plan.shared_rows, first + response + ColumnMatrix::padded(s.filters));

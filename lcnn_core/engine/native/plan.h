@@ -15,7 +15,7 @@
 namespace lcnn {
 
 constexpr int64_t MAGIC = 0x4e414c504e4e434cLL;  // "LCNNPLAN"
-constexpr int64_t VERSION = 4, HEADER_WORDS = 16, PORT_WORDS = 4, TENSOR_WORDS = 8, STEP_WORDS = 40;
+constexpr int64_t VERSION = 5, HEADER_WORDS = 16, PORT_WORDS = 4, TENSOR_WORDS = 8, STEP_WORDS = 42;
 constexpr int64_t CHECKSUM_WORD = 15;
 constexpr int64_t GUARD = 1024;  // floats around an arena that kernels may read, never use
 
@@ -26,7 +26,7 @@ struct Port {
 };
 
 struct Tensor {
-    int64_t batched;   // 1: a vector per image, kept for the whole batch
+    int64_t batched;   // 1: a vector per image, kept for the whole batch; 2: a grid only, that no memory holds
     int64_t channels, height, width, stride, plane, offset, lead;  // lead: zeros before the first plane
     bool vector() const { return plane == 1; }
     int64_t size() const { return channels * height * width; }
@@ -51,6 +51,7 @@ struct Step {
     int64_t storage, scales;                           // linear: 0 float32, 1 bfloat16, 2 int8 with a scale per row
     int64_t positions;                                 // linear, lookup_linear: pixels of the input, D applied at each
     int64_t joined;                                    // pooled lookup: two columns of outputs at a time, see Joined
+    int64_t split_y, split_x;                          // lookup: reads its port, divided into phases by these; 0: the input
 };
 static_assert(sizeof(Step) == STEP_WORDS * 8 && sizeof(Tensor) == TENSOR_WORDS * 8 && sizeof(Port) == PORT_WORDS * 8,
               "plan records");
@@ -68,11 +69,13 @@ struct Prepared {
     Epilogue epilogue;                    // bias and clamp; residual is set per call
     int64_t up = 0, down = 0, reach = 0;  // lookups: rows above and below, columns aside
     int64_t tile_rows = 1, window_rows = 0, window_plane = 0, window_lead = 0;  // lookup: the sliding window of S
+    int64_t scratch = 0, work = 0;        // floats it needs besides its tensors, and where in the arena these are free
     int64_t line = 0;                     // fused pooling: floats of its line
     bool paired = false;                  // fused pooling with stride 2: rows are joined two by two, and with
                                           // ``s.joined`` columns too, as ``across`` says
     Pairing pairing = Pairing::two, across = Pairing::two;
     std::vector<std::pair<int32_t, int32_t>> phases;
+    Split split;                          // lookup that reads its port
     bool team = false;                    // lookup: threads share S, where it has to be made, and divide the filters
     bool single = false;                  // lookup: one output pixel
     bool direct = false;                  // lookup: reads its input itself (identity dictionary)
@@ -98,7 +101,8 @@ struct Plan {
     std::vector<Prepared> steps;
     std::vector<Port> inputs, outputs;
     int64_t arena = 0, batch = 0, first_batch_step = 0;
-    int64_t scratch = 0;         // floats per thread
+    int64_t scratch = 0;         // floats of the step that needs most
+    int64_t space = 0;           // the arena and, above what lives during each step, its scratch
     int64_t shared_window = 0;   // floats of the largest S that a team shares
     int64_t shared_rows = 0;     // floats per (padded) image shared by a team in batch-wide steps
 

@@ -171,7 +171,7 @@ double thread_seconds() {
 struct Run {
     const Plan& plan;
     Place base;
-    std::vector<float*> arenas, scratches;
+    std::vector<float*> arenas;
     double* seconds;
     Barrier barrier;
     std::atomic<int64_t> next{0};
@@ -180,6 +180,7 @@ struct Run {
         for (int64_t i = from; i < to; ++i) {
             double start = seconds ? thread_seconds() : 0;
             const Prepared& step = plan.steps[i];
+            if (place.part == 0 && !batch_wide) place.scratch = place.arena + step.work;
             for (int stage = 0; stage < stages(step, batch_wide, place.parts); ++stage) {
                 run_step(plan, step, place, stage, batch_wide);
                 barrier.wait(place.parts);
@@ -200,12 +201,12 @@ struct Run {
     void images(int part, int parts) {
         Place place = base;
         int64_t split = plan.first_batch_step, end = int64_t(plan.steps.size());
-        place.scratch = scratches[part];
+        place.scratch = arenas[part];
         bool alone = place.images > 1;  // one image a thread, else all threads on the one image
         place.part = alone ? 0 : part;
         place.parts = alone ? 1 : parts;
-        place.arena = arenas[alone ? part : 0];
-        place.shared = alone ? place.scratch + plan.scratch : base.shared;
+        place.arena = arenas[alone ? part : 0];  // of one that works alone, scratch too
+        place.shared = alone ? place.arena + plan.space : base.shared;
         for (int64_t image; alone && (image = next.fetch_add(1)) < place.images;) {
             place.image = image;
             steps(0, split, place, false);
@@ -239,7 +240,7 @@ void run_chunk(lcnn_plan* handle, const float* const* inputs, float* const* outp
     auto work = handle->take();
     int64_t lanes = images == 1 ? 1 : padded_images(images), own = images == 1 ? 0 : plan.shared_rows + GUARD;
     if (images > 1) threads = int(std::min<int64_t>(threads, images));
-    Run r{plan, {}, {}, {}, seconds, {}, {}};
+    Run r{plan, {}, {}, seconds, {}, {}};
     r.base.inputs = inputs;
     r.base.outputs = outputs;
     r.base.images = images;
@@ -248,8 +249,8 @@ void run_chunk(lcnn_plan* handle, const float* const* inputs, float* const* outp
     int64_t window = images == 1 && threads > 1 ? plan.shared_window : 0;
     r.base.shared = work->need(1, std::max(plan.shared_rows * lanes, window) + GUARD);
     for (int t = 0; t < threads; ++t) {
-        r.arenas.push_back(t == 0 || images > 1 ? work->need(2 + 2 * t, plan.arena) : nullptr);
-        r.scratches.push_back(work->need(3 + 2 * t, plan.scratch + own));
+        bool alone = t == 0 || images > 1;  // others help with the first one's image
+        r.arenas.push_back(work->need(2 + t, alone ? plan.space + own : plan.scratch));
     }
     pool().run(threads, [&](int part, int parts) { r.thread(part, parts); });
     handle->give(std::move(work));
@@ -330,13 +331,13 @@ int64_t lcnn_memory(const lcnn_plan* p, int which) {
     int64_t weights = 0;
     for (const Prepared& s : p->plan->steps) {
         for (const PackedMatrix& m : s.matrices) weights += int64_t(m.data.size()) * 4;
-        weights += s.columns.stride * s.columns.depth * 4;
+        weights += s.columns.stride * s.columns.depth * 4 + int64_t(s.split.dictionary.size()) * 4;
         weights += int64_t(s.stored.halves.size() * 2 + s.stored.bytes.size() + s.stored.scales.size() * 4);
         weights += int64_t(s.sparse.lookups.size()) * 8 + int64_t(s.sparse.starts.size() + s.sparse.odd.size()) * 4;
         weights += int64_t(s.sliced.values.size() * 2 + s.sliced.starts.size() + s.sliced.lanes.size()) * 4;
     }
     const Plan& plan = *p->plan;
-    return which == 0 ? weights : which == 1 ? (plan.arena + plan.batch) * 4 : (plan.scratch + plan.shared_rows) * 4;
+    return which == 0 ? weights : which == 1 ? (plan.arena + plan.batch) * 4 : (plan.space - plan.arena + plan.shared_rows) * 4;
 }
 
 const char* lcnn_isa(void) {

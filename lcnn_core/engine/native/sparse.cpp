@@ -54,9 +54,12 @@ void group(const Call& c, int64_t block, int64_t pixel, int64_t lanes) {
         vf acc[V];
         vf start = splat(FIRST && e.bias ? e.bias[f] : 0.0f);
 #pragma GCC unroll 24
-        for (int j = 0; j < V; ++j) acc[j] = FIRST ? start : load(out + j * VL);
+        for (int j = 0; j < V; ++j) acc[j] = FIRST ? start : zero();
         accumulate<V>(acc, s, lookups + starts[i], lookups + starts[i + 1]);
-        if (LAST && e.residual) {
+        if (!FIRST)
+#pragma GCC unroll 24
+            for (int j = 0; j < V; ++j) acc[j] += load(out + j * VL);
+        if (FIRST && e.residual) {  // first, as partial sums may be written over it
             const float* residual = e.residual + f * e.residual_stride + pixel;
 #pragma GCC unroll 24
             for (int j = 0; j < V; ++j) acc[j] += load(residual + j * VL);
@@ -69,10 +72,13 @@ void group(const Call& c, int64_t block, int64_t pixel, int64_t lanes) {
             for (int j = 0; j < V; ++j) acc[j] = vmin(high, acc[j]);
 #pragma GCC unroll 24
         for (int j = 0; j < V - 1; ++j) store(out + j * VL, acc[j]);
-        if (lanes >= V * VL)
+        int64_t rest = lanes - (V - 1) * VL;
+        if (rest >= VL)
             store(out + (V - 1) * VL, acc[V - 1]);
+        else if (e.keep && !e.exact)
+            store(out + (V - 1) * VL, first_lanes(acc[V - 1], load(out + (V - 1) * VL), rest));
         else
-            store_first(out + (V - 1) * VL, acc[V - 1], lanes - (V - 1) * VL);
+            store_first(out + (V - 1) * VL, acc[V - 1], rest);
     }
 }
 
@@ -101,7 +107,7 @@ void sparse(const SparseMatrix& p, const float* response, float* out, int64_t ou
     int64_t vectors = (pixels + VL - 1) / VL, groups = (vectors + LCNN_ACCS - 1) / LCNN_ACCS;
     for (int64_t g = 0; g < groups; ++g) {
         int64_t from = vectors * g / groups, to = vectors * (g + 1) / groups;
-        int64_t lanes = epilogue.exact ? pixels - from * VL : (to - from) * VL;
+        int64_t lanes = epilogue.exact || epilogue.keep ? pixels - from * VL : (to - from) * VL;
         for (int64_t block = 0; block < p.blocks; ++block) GROUPS[to - from - 1](call, block, from * VL, lanes);
     }
 }

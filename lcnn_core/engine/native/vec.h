@@ -66,6 +66,13 @@ static LCNN_INLINE vf gather(const float* base, const int32_t* at) {
 /// The first n lanes only, so that nothing past them is written.
 static LCNN_INLINE void store_first(float* p, vf v, int64_t n) { memcpy(p, &v, n * sizeof(float)); }
 
+/// The first n lanes of a, the others of b.
+static LCNN_INLINE vf first_lanes(vf a, vf b, int64_t n) {
+    vi lane;
+    for (int i = 0; i < VL; ++i) lane[i] = i;
+    return lane < int32_t(n) ? a : b;
+}
+
 // max(bound, x) and min(bound, x): a NaN in x stays, as in PyTorch.
 static LCNN_INLINE vf vmax(vf bound, vf x) {
 #if LCNN_VL == 16 && defined(__AVX512F__)
@@ -111,6 +118,66 @@ static LCNN_INLINE vf vexp(vf x) {
     return p * (vf)exponent;
 }
 
+/// Block q of four lanes from p + q * apart.
+static LCNN_INLINE vf blocks(const float* p, int64_t apart) {
+#if LCNN_VL == 4
+    (void)apart;
+    return load(p);
+#else
+    __m256 low = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + apart), 1);
+#if LCNN_VL == 8
+    return low;
+#else
+    p += 2 * apart;
+    __m256 high = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + apart), 1);
+    return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+#endif
+#endif
+}
+
+/// Of every block of four lanes: lanes A and B of a, then C and D of b.
+template <int A, int B, int C, int D>
+static LCNN_INLINE vf in_blocks(vf a, vf b) {
+#if LCNN_VL == 16
+    return _mm512_shuffle_ps(a, b, A | B << 2 | C << 4 | D << 6);
+#elif LCNN_VL == 8
+    return _mm256_shuffle_ps(a, b, A | B << 2 | C << 4 | D << 6);
+#else
+    return __builtin_shufflevector(a, b, A, B, 4 + C, 4 + D);
+#endif
+}
+
+/// Blocks of four vectors as 4 x 4 matrices, transposed.
+static LCNN_INLINE void transpose_blocks(vf a, vf b, vf c, vf d, vf* out) {
+    vf ab = in_blocks<0, 1, 0, 1>(a, b), cd = in_blocks<0, 1, 0, 1>(c, d);
+    out[0] = in_blocks<0, 2, 0, 2>(ab, cd);
+    out[1] = in_blocks<1, 3, 1, 3>(ab, cd);
+    ab = in_blocks<2, 3, 2, 3>(a, b), cd = in_blocks<2, 3, 2, 3>(c, d);
+    out[2] = in_blocks<0, 2, 0, 2>(ab, cd);
+    out[3] = in_blocks<1, 3, 1, 3>(ab, cd);
+}
+
+/// out[i][lane] = p[lane * STEP + i].
+template <int STEP>
+static LCNN_INLINE void divide(const float* p, vf* out) {
+    static_assert(STEP == 1 || STEP == 2 || STEP == 4 || STEP == 8, "steps of blocks of four lanes");
+    if (STEP == 1) out[0] = load(p);
+    if (STEP == 2) {
+        vf a = blocks(p, 8), b = blocks(p + 4, 8);
+        out[0] = in_blocks<0, 2, 0, 2>(a, b);
+        out[STEP == 2] = in_blocks<1, 3, 1, 3>(a, b);
+    }
+    for (int i = 0; STEP >= 4 && i < STEP; i += 4) {  // columns [i, i + 4) of rows of STEP
+        constexpr int64_t FOUR = 4 * STEP;
+        transpose_blocks(blocks(p + i, FOUR), blocks(p + i + STEP, FOUR), blocks(p + i + 2 * STEP, FOUR),
+                         blocks(p + i + 3 * STEP, FOUR), out + i);
+    }
+}
+static LCNN_INLINE vf every_second(const float* p) { return in_blocks<0, 2, 0, 2>(blocks(p, 8), blocks(p + 4, 8)); }
+static LCNN_INLINE vf every_fourth(const float* p) {
+    vf ab = in_blocks<0, 1, 0, 1>(blocks(p, 16), blocks(p + 4, 16));
+    return in_blocks<0, 2, 0, 2>(ab, in_blocks<0, 1, 0, 1>(blocks(p + 8, 16), blocks(p + 12, 16)));
+}
 /// The even lanes of a, then those of b.
 static LCNN_INLINE vf even_lanes(vf a, vf b) {
 #if LCNN_VL == 16
@@ -121,8 +188,6 @@ static LCNN_INLINE vf even_lanes(vf a, vf b) {
     return __builtin_shufflevector(a, b, 0, 2, 4, 6);
 #endif
 }
-static LCNN_INLINE vf every_second(const float* p) { return even_lanes(load(p), load(p + VL)); }
-static LCNN_INLINE vf every_fourth(const float* p) { return even_lanes(every_second(p), every_second(p + 2 * VL)); }
 
 /// VL bfloat16 numbers: each is the upper half of a float.
 static LCNN_INLINE vf load_halves(const uint16_t* p) {
