@@ -32,7 +32,7 @@ class Tensor:
     offset: int = 0
     linked: list[Tensor] = field(default_factory=list)
     over: Tensor | None = None
-    """The tensor in whose memory this one lies: a residual that the step which writes this one reads last."""
+    """The residual in whose memory this one lies: the step that writes this one is its last reader."""
 
     @property
     def floats(self) -> int:

@@ -102,16 +102,19 @@ def test_any_stem_with_its_pooling_fused(
 @example(8, 3, 3, (3, 300), 1, 1, (ISAS or ["none"])[0])  # a last part of less than a vector
 @example(2, 3, 2, (9, 130), 2, 1, (ISAS or ["none"])[0])  # two threads, rows that end within a vector
 @example(4, 2, 2, (10, 64), 1, 3, (ISAS or ["none"])[0])
+@example(1, 3, 3, (40, 2), 3, 1, (ISAS or ["none"])[0])  # vectors that reach over several rows, of other threads too
+@example(8, 3, 3, (40, 24), 2, 1, (ISAS or ["none"])[0])
 @given(
     st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 3, 5, 16]), st.sampled_from([1, 3, 6]),
-    st.tuples(st.integers(3, 40), st.integers(3, 300)), st.sampled_from([1, 2]), st.sampled_from([1, 3]),
-    st.sampled_from(ISAS or ["none"]),
+    st.tuples(st.integers(3, 40), st.integers(1, 9) | st.integers(3, 300)), st.sampled_from([1, 2, 3]),
+    st.sampled_from([1, 3]), st.sampled_from(ISAS or ["none"]),
 )  # fmt: skip
 def test_an_image_is_split_as_its_response_is_made(
     stride: int, width: int, rows: int, size: tuple[int, int], threads: int, batch: int, isa: str
 ) -> None:
     torch.manual_seed(stride * size[1])
-    layer = LookupConv2d(width, 80, 3, (2, stride), 1, dictionary_size=rows, threshold=0.0)
+    kernel, padding = ((3, stride), (1, 0)) if size[1] % stride == 0 else (3, 1)  # patches side by side, or not
+    layer = LookupConv2d(width, 80, kernel, (2, stride), padding, dictionary_size=rows, threshold=0.0)
     model = sparsify(nn.Sequential(layer, nn.ReLU()), 0.05, 5)
     x = torch.randn(batch, width, *size)
     compiled = native(compile(model, x, threads=threads, isa=isa))

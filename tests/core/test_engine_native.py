@@ -202,7 +202,7 @@ def one_lookup_layer(x: list[int], y: list[int], *, first: int = 3, **fields: ob
                 number, units = units, units + value.size
                 data.append(value.tobytes())
             row[FIELDS.index(name)] = number
-    ports, tensors = np.array([[3, *x[1:4]], [3, *y[1:4]]], "<i8"), np.array([x, y], "<i8")
+    ports, tensors = np.array([[3, x[1] // layer["phases"], *x[2:4]], [3, *y[1:4]]], "<i8"), np.array([x, y], "<i8")
     arena = y[6] + y[1] * y[5]
     words, split = 16 + 8 + 16 + steps.size, min(first, len(steps))
     head = [MAGIC, VERSION, words, units, 2, len(steps), 1, 1, arena, 0, split, 0, 0, 0, 0, 0]
@@ -220,8 +220,9 @@ def rows_of_dictionary(rows: int) -> dict[str, object]:
 MANY = 1 << 20
 BEYOND = pow(MANY - 1, -1, 1 << 64)  # times MANY - 1 it is 1 in 64 bits
 POOL = {"pooled": 1, "kh": 1, "kw": 1, "sy": 1, "sx": 1, "py": 0, "px": 0, "dy": 1, "dx": 1}
-GRID = [2, 1, 4, 4, 5, 32, 0, 0]
+GRID = [2, 1, 4, 4, 5, 48, 0, 0]
 SPLIT = {"split_y": 1, "split_x": 1, "port": 0, "phase_list": i32(0, 0), **rows_of_dictionary(1)}
+TWICE = {"width": 1, "phases": 2, "phase_list": i32(0, 0, 0, 0)}
 JOINED = POOL | {"kh": 2, "kw": 2, "sy": 2, "sx": 2, "joined": 1, "table": i32(0, 0, 0, 0, 0, 0)}
 HANDMADE = {
     "columns joined without a pooling": (
@@ -281,6 +282,22 @@ HANDMADE = {
     ),
     "a phase outside a split": (
         one_lookup_layer(GRID, wide(1, 4, 4, 5, 0), **SPLIT | {"phase_list": i32(0, 1)}), "phase is 1; expected 0 to 0",
+    ),
+    "a phase split twice": (
+        one_lookup_layer([2, 2, *GRID[2:]], wide(1, 4, 4, 5, 0), **SPLIT | TWICE),
+        "a phase of a split stands twice",
+    ),
+    "an output without memory": (
+        one_lookup_layer(GRID, wide(1, 4, 4, 5, 0), **SPLIT | {"output": 0}),
+        "a step uses tensor 0, which no memory holds",
+    ),
+    "a residual without memory": (
+        one_lookup_layer(GRID, wide(1, 4, 4, 5, 0), **SPLIT | {"second": 0}),
+        "a step uses tensor 0, which no memory holds",
+    ),
+    "a place of what no memory holds": (
+        one_lookup_layer([*GRID[:6], 1 << 33, 0], wide(1, 4, 4, 5, 0), **SPLIT),
+        "offset of a tensor that no memory holds is 8589934592; expected 0 to 0",
     ),
     "many channels split": (
         one_lookup_layer([2, 17, *GRID[2:]], wide(1, 4, 4, 5, 0), **SPLIT), "split channels is 17; expected 1 to 16",

@@ -87,9 +87,9 @@ void check_tensor(const Tensor& t, const Plan& plan) {
         return;
     }
     between("tensor stride", t.stride, t.width, 1 << 21);
-    if (t.batched == 2) return;
-    between("batched tensor", t.batched, 0, 0);
     between("tensor plane", t.plane, t.height * t.stride + 16, LIMIT);
+    if (t.batched == 2) return between("offset of a tensor that no memory holds", t.offset, 0, 0);
+    between("batched tensor", t.batched, 0, 0);
     between("tensor lead", t.lead, 16, LIMIT);
     between("tensor offset", t.offset, t.lead, plan.arena);
     between("tensor end", t.plane, 1, (plan.arena - t.offset) / t.channels);
@@ -183,8 +183,9 @@ void check_batch_wide(const Plan& plan, const Step& s) {
 void prepare(Plan& plan, Prepared& p, const Reader& in) {
     between("operation", p.s.op, 0, int64_t(Op::count) - 1);
     for (int64_t t : {p.s.input, p.s.second, p.s.output}) between("tensor", t, -1, int64_t(plan.tensors.size()) - 1);
-    for (int64_t t : {p.s.input, p.s.second, p.s.output})
-        if (t >= 0 && plan.tensors[t].batched == 2 && !(Op(p.s.op) == Op::lookup && p.s.split_x && t == p.s.input))
+    bool splits = Op(p.s.op) == Op::lookup && p.s.split_x;  // its input is a grid only
+    for (int64_t t : {splits ? -1 : p.s.input, p.s.second, p.s.output})
+        if (t >= 0 && plan.tensors[t].batched == 2)
             fail("a step uses tensor %lld, which no memory holds", (long long)t);
     set_epilogue(p, in);
     switch (Op(p.s.op)) {

@@ -32,7 +32,6 @@ void prepare_split(const Plan& plan, Prepared& p, const Reader& in, const Tensor
     if (s.split_x != 1 && s.split_x != 2 && s.split_x != 4 && s.split_x != MAX_SPLIT)
         fail("columns are split by %lld; expected 1, 2, 4 or 8", (long long)s.split_x);
     between("split groups", s.groups, 1, 1);
-    between("split rows of the dictionary", s.rows, 1, COUNT);
     between("split channels", s.width, 1, SPLIT_CHANNELS);
     between("split phases", s.phases, 1, 1 << 16);
     between("input", s.port, 0, int64_t(plan.inputs.size()) - 1);
@@ -43,8 +42,12 @@ void prepare_split(const Plan& plan, Prepared& p, const Reader& in, const Tensor
         fail("the grid of a split input does not fit its port");
     const float* d = p.s.weights_count == s.rows * s.width ? in.floats("dictionary", s.weights, s.weights_count) : nullptr;
     if (!d) fail("dictionary does not have k * m entries");
+    auto phases = read_phases(in, s, s.split_y, s.split_x);
+    auto ordered = phases;
+    std::sort(ordered.begin(), ordered.end());
+    if (std::adjacent_find(ordered.begin(), ordered.end()) != ordered.end()) fail("a phase of a split stands twice");
     p.split = {s.width, height, width, s.split_y, s.split_x, s.rows, p.window_plane, x.stride,
-               read_phases(in, s, s.split_y, s.split_x), {d, d + s.weights_count}};
+               std::move(phases), {d, d + s.weights_count}};
 }
 
 void check_groups(const Step& s, int64_t channels) {
@@ -170,6 +173,7 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
     check_groups(s, x.channels);
     check_grid(s, x, y, height, width);
     p.direct = s.rows == 0;
+    if (s.split_x) between("split rows of the dictionary", s.rows, 1, COUNT);
     between("lookups", s.table_count, 0, int64_t(1) << 28);
     int64_t reads = s.joined ? 2 * s.table_count : s.table_count;  // of the even column, then of the odd one
     const int32_t* table = in.ints("lookups", s.table, 3 * reads);

@@ -47,7 +47,7 @@ LCNN_INLINE void divide_part(const float* from, int64_t left, int64_t vectors, v
 template <int STEP, int CHANNELS>
 void split_row(const Split& s, const float* image, const Target& target, int64_t r0, int64_t r1) {
     const int64_t channels = CHANNELS ? CHANNELS : s.channels, plane = target.plane, lanes = target.lanes;
-    Divided<STEP, CHANNELS> x;
+    Divided<STEP, CHANNELS> x = {};  // whole vectors are summed, written as far as the row goes
     for (int64_t column = 0; column < lanes; column += PART * VL) {
         int64_t vectors = std::min(PART, (lanes - column + VL - 1) / VL), at = column * STEP;
         for (int64_t c = 0; c < channels; ++c)
@@ -59,8 +59,8 @@ void split_row(const Split& s, const float* image, const Target& target, int64_t
             for (int64_t c = 0; c < channels; ++c) factors[c] = splat(d[c]);
 #pragma GCC unroll 8
             for (int i = 0; i < STEP; ++i) {
-                float* out = target.at[i] + r * plane + column;
                 if (!target.at[i]) continue;
+                float* out = target.at[i] + r * plane + column;
                 vf sum[PART] = {};
                 for (int64_t c = 0; c < channels; ++c)
 #pragma GCC unroll 4
@@ -95,7 +95,8 @@ void split_rows(const Split& s, const float* image, float* rows, int64_t from, i
         for (int64_t phase_y = 0; phase_y < s.step_y; ++phase_y) {
             Target target;
             target.plane = s.plane;
-            target.lanes = exact && y + 1 == to ? s.stride : (s.stride + VL - 1) / VL * VL;  // the next row covers it
+            target.lanes = (s.stride + VL - 1) / VL * VL;  // the next rows cover it
+            if (exact) target.lanes = std::min(target.lanes, (to - y) * s.stride);
             int64_t row = y * s.step_y + phase_y;
             for (size_t i = 0; i < s.phases.size(); ++i) {
                 if (s.phases[i].first != phase_y) continue;
