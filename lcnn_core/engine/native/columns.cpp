@@ -16,7 +16,7 @@ namespace lcnn {
 namespace {
 
 constexpr int64_t JOINED = 8;
-constexpr int64_t TOGETHER = 16;
+constexpr int64_t TOGETHER = 8;
 constexpr int IMAGES = 8;
 constexpr int64_t LINE = 16;  // floats
 
