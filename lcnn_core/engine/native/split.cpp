@@ -24,7 +24,7 @@ struct Target {
 template <int STEP, int CHANNELS>
 using Divided = vf[CHANNELS ? CHANNELS : SPLIT_CHANNELS][STEP][PART];
 
-/// Vectors [0, vectors) of each phase of a row of which ``left`` floats are left; zeros beyond them.
+/// PART vectors of each phase of a row of which ``left`` floats are left, in ``vectors`` of them; zeros beyond.
 template <int STEP>
 LCNN_INLINE void divide_part(const float* from, int64_t left, int64_t vectors, vf (*x)[PART]) {
     vf phases[STEP];
@@ -34,7 +34,7 @@ LCNN_INLINE void divide_part(const float* from, int64_t left, int64_t vectors, v
 #pragma GCC unroll 8
         for (int i = 0; i < STEP; ++i) x[i][v] = phases[i];
     }
-    for (; v < vectors; ++v) {
+    for (; v < PART; ++v) {
         float rest[STEP * VL] = {};
         int64_t at = v * (STEP * VL);
         if (at < left) memcpy(rest, from + at, (left - at) * sizeof(float));
@@ -47,7 +47,7 @@ LCNN_INLINE void divide_part(const float* from, int64_t left, int64_t vectors, v
 template <int STEP, int CHANNELS>
 void split_row(const Split& s, const float* image, const Target& target, int64_t r0, int64_t r1) {
     const int64_t channels = CHANNELS ? CHANNELS : s.channels, plane = target.plane, lanes = target.lanes;
-    Divided<STEP, CHANNELS> x = {};  // whole vectors are summed, written as far as the row goes
+    Divided<STEP, CHANNELS> x;
     for (int64_t column = 0; column < lanes; column += PART * VL) {
         int64_t vectors = std::min(PART, (lanes - column + VL - 1) / VL), at = column * STEP;
         for (int64_t c = 0; c < channels; ++c)
