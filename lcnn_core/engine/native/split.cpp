@@ -69,7 +69,8 @@ void split_row(const Split& s, const float* image, const Target& target, int64_t
 #pragma GCC unroll 4
                     for (int v = 0; v < PART; ++v) store(out + v * VL, sum[v]);
                 } else {
-                    for (int v = 0; v < vectors; ++v) store_first(out + v * VL, sum[v], std::min<int64_t>(lanes - column - v * VL, VL));
+                    for (int v = 0; v < vectors; ++v)
+                        store_first(out + v * VL, sum[v], std::min<int64_t>(lanes - column - v * VL, VL));
                 }
             }
         }

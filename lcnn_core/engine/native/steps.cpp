@@ -48,8 +48,11 @@ struct Span {
 template <int SX>
 void copy_rows(const float* from, int64_t from_stride, float* to, int64_t to_stride, int64_t rows, int64_t vectors) {
     for (; rows > 0; --rows, from += from_stride, to += to_stride)
-        for (int64_t v = 0; v < vectors * VL; v += VL)
-            store(to + v, SX == 1 ? load(from + v) : SX == 2 ? every_second(from + 2 * v) : every_fourth(from + 4 * v));
+        for (int64_t v = 0; v < vectors * VL; v += VL) {
+            vf phases[SX];
+            divide<SX>(from + SX * v, phases);
+            store(to + v, phases[0]);
+        }
 }
 
 /// Every sx-th pixel of every sy-th row. Vectors may write past the end of a row (rows are written in ascending order,

@@ -175,12 +175,6 @@ static LCNN_INLINE void divide(const float* p, vf* out) {
     }
 }
 
-/// The first vector that divide makes, by 2 and by 4.
-static LCNN_INLINE vf every_second(const float* p) { return in_blocks<0, 2, 0, 2>(blocks(p, 8), blocks(p + 4, 8)); }
-static LCNN_INLINE vf every_fourth(const float* p) {
-    vf ab = in_blocks<0, 1, 0, 1>(blocks(p, 16), blocks(p + 4, 16));
-    return in_blocks<0, 2, 0, 2>(ab, in_blocks<0, 1, 0, 1>(blocks(p + 8, 16), blocks(p + 12, 16)));
-}
 /// The even lanes of a, then those of b.
 static LCNN_INLINE vf even_lanes(vf a, vf b) {
 #if LCNN_VL == 16
