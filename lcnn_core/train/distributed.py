@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -81,8 +83,9 @@ def spoken() -> Iterator[None]:
         lost = isinstance(error, dist.DistError) or "gloo" in text or "Connection" in text
         if not lost or not dist.is_initialized():
             raise
+        reason = re.sub(r"^\[[^\]]*\] ", "", text).partition(". ")[0]  # without gloo's source line and its advice
         raise TrainingError(
-            f"another process of this run ended ({text[-120:]}); its own message says why; resume from the last state"
+            f"another process of this run ended ({reason[:120]}); its own message says why; resume from the last state"
         ) from error
 
 
@@ -107,8 +110,13 @@ def join_processes(device: str = "auto") -> Iterator[tuple[Processes, torch.devi
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"WORLD_SIZE is set, but the processes do not meet: {reason}; start with torchrun") from error
+    group = dist.group.WORLD
     try:
         yield Processes.current(), where
+    except BaseException:
+        # A sum under way may never end, and the group's destructor would wait for it: so one reference stays out.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
+        raise
     finally:
         dist.destroy_process_group()
 
