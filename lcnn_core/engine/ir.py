@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -58,7 +59,8 @@ class Operation:
     """One step before layout. Which of the fields are set depends on ``kind``; see the table in lower.py.
 
     dense: weight (n, m / groups, kh, kw) or (n, m); lookups: dictionary (groups * k, m / groups) or None and
-    coefficients (n, k, kh, kw) or (n, k). All float64 until packed, so that folding costs no precision.
+    coefficients (n, k, kh, kw) or (n, k), each filter's times its ``factor``. What is folded is float64 until packed,
+    so that folding costs no precision.
     """
 
     kind: str
@@ -70,6 +72,7 @@ class Operation:
     weight: Array | None = None
     dictionary: Array | None = None
     coefficients: Array | None = None
+    factor: Array | None = None
     bias: Array | None = None
     scale: Array | None = None
     activation: Activation | None = None
@@ -91,11 +94,32 @@ class Operation:
 
     def scaled(self, scale: Array, shift: Array) -> None:
         """Fold ``y * scale + shift`` per output channel into the weights and the bias."""
-        attribute = "coefficients" if self.coefficients is not None else "weight"
-        weights = getattr(self, attribute)
-        setattr(self, attribute, weights * scale.reshape(-1, *(1,) * (weights.ndim - 1)))
+        if self.coefficients is not None:
+            self.factor = scale if self.factor is None else self.factor * scale
+        else:
+            assert self.weight is not None
+            self.weight = self.weight * scale.reshape(-1, *(1,) * (self.weight.ndim - 1))
         self.bias = shift if self.bias is None else self.bias * scale + shift
+
+    def lookups(self) -> tuple[tuple[Array, ...], Array]:
+        """Where the coefficients are not zero, by filters, and what they are there in float32, ``factor`` included."""
+        assert self.coefficients is not None
+        places = np.nonzero(self.coefficients)
+        values = self.coefficients[places].astype(np.float64)
+        if self.factor is not None:
+            values *= self.factor[places[0]]
+        if not values.all():
+            kept = np.flatnonzero(values)
+            places, values = tuple(axis[kept] for axis in places), values[kept]
+        return places, values.astype(np.float32)
 
 
 def as_array(tensor: torch.Tensor) -> Array:
+    """A copy in float64."""
     return tensor.detach().to("cpu", torch.float64, copy=True).numpy()
+
+
+def as_held(tensor: torch.Tensor) -> Array:
+    """In float32 or float64, as it is where it can be: the zeros of a large P would fill gigabytes once more."""
+    tensor = tensor.detach().cpu()
+    return (tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.double()).numpy()

@@ -206,7 +206,7 @@ class Layout:
         p = op.coefficients
         assert p is not None
         n, k = p.shape[:2]
-        f, r, ky, kx = np.nonzero(p)
+        (f, r, ky, kx), values = op.lookups()
         joined = self._joined(op)
         parts = [kernel_table(op, self._phase_list(op), ky, kx, self._step(op), right) for right in range(1 + joined)]
         rows, columns, phase = (np.concatenate([getattr(t, n) for t in parts]) for n in ("rows", "columns", "phase"))
@@ -216,7 +216,7 @@ class Layout:
         record = self._convolution(op, "lookup", table, channels, direct=op.dictionary is None)
         record.fields |= {"rows": 0 if op.dictionary is None else k, "joined": int(joined)}
         record.fields["width"] = k if op.dictionary is None else op.dictionary.shape[1]
-        _lookup_data(record, p, f)
+        _lookup_data(record, n, f, values)
         if self._split_here(op):
             step = self._step(op)
             record.fields |= {"split_y": step[0], "split_x": step[1], "port": self.ports[id(op.inputs[0])]}
@@ -236,12 +236,12 @@ class Layout:
         kind = "lookup_linear" if op.coefficients is not None else "linear"
         record = Record(kind, op.name, x, y, None, fields, {}, op)
         if op.coefficients is not None:
-            f, entry = np.nonzero(op.coefficients)
+            (f, entry), values = op.lookups()
             r, position = np.divmod(entry, positions)
             record.data["table"] = np.stack([r, position, 0 * r], axis=1).astype(np.int32)
             fields["table_count"] = len(r)
             fields["rows"] = 0 if op.dictionary is None else len(op.dictionary)
-            _lookup_data(record, op.coefficients, f)
+            _lookup_data(record, op.filters, f, values)
         if weights is not None:
             fields["weights_count"] = weights.size
             # Read once for several positions, fewer bytes gain nothing.
@@ -343,9 +343,10 @@ class Layout:
         return split
 
 
-def _lookup_data(record: Record, coefficients: Array, filters: Array) -> None:
-    record.data["values"] = coefficients[np.nonzero(coefficients)].astype(np.float32)
-    counts = np.bincount(filters, minlength=len(coefficients))
+def _lookup_data(record: Record, count: int, filters: Array, values: Array) -> None:
+    """The lookups' values, filter by filter, and where each of ``count`` filters starts."""
+    record.data["values"] = values
+    counts = np.bincount(filters, minlength=count)
     record.data["starts"] = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from lcnn_core.engine.ir import Value, Window, as_array
+from lcnn_core.engine.ir import Value, Window, as_array, as_held
 from lcnn_core.engine.lowering import Lowering, argument, image_of, shape_of
 from lcnn_core.layers import LookupConv2d, LookupLinear
 
@@ -68,7 +68,7 @@ def _flat(low: Lowering, node: fx.Node, x: Value) -> Value:
 
 def _lookup_conv(low: Lowering, node: fx.Node, module: LookupConv2d, x: Value, shape: Any, window: Window, bias: Any):
     dictionary = None if module.dictionary is None else as_array(module.dictionary)
-    coefficients = as_array(module.effective_coefficients())
+    coefficients = as_held(module.effective_coefficients())
     groups, n = module.groups, len(coefficients)
     if dictionary is not None:
         dense = n * dictionary.shape[1] * int(np.prod(window.kernel)) * int(np.prod(shape[1:]))
@@ -110,8 +110,10 @@ def _lookup_conv(low: Lowering, node: fx.Node, module: LookupConv2d, x: Value, s
 
 def _read_rows(dictionary: Any, coefficients: Any) -> tuple[Any, Any]:
     """D and P without the rows of D that no lookup reads; one row at least."""
-    read = np.flatnonzero(np.moveaxis(coefficients, 1, 0).reshape(coefficients.shape[1], -1).any(axis=1))
-    read = read if len(read) else np.array([0])
+    rows = coefficients.any(axis=0).reshape(coefficients.shape[1], -1).any(axis=1)
+    if rows.all():
+        return dictionary, coefficients
+    read = np.flatnonzero(rows) if rows.any() else np.array([0])
     return dictionary[read], coefficients[:, read]
 
 
@@ -123,7 +125,7 @@ def linear(low: Lowering, node: fx.Node, module: Any) -> Value | None:
     bias = None if module.bias is None else as_array(module.bias)
     if isinstance(module, LookupLinear):
         dictionary = None if module.dictionary is None else as_array(module.dictionary)
-        coefficients = as_array(module.effective_coefficients())
+        coefficients = as_held(module.effective_coefficients())
         cost = np.count_nonzero(coefficients) * 2 + (0 if dictionary is None else dictionary.size)
         if dictionary is not None and cost > len(coefficients) * dictionary.shape[1]:
             return low.add("linear", node, [x], shape, weight=as_array(module.dense_weight()), bias=bias)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lcnn_analyze.bench.suites import FILES, PUBLISHED, SUITES, TRAINED, Configuration, fill_
-from lcnn_core import LookupConv2d, LookupLayer, LookupLinear, load
+from lcnn_core import LookupConv2d, LookupLayer, LookupLinear, compile, input_shape_of, load
 
 BY_NAME = {configuration.name: configuration for suite in SUITES.values() for configuration in suite}
 
@@ -82,6 +82,14 @@ def test_the_published_suite_has_the_issue_s_targets():
         **{("ResNet-18 accurate", batch): 0.80 for batch in (1, 8)},
     }
     assert [c.headline for c in PUBLISHED] == ["reference", "reference", "twin", "twin"]
+
+
+@pytest.mark.parametrize("configuration", PUBLISHED, ids=lambda configuration: configuration.name)
+def test_memory_stays_near_the_liveness_bound(configuration: Configuration):
+    example = torch.zeros(1, *input_shape_of(configuration.architecture, **configuration.arguments))
+    plan = compile(configuration.build(), example).plan
+    assert plan.isa, "no native library"
+    assert plan.memory_bytes <= 1.25 * plan.liveness_bytes
 
 
 @pytest.mark.parametrize(("number", "counted", "accuracy"), [(0, 10, 92), (1, 30, 91)])

@@ -307,7 +307,7 @@ HANDMADE = {
     ),
     "a dictionary of another size split": (
         one_lookup_layer(GRID, wide(1, 4, 4, 5, 0), **SPLIT | {"weights_count": 2}),
-        "dictionary does not have k \\* m entries",
+        "dictionary does not have groups \\* k \\* m entries",
     ),
     "a split into memory": (
         one_lookup_layer(wide(1, 4, 4, 5, 0), wide(1, 4, 4, 5, 100), **SPLIT),

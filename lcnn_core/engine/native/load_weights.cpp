@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "load.h"
 #include "vec.h"
@@ -14,13 +15,18 @@ int64_t cache_bytes(int name, int64_t otherwise) {
     return size > 0 ? size : otherwise;
 }
 
-void prepare_dictionary(Prepared& p, const Reader& in) {
-    const Step& s = p.s;
+/// D of every group, (groups, k, m).
+const float* read_dictionary(const Step& s, const Reader& in) {
     between("dictionary rows", s.rows, 1, COUNT);
     between("dictionary width", s.width, 1, COUNT);
     between("dictionary groups", s.groups, 1, COUNT);
     if (s.weights_count != s.groups * s.rows * s.width) fail("dictionary does not have groups * k * m entries");
-    const float* d = in.floats("dictionary", s.weights, s.weights_count);
+    return in.floats("dictionary", s.weights, s.weights_count);
+}
+
+void prepare_dictionary(Prepared& p, const Reader& in) {
+    const Step& s = p.s;
+    const float* d = read_dictionary(s, in);
     p.matrices.resize(s.groups);
     for (int64_t g = 0; g < s.groups; ++g) p.matrices[g].pack(d + g * s.rows * s.width, s.rows, s.width, s.width);
 }
@@ -40,8 +46,7 @@ void prepare_split(const Plan& plan, Prepared& p, const Reader& in, const Tensor
     check_port("input", plan.inputs, s.port, s.width * height * width);
     if (x.batched != 2 || x.height != (height + s.split_y - 1) / s.split_y || x.width != (width + s.split_x - 1) / s.split_x)
         fail("the grid of a split input does not fit its port");
-    const float* d = p.s.weights_count == s.rows * s.width ? in.floats("dictionary", s.weights, s.weights_count) : nullptr;
-    if (!d) fail("dictionary does not have k * m entries");
+    const float* d = read_dictionary(s, in);
     auto phases = read_phases(in, s, s.split_y, s.split_x);
     auto ordered = phases;
     std::sort(ordered.begin(), ordered.end());
@@ -79,7 +84,8 @@ void check_reach(const Plan& plan, const Tensor& x, int64_t low, int64_t high, i
 
 static_assert(VL % LOOKUP_VL == 0, "rows and planes that end at a vector end at one of the lookup kernel too");
 constexpr int64_t FEW_ROWS = 8;
-constexpr int64_t JOINED_ROWS = 8;    // of outputs a tile; 4 to 12 differ by 0.05 of the time
+constexpr int64_t JOINED_ROWS = 8;     // of outputs a tile; 4 to 12 differ by 0.05 of the time
+constexpr double CLOSE = 1.025;        // what a smaller window may cost
 constexpr int64_t LEAST_LOOKUPS = 12;  // of a filter in a block, to pay for its partial sums
 
 int64_t l1_bytes() { return cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 << 10); }
@@ -93,28 +99,64 @@ int64_t plane_of(const Prepared& p, const Tensor& x, int64_t rows) {
     return size % 512 ? size : size + 16;
 }
 
-/// Rows per tile: the cheapest by a model of the lookup kernel in cycles per row. A group of v vectors takes, per
-/// lookup, the FMA latency or its loads (three halves each), and some cycles to start and to store; a window of S that
-/// leaves half of L2 pays double for its loads.
-void choose_tiles(Prepared& p, const Tensor& x, int64_t height, int64_t channels) {
-    int64_t halo = p.up + p.down, row_bytes = x.stride * 4 * (p.direct ? std::max<int64_t>(channels / 4, 1) : channels);
-    double lookups = double(p.s.table_count) / double(p.s.filters), best = 1e30;
-    p.tile_rows = std::min(height, JOINED_ROWS);  // of joined columns: groups are of two rows, whatever the tile is
-    for (int64_t rows = 1; rows <= height && !p.s.joined; ++rows) {
-        int64_t tiles = (height + rows - 1) / rows, vectors = (rows * x.stride + LOOKUP_VL - 1) / LOOKUP_VL;
-        if ((height + tiles - 1) / tiles != rows) continue;
-        int64_t groups = (vectors + LCNN_ACCS - 1) / LCNN_ACCS;
+/// Blocks of dictionary rows whose part of so many floats of S fits L1; as long as a filter has enough lookups in a block
+/// to pay for loading and storing its partial sums.
+int64_t blocks_for(const Step& s, int64_t floats) {
+    int64_t blocks = (floats * 4 + l1_bytes() * 5 / 8 - 1) / (l1_bytes() * 5 / 8);
+    return std::max<int64_t>(1, std::min(blocks, s.table_count / s.filters / LEAST_LOOKUPS));
+}
+
+/// Of S as one group of pixels of a tile of so many rows reads it.
+int64_t choose_blocks(const Prepared& p, const Tensor& x, int64_t channels, int64_t rows) {
+    int64_t pixels = std::min<int64_t>(rows * x.stride, LCNN_ACCS * LOOKUP_VL) + (p.up + p.down) * x.stride + p.reach;
+    return p.s.pooled ? 1 : blocks_for(p.s, channels * pixels);
+}
+
+/// Cycles a filter that lookups in tiles of so many rows take, by a model of the kernel. A group of v vectors takes, per
+/// lookup, the FMA latency or its loads (three quarters of a cycle each), and some cycles to start and to store in every
+/// block; where the rows of S that a tile reads leave half of L2, its part of them is fetched, 16 bytes a cycle. Rows that
+/// the next tile reads, too, are moved every second tile.
+double cost_of_tiles(const Prepared& p, const Tensor& x, int64_t height, int64_t channels, int64_t rows) {
+    int64_t halo = p.up + p.down, row = x.stride * (p.direct ? std::max<int64_t>(channels / 4, 1) : channels);
+    double lookups = double(p.s.table_count) / double(p.s.filters), filters = double(p.s.filters);
+    double blocks = double(choose_blocks(p, x, channels, rows));
+    bool far = row * 4 * (rows + halo) > l2_bytes() / 2;
+    auto tile = [&](int64_t some) {
+        int64_t vectors = (some * x.stride + LOOKUP_VL - 1) / LOOKUP_VL, groups = (vectors + LCNN_ACCS - 1) / LCNN_ACCS;
         double v = double(vectors) / double(groups);
-        double load = row_bytes * (rows + halo) > l2_bytes() / 2 ? 1.5 : 0.75;
-        double cycles = double(groups * tiles) * (lookups * std::max(4.0, load * v + 0.5) + 16 + 3 * v) + 30.0 * double(tiles);
-        if (cycles < best) {
-            best = cycles;
-            p.tile_rows = rows;
-        }
+        double fetched = far ? double(channels) * (v * LOOKUP_VL + double(halo * x.stride)) / 4 / filters : 0;
+        return double(groups) * (lookups * std::max(4.0, 0.75 * v + 0.5) + blocks * (16 + 3 * v) + fetched) + 30;
+    };
+    int64_t whole = height / rows, rest = height % rows, tiles = whole + (rest > 0);
+    double moved = p.direct ? 0 : double((tiles - 1) / 2) * double(row) * double(halo);
+    return double(whole) * tile(rows) + (rest ? tile(rest) : 0) + moved / 2 / filters;
+}
+
+/// Rows of S held at a time: of two tiles, and what is read around them.
+int64_t window_rows(const Prepared& p, int64_t height, int64_t tile_rows) {
+    int64_t pooled = p.s.pooled ? p.s.kh * p.s.dy + p.s.sy : 0;  // a tile ends at a whole pooling window
+    return std::min(height, 2 * tile_rows + pooled) + p.up + p.down;
+}
+
+/// Rows per tile: of those whose cost is close to the least, such that the window of S, which is memory, is small.
+void choose_tiles(Prepared& p, const Tensor& x, int64_t height, int64_t channels) {
+    auto rows_of = [&](int64_t tiles) { return (height + tiles - 1) / tiles; };
+    double least = INFINITY, cost_here = INFINITY;
+    for (int64_t tiles = 1; tiles <= height; ++tiles)
+        least = std::min(least, cost_of_tiles(p, x, height, channels, rows_of(tiles)));
+    for (int64_t tiles = 1; tiles <= height; ++tiles) {  // windows get smaller
+        int64_t rows = rows_of(tiles), window = window_rows(p, height, rows);
+        double cost = cost_of_tiles(p, x, height, channels, rows);
+        if (cost > CLOSE * least || (window == p.window_rows && cost >= cost_here)) continue;
+        p.tile_rows = rows;
+        p.window_rows = window;
+        cost_here = cost;
+    }
+    if (p.s.joined) {  // groups are of two rows, whatever the tile is
+        p.tile_rows = std::min(height, JOINED_ROWS);
+        p.window_rows = window_rows(p, height, p.tile_rows);
     }
     p.window_lead = (p.reach + 15) / 16 * 16;
-    int64_t pooled = p.s.pooled ? p.s.kh * p.s.dy + p.s.sy : 0;  // a tile ends at a whole pooling window
-    p.window_rows = std::min(height + halo, 2 * p.tile_rows + pooled + halo);
     p.window_plane = plane_of(p, x, p.window_rows);
 }
 
@@ -132,19 +174,6 @@ void choose_team(Plan& plan, Prepared& p, const Tensor& x, int64_t height, int64
     p.window_rows = rows;
     p.window_plane = size;
     plan.shared_window = std::max(plan.shared_window, floats_of("shared S", {channels, size}) + p.reach + GUARD);
-}
-
-/// Blocks of dictionary rows whose part of so many floats of S fits L1; as long as a filter has enough lookups in a block
-/// to pay for loading and storing its partial sums.
-int64_t blocks_for(const Step& s, int64_t floats) {
-    int64_t blocks = (floats * 4 + l1_bytes() * 5 / 8 - 1) / (l1_bytes() * 5 / 8);
-    return std::max<int64_t>(1, std::min(blocks, s.table_count / s.filters / LEAST_LOOKUPS));
-}
-
-/// Of S as one group of pixels reads it.
-int64_t choose_blocks(const Prepared& p, const Tensor& x, int64_t channels) {
-    int64_t pixels = std::min<int64_t>(p.tile_rows * x.stride, LCNN_ACCS * LOOKUP_VL) + (p.up + p.down) * x.stride + p.reach;
-    return blocks_for(p.s, channels * pixels);
 }
 
 /// How a window of max-pooling joins two by two, ``padding`` before it; false where it does not.
@@ -206,7 +235,7 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
     }
     if (high > INT32_MAX || low < INT32_MIN) fail("tensor too large for 32-bit offsets");
     if (p.direct) check_reach(plan, x, low, high, height * x.stride);
-    int64_t count = s.pooled ? 1 : choose_blocks(p, x, channels), each = (channels + count - 1) / count;
+    int64_t count = choose_blocks(p, x, channels, p.tile_rows), each = (channels + count - 1) / count;
     for (int64_t i = 0; i < s.table_count; ++i) blocks[i] = int32_t(table[3 * i] / each);
     build_sparse(p, in, s.filters, flat, (channels + each - 1) / each, blocks);
     p.single = !s.pooled && y.height * y.width == 1;
