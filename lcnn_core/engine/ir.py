@@ -96,6 +96,8 @@ class Operation:
         """Fold ``y * scale + shift`` per output channel into the weights and the bias."""
         if self.coefficients is not None:
             self.factor = scale if self.factor is None else self.factor * scale
+            if not scale.all():  # filters that are scaled by nothing look nothing up
+                self.coefficients = self.coefficients * (scale != 0).reshape(-1, *(1,) * (self.coefficients.ndim - 1))
         else:
             assert self.weight is not None
             self.weight = self.weight * scale.reshape(-1, *(1,) * (self.weight.ndim - 1))
@@ -108,9 +110,6 @@ class Operation:
         values = self.coefficients[places].astype(np.float64)
         if self.factor is not None:
             values *= self.factor[places[0]]
-        if not values.all():
-            kept = np.flatnonzero(values)
-            places, values = tuple(axis[kept] for axis in places), values[kept]
         return places, values.astype(np.float32)
 
 

@@ -83,9 +83,9 @@ def spoken() -> Iterator[None]:
         lost = isinstance(error, dist.DistError) or "gloo" in text or "Connection" in text
         if not lost or not dist.is_initialized():
             raise
-        reason = re.sub(r"^\[[^\]]*\] ", "", text).partition(". ")[0]  # without gloo's source line and its advice
+        reason = re.sub(r"^\[[^\]]*\] ", "", text).partition(". This ")[0]  # gloo's source line and advice
         raise TrainingError(
-            f"another process of this run ended ({reason[:120]}); its own message says why; resume from the last state"
+            f"another process of this run ended ({reason[:200]}); its own message says why; resume from the last state"
         ) from error
 
 

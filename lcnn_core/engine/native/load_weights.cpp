@@ -88,9 +88,15 @@ constexpr int64_t JOINED_ROWS = 8;     // of outputs a tile; 4 to 12 differ by 0
 constexpr double CLOSE = 1.025;        // what a smaller window may cost
 constexpr int64_t LEAST_LOOKUPS = 12;  // of a filter in a block, to pay for its partial sums
 
-int64_t l1_bytes() { return cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 << 10); }
+int64_t l1_bytes() {
+    static const int64_t size = cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 << 10);
+    return size;
+}
 /// A larger one counts as this: windows of S are scratch, which is to stay small beside the activations.
-int64_t l2_bytes() { return std::min<int64_t>(cache_bytes(_SC_LEVEL2_CACHE_SIZE, 512 << 10), 512 << 10); }
+int64_t l2_bytes() {
+    static const int64_t size = std::min<int64_t>(cache_bytes(_SC_LEVEL2_CACHE_SIZE, 512 << 10), 512 << 10);
+    return size;
+}
 
 /// Floats of a channel of the window of S: whole cache lines, and not a multiple of 2 KiB, so that channels lie in
 /// different sets of the first cache.
@@ -139,23 +145,29 @@ int64_t window_rows(const Prepared& p, int64_t height, int64_t tile_rows) {
 }
 
 /// Rows per tile: of those whose cost is close to the least, such that the window of S, which is memory, is small.
+int64_t cheapest_tile(const Prepared& p, const Tensor& x, int64_t height, int64_t channels) {
+    struct Choice {
+        int64_t rows, window;
+        double cost;
+    };
+    std::vector<Choice> choices;  // all that divide evenly, fewer and fewer rows
+    for (int64_t tiles = 1, rows = height; rows > 0; rows = (height + tiles - 1) / tiles) {
+        choices.push_back({rows, window_rows(p, height, rows), cost_of_tiles(p, x, height, channels, rows)});
+        if (rows == 1) break;
+        tiles = (height + rows - 2) / (rows - 1);
+    }
+    auto cheaper = [](const Choice& a, const Choice& b) { return a.cost < b.cost; };
+    Choice best = *std::min_element(choices.begin(), choices.end(), cheaper);
+    double most = best.cost * (p.direct ? 1 : CLOSE);
+    for (const Choice& c : choices)
+        if (c.cost <= most && (c.window < best.window || (c.window == best.window && c.cost < best.cost))) best = c;
+    return best.rows;
+}
+
 void choose_tiles(Prepared& p, const Tensor& x, int64_t height, int64_t channels) {
-    auto rows_of = [&](int64_t tiles) { return (height + tiles - 1) / tiles; };
-    double least = INFINITY, cost_here = INFINITY;
-    for (int64_t tiles = 1; tiles <= height; ++tiles)
-        least = std::min(least, cost_of_tiles(p, x, height, channels, rows_of(tiles)));
-    for (int64_t tiles = 1; tiles <= height; ++tiles) {  // windows get smaller
-        int64_t rows = rows_of(tiles), window = window_rows(p, height, rows);
-        double cost = cost_of_tiles(p, x, height, channels, rows);
-        if (cost > CLOSE * least || (window == p.window_rows && cost >= cost_here)) continue;
-        p.tile_rows = rows;
-        p.window_rows = window;
-        cost_here = cost;
-    }
-    if (p.s.joined) {  // groups are of two rows, whatever the tile is
-        p.tile_rows = std::min(height, JOINED_ROWS);
-        p.window_rows = window_rows(p, height, p.tile_rows);
-    }
+    // Of joined columns groups are of two rows, whatever the tile is.
+    p.tile_rows = p.s.joined ? std::min(height, JOINED_ROWS) : cheapest_tile(p, x, height, channels);
+    p.window_rows = window_rows(p, height, p.tile_rows);
     p.window_lead = (p.reach + 15) / 16 * 16;
     p.window_plane = plane_of(p, x, p.window_rows);
 }
