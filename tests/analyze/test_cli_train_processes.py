@@ -160,7 +160,7 @@ def test_a_process_that_dies_ends_the_others_with_a_line(tmp_path: Path, capfd: 
 def test_a_process_that_fails_waits_for_no_sum_under_way(tmp_path: Path) -> None:
     """The second process never adds its part, and is stopped only after the first has ended."""
     script = """
-import sys, time, torch, torch.distributed as dist
+import time, torch, torch.distributed as dist
 from lcnn_core import TrainingError, join_processes
 with join_processes("cpu") as (processes, _):
     dist.barrier()

@@ -8,6 +8,7 @@ from torch import nn
 
 from lcnn_analyze.bench.suites import FILES, PUBLISHED, SUITES, TRAINED, Configuration, fill_
 from lcnn_core import LookupConv2d, LookupLayer, LookupLinear, compile, input_shape_of, load
+from lcnn_core.engine import libraries
 
 BY_NAME = {configuration.name: configuration for suite in SUITES.values() for configuration in suite}
 
@@ -84,6 +85,7 @@ def test_the_published_suite_has_the_issue_s_targets():
     assert [c.headline for c in PUBLISHED] == ["reference", "reference", "twin", "twin"]
 
 
+@pytest.mark.skipif(not libraries(), reason="no native library was built")
 @pytest.mark.parametrize("configuration", PUBLISHED, ids=lambda configuration: configuration.name)
 def test_memory_stays_near_the_liveness_bound(configuration: Configuration):
     model = configuration.build()

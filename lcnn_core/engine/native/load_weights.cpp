@@ -150,12 +150,13 @@ int64_t cheapest_tile(const Prepared& p, const Tensor& x, int64_t height, int64_
         int64_t rows, window;
         double cost;
     };
-    std::vector<Choice> choices;  // all that divide evenly, fewer and fewer rows
-    for (int64_t tiles = 1, rows = height; rows > 0; rows = (height + tiles - 1) / tiles) {
+    auto evenly = [&](int64_t most) {  // rows of as few tiles as possible of at most so many
+        int64_t tiles = (height + most - 1) / most;
+        return (height + tiles - 1) / tiles;
+    };
+    std::vector<Choice> choices;
+    for (int64_t rows = height; rows > 0; rows = rows > 1 ? evenly(rows - 1) : 0)
         choices.push_back({rows, window_rows(p, height, rows), cost_of_tiles(p, x, height, channels, rows)});
-        if (rows == 1) break;
-        tiles = (height + rows - 2) / (rows - 1);
-    }
     auto cheaper = [](const Choice& a, const Choice& b) { return a.cost < b.cost; };
     Choice best = *std::min_element(choices.begin(), choices.end(), cheaper);
     double most = best.cost * (p.direct ? 1 : CLOSE);
