@@ -13,7 +13,8 @@ import numpy as np
 
 from lcnn_core.errors import CheckpointError, ConfigError
 
-ISAS = {"x86_64": ("avx512", "avx2", "baseline"), "AMD64": ("avx512", "avx2", "baseline"), "aarch64": ("neon",)}
+_X86 = ("avx512", "avx512_wide", "avx2", "baseline")
+ISAS = {"x86_64": _X86, "AMD64": _X86, "aarch64": ("neon",)}
 _NOT_BUILT = "no native library was built for this machine; reinstall lcnn where a C++ compiler is present"
 _FLOATS = ctypes.POINTER(ctypes.c_void_p)
 
@@ -35,15 +36,15 @@ def library_folder() -> Path:
 @cache
 def libraries() -> dict[str, Any]:
     """Every native library that this processor can run, best first; empty where none was built."""
-    found = {}
+    found, ranks = {}, {}
     for isa in ISAS.get(platform.machine(), ("baseline",)):
         path = next((p for folder in _folders() if (p := folder / f"liblcnn_{isa}.so").exists()), None)
         if path is None:
             continue
         library = ctypes.CDLL(str(path))
-        if library.lcnn_supported():
-            found[isa] = _declare(library)
-    return found
+        if rank := library.lcnn_supported():
+            found[isa], ranks[isa] = _declare(library), rank
+    return {isa: found[isa] for isa in sorted(found, key=lambda isa: -ranks[isa])}
 
 
 def _declare(library: Any) -> Any:

@@ -15,6 +15,7 @@ namespace {
 constexpr int MR = LCNN_ROWS;
 constexpr int NV = LCNN_COLS;
 constexpr int64_t PACK_ROWS = 24;
+constexpr int64_t AHEAD = 512;  // floats of A fetched before they are needed: large matrices lie in the last cache
 
 struct Direct {
     const float* base;
@@ -40,6 +41,7 @@ void block(const float* a, int64_t panel_size, Source source, int64_t depth, flo
 #pragma GCC unroll 2
     for (int64_t k = 0; k < depth; ++k) {
         const float* x = source.at(k);
+        if (k % 2 == 0) __builtin_prefetch(a + k * ROWS + AHEAD);
         vf b[COLS];
 #pragma GCC unroll 4
         for (int c = 0; c < COLS; ++c) b[c] = load(x + c * VL);

@@ -101,12 +101,12 @@ constexpr int64_t SLICED_FILTERS = 128;
 
 /// P for a layer with one output pixel: chunks of SLICED_FILTERS filters, each cut into blocks of dictionary rows that
 /// fit the cache. In a block, filters of about as many lookups stand side by side, one a lane: step i of a slice holds
-/// the i-th lookup of LOOKUP_VL filters, zeros behind a filter's last (SELL; Kreutzer et al. 2014). A zero reads what the
+/// the i-th lookup of SLICED_VL filters, zeros behind a filter's last (SELL; Kreutzer et al. 2014). A zero reads what the
 /// filter's last lookup reads: where that is infinite, the sum is no number.
 struct SlicedMatrix {
     int64_t rows = 0, blocks = 1;
-    std::vector<int32_t> offsets;     // (steps, LOOKUP_VL)
-    std::vector<float> values;        // (steps, LOOKUP_VL)
+    std::vector<int32_t> offsets;     // (steps, SLICED_VL)
+    std::vector<float> values;        // (steps, SLICED_VL)
     std::vector<int32_t> starts;      // (chunks, blocks, slices): first step; one more at the end
     std::vector<int32_t> lanes;       // (chunks, blocks, SLICED_FILTERS): the filter of each lane, within its chunk
     int64_t chunks() const { return (rows + SLICED_FILTERS - 1) / SLICED_FILTERS; }
@@ -117,7 +117,7 @@ struct SlicedMatrix {
 void sparse_single(const SlicedMatrix& p, const float* response, float* out, int64_t out_stride,
                    const Epilogue& epilogue, int64_t first, int64_t last);
 
-/// The same of ``stride`` images side by side, of them [image0, image1), whole vectors of LOOKUP_VL: out[f][i] = sum of
+/// The same of ``stride`` images side by side, of them [image0, image1), whole vectors of SLICED_VL: out[f][i] = sum of
 /// value * response[offset][i], without residual.
 void sparse_images(const SlicedMatrix& p, const float* response, float* out, int64_t stride, int64_t image0,
                    int64_t image1, const Epilogue& epilogue, int64_t first, int64_t last);

@@ -11,19 +11,21 @@
 
 namespace {
 
+/// The first library, best first, that says it is the fastest on this processor; else the first that it can run.
 void* open_best(std::string& folder) {
     Dl_info self{};
     dladdr(reinterpret_cast<void*>(&open_best), &self);
     folder = std::string(self.dli_fname ? self.dli_fname : "");
     folder.resize(folder.find_last_of('/') == std::string::npos ? 0 : folder.find_last_of('/') + 1);
     const char* wanted = getenv("LCNN_ISA");
-    for (const char* isa : {"avx512", "avx2", "neon", "baseline"}) {
-        if (wanted && std::string(wanted) != isa) continue;
-        void* library = dlopen((folder + "liblcnn_" + isa + ".so").c_str(), RTLD_NOW | RTLD_LOCAL);
-        auto supported = library ? reinterpret_cast<int (*)()>(dlsym(library, "lcnn_supported")) : nullptr;
-        if (supported && supported()) return library;
-        if (library) dlclose(library);
-    }
+    for (int least : {wanted ? 1 : 2, 1})
+        for (const char* isa : {"avx512", "avx512_wide", "avx2", "neon", "baseline"}) {
+            if (wanted && std::string(wanted) != isa) continue;
+            void* library = dlopen((folder + "liblcnn_" + isa + ".so").c_str(), RTLD_NOW | RTLD_LOCAL);
+            auto supported = library ? reinterpret_cast<int (*)()>(dlsym(library, "lcnn_supported")) : nullptr;
+            if (supported && supported() >= least) return library;
+            if (library) dlclose(library);
+        }
     return nullptr;
 }
 

@@ -44,7 +44,8 @@ int lcnn_profile(lcnn_plan* plan, const float* const* inputs, float* const* outp
 /* Bytes of weights held (which = 0), of one image's activations (1), of one thread's scratch (2). */
 int64_t lcnn_memory(const lcnn_plan* plan, int which);
 
-/* The instruction set in use ("avx512", "avx2", "baseline", "neon"), and whether this processor has it. */
+/* The instruction set in use ("avx512", "avx512_wide", "avx2", "baseline", "neon"); whether this processor has it (0: no,
+ * 1: yes, 2: yes, and no other library is faster on it). */
 const char* lcnn_isa(void);
 int lcnn_supported(void);
 

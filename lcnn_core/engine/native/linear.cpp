@@ -137,11 +137,11 @@ void whole_batch(const Plan& plan, const Prepared& p, const Place& at, int stage
         batch.side_by_side(x, stage);
     if (!batch.lookups) return;  // one pixel, always: done
     if (stage == 2) {
-        int64_t chunks = p.sliced.chunks(), vectors = batch.stride / LOOKUP_VL;
+        int64_t chunks = p.sliced.chunks(), vectors = batch.stride / SLICED_VL;
         bool by_chunks = chunks >= at.parts || chunks > vectors;  // else threads divide the images
         int64_t c0 = by_chunks ? batch.from(chunks) : 0, c1 = by_chunks ? batch.to(chunks) : chunks;
         int64_t v0 = by_chunks ? 0 : batch.from(vectors), v1 = by_chunks ? vectors : batch.to(vectors);
-        sparse_images(p.sliced, batch.response, batch.last, batch.stride, v0 * LOOKUP_VL, v1 * LOOKUP_VL, p.epilogue,
+        sparse_images(p.sliced, batch.response, batch.last, batch.stride, v0 * SLICED_VL, v1 * SLICED_VL, p.epilogue,
                       c0, c1);
     }
     if (stage == 3)

@@ -40,7 +40,7 @@ void build_sparse(Prepared& p, const Reader& in, int64_t filters, const std::vec
 }
 
 void slice_sparse(Prepared& p) {
-    constexpr int64_t SLICES = SLICED_FILTERS / LOOKUP_VL;
+    constexpr int64_t SLICES = SLICED_FILTERS / SLICED_VL;
     SparseMatrix from = std::move(p.sparse);
     p.sparse = SparseMatrix{};
     SlicedMatrix& m = p.sliced;
@@ -59,10 +59,10 @@ void slice_sparse(Prepared& p) {
             for (int64_t i = 0; i < SLICED_FILTERS; ++i) lanes[i] = int32_t(i);
             std::stable_sort(lanes.begin(), lanes.end(), [&](int32_t a, int32_t b) { return count(a) > count(b); });
             for (int64_t slice = 0; slice < SLICES; ++slice) {
-                const int32_t* own = lanes.data() + slice * LOOKUP_VL;
-                m.starts.push_back(int32_t(m.values.size() / LOOKUP_VL));
+                const int32_t* own = lanes.data() + slice * SLICED_VL;
+                m.starts.push_back(int32_t(m.values.size() / SLICED_VL));
                 for (int64_t step = 0; step < count(own[0]); ++step)
-                    for (int i = 0; i < LOOKUP_VL; ++i) {
+                    for (int i = 0; i < SLICED_VL; ++i) {
                         // Behind its last lookup a filter reads it again, for nothing; one without any, its neighbour's.
                         int64_t own_count = count(own[i]), f = chunk * SLICED_FILTERS + own[own_count ? i : 0];
                         int64_t last = (own_count ? own_count : count(own[0])) - 1;
@@ -73,7 +73,7 @@ void slice_sparse(Prepared& p) {
             }
             m.lanes.insert(m.lanes.end(), lanes.begin(), lanes.end());
         }
-    m.starts.push_back(int32_t(m.values.size() / LOOKUP_VL));
+    m.starts.push_back(int32_t(m.values.size() / SLICED_VL));
 }
 
 }  // namespace lcnn

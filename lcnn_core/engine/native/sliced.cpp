@@ -1,16 +1,16 @@
 // The lookup stage where filters, not pixels, stand side by side: layers with one output pixel, one image or several.
 //
-// One image: LOOKUP_VL filters a vector, each lane reading its own place of the response. Several: a vector of images of
+// One image: SLICED_VL filters a vector, each lane reading its own place of the response. Several: a vector of images of
 // one filter at a time, so that a lookup is again one broadcast and one load-and-FMA. With AVX-512 too the vectors are of
 // 256 bits: eight images fill one, and a D that is applied at several pixels is not multiplied with eight images that are
 // not there.
-#define LCNN_LOOKUPS
+#define LCNN_SLICED
 #include <algorithm>
 
 #include "kernels.h"
 #include "vec.h"
 
-static_assert(LCNN_VL == LOOKUP_VL, "P is sliced for other vectors");
+static_assert(LCNN_VL == SLICED_VL, "P is sliced for other vectors");
 
 namespace lcnn {
 

@@ -173,7 +173,14 @@ void sparse_pair(const SparseMatrix& p, const float* response, int64_t below, in
 namespace {
 
 /// Lane i of v in lane i + 1, behind the last lane of ``before``; in lane i - 1, ahead of the first one of ``after``.
-#if LCNN_VL == 8
+#if LCNN_VL == 16
+vf moved_on(vf before, vf v) {
+    return __builtin_shufflevector(before, v, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30);
+}
+vf moved_back(vf v, vf after) {
+    return __builtin_shufflevector(v, after, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16);
+}
+#elif LCNN_VL == 8
 vf moved_on(vf before, vf v) { return __builtin_shufflevector(before, v, 7, 8, 9, 10, 11, 12, 13, 14); }
 vf moved_back(vf v, vf after) { return __builtin_shufflevector(v, after, 1, 2, 3, 4, 5, 6, 7, 8); }
 #else

@@ -1,6 +1,7 @@
 // A vector of floats as wide as the instruction set it is compiled for, and the few operations the kernels use.
 // LCNN_ROWS x LCNN_COLS is the register block of the matrix kernel, LCNN_ACCS the accumulators of the sparse one. Vectors
-// of lookups, and of images side by side, have LOOKUP_VL lanes: a file of such kernels defines LCNN_LOOKUPS before.
+// of lookups have LOOKUP_VL lanes, those of filters or images side by side SLICED_VL: a file of such kernels defines
+// LCNN_LOOKUPS or LCNN_SLICED before. LCNN_WIDE: lookups of 512 bits, which pay on some processors with AVX-512.
 #pragma once
 
 #include <cmath>
@@ -12,7 +13,7 @@
 #include <arm_neon.h>
 #endif
 
-#if defined(__AVX512F__) && !defined(LCNN_LOOKUPS)
+#if defined(__AVX512F__) && !defined(LCNN_SLICED) && (!defined(LCNN_LOOKUPS) || defined(LCNN_WIDE))
 #define LCNN_VL 16
 #define LCNN_ROWS 8
 #elif defined(__AVX__)
@@ -28,10 +29,15 @@
 #define LCNN_COLS 3
 #if defined(__AVX512F__)
 #define LCNN_ACCS 24
-#define LOOKUP_VL 8
+#define SLICED_VL 8
 #else
 #define LCNN_ACCS 13
-#define LOOKUP_VL LCNN_VL
+#define SLICED_VL LCNN_VL
+#endif
+#if defined(LCNN_WIDE)
+#define LOOKUP_VL 16
+#else
+#define LOOKUP_VL SLICED_VL
 #endif
 #define LCNN_INLINE inline __attribute__((always_inline))
 
@@ -42,8 +48,8 @@ typedef float vf __attribute__((vector_size(LCNN_VL * 4)));
 typedef float vf_any __attribute__((vector_size(LCNN_VL * 4), aligned(4), may_alias));
 typedef int32_t vi __attribute__((vector_size(LCNN_VL * 4)));
 
-/// Images side by side fill whole vectors of LOOKUP_VL lanes.
-static LCNN_INLINE int64_t padded_images(int64_t images) { return (images + LOOKUP_VL - 1) / LOOKUP_VL * LOOKUP_VL; }
+/// Images side by side fill whole vectors of SLICED_VL lanes.
+static LCNN_INLINE int64_t padded_images(int64_t images) { return (images + SLICED_VL - 1) / SLICED_VL * SLICED_VL; }
 
 static LCNN_INLINE vf load(const float* p) { return *(const vf_any*)p; }
 static LCNN_INLINE void store(float* p, vf v) { *(vf_any*)p = v; }
