@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 
 from lcnn_analyze.bench.contenders import CONTENDERS
-from lcnn_analyze.bench.machine import this_machine
+from lcnn_analyze.bench.machine import check_sizes, this_machine
 from lcnn_analyze.bench.report import SCHEMA_VERSION, UNITS, BenchCase, BenchReport
 from lcnn_analyze.bench.roofline import measure_peaks
 from lcnn_analyze.bench.run import Say, Settings, run_case
 from lcnn_analyze.bench.trial import Trial
 from lcnn_analyze.latency import Protocol
-from lcnn_core import ConfigError, usable_cores
+from lcnn_core import ConfigError
 
 SECONDS_PER_ROUND = 0.2
 """What one contender may take in a round on average; slower ones take part in fewer rounds."""
@@ -51,17 +51,9 @@ def bench(
 
 
 def _settings(batches: Sequence[int], threads: Sequence[int], rounds: int, contenders: Sequence[str]) -> Settings:
-    if not batches or min(batches) < 1:
-        raise ConfigError(f"batch is {_listed(batches)}; expected whole numbers of 1 or more")
-    cores = usable_cores()
-    if not threads or min(threads) < 1 or max(threads) > cores:
-        raise ConfigError(f"threads is {_listed(threads)}; expected 1 to {cores}, the cores that this process may use")
+    check_sizes(batches, threads)
     unknown = [name for name in contenders if name not in CONTENDERS]
     if unknown:
         raise ConfigError(f"unknown contender {unknown[0]!r}; expected some of {', '.join(CONTENDERS)}")
     protocol = Protocol(rounds=rounds, budget_seconds=rounds * SECONDS_PER_ROUND)
     return Settings(protocol, tuple(contenders), measure_peaks() if "engine" in contenders else None)
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers)) or "empty"

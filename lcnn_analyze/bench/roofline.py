@@ -20,7 +20,7 @@ LOOKUP_BYTES = 8
 def measure_peaks(seconds: float = 0.2) -> Peaks | None:
     """The engine's kernels on data in the first cache, and streaming reads; None without a native library."""
     engine = engine_room()
-    library = next(iter(engine.libraries()), None) if engine else None
+    library = engine.library_in_use() if engine else None
     if engine is None or library is None:
         return None
     rates = engine.peaks(seconds)

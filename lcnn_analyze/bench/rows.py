@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lcnn_analyze.bench.report import BenchCase, BenchReport, Entry, Peaks, Speedup, case_title
+from lcnn_analyze.bench.report import BenchCase, BenchReport, Entry, Machine, Peaks, Speedup, case_title
 from lcnn_analyze.render.numbers import ABSENT, count_text, ratio_text, safe
 from lcnn_analyze.report import shape_text
 
@@ -157,9 +157,8 @@ def facts(report: BenchReport) -> list[str]:
     """Where, how and with what the figures were taken."""
     machine = report.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
-    load = "" if machine.load is None else f", load {machine.load:g} in the minute before"
     lines = [
-        f"machine: {machine.processor}, {machine.cores} cores, {machine.system}{load}",
+        machine_line(machine),
         f"versions: {versions}",
         f"timing: up to {report.protocol['rounds']:g} interleaved rounds, medians; {report.units}",
     ]
@@ -175,6 +174,12 @@ def facts(report: BenchReport) -> list[str]:
             "with more threads 0.9 of the efficiency on one"
         )
     return lines
+
+
+def machine_line(machine: Machine) -> str:
+    """Where figures were taken: "machine: AMD EPYC (family 25 model 1), 2 cores, Linux x86_64, load 0.1 in ..."."""
+    load = "" if machine.load is None else f", load {machine.load:g} in the minute before"
+    return f"machine: {machine.processor}, {machine.cores} cores, {machine.system}{load}"
 
 
 def reading_text(peaks: Peaks) -> str:

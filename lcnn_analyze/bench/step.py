@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lcnn_analyze.bench.machine import this_machine
+from lcnn_analyze.bench.machine import check_sizes, this_machine
 from lcnn_analyze.bench.report import Machine
-from lcnn_analyze.bench.rows import Grid, ms_text
+from lcnn_analyze.bench.rows import Grid, machine_line, ms_text
 from lcnn_analyze.codec import encode
 from lcnn_analyze.latency import Latency, Protocol, measure
 from lcnn_analyze.render.numbers import ABSENT
-from lcnn_core import ConfigError, build, dense_twin, input_shape_of, l1_penalty, models, usable_cores
+from lcnn_core import ConfigError, build, dense_twin, input_shape_of, l1_penalty, models
 
 FAST_AT_MOST, ACCURATE_AT_MOST = 0.6, 1.25
 BATCH = 32
@@ -94,8 +94,7 @@ def step_report(
 
     Raises ConfigError for architectures without lookup layers and for threads that are not there.
     """
-    if max(threads) > usable_cores():
-        raise ConfigError(f"threads is {max(threads)}; expected at most {usable_cores()}, the cores there are")
+    check_sizes(batches, threads)
     found = []
     for case in cases:
         for batch in batches:
@@ -164,10 +163,8 @@ def _time_text(latency: Latency) -> str:
 
 def step_lines(report: StepReport) -> list[str]:
     """Where and how it was timed."""
-    machine = report.machine
-    load = "" if machine.load is None else f", load {machine.load:g} in the minute before"
     return [
-        f"machine: {machine.processor}, {machine.cores} cores, {machine.system}{load}",
+        machine_line(report.machine),
         "one step: forward and backward, l1 terms included, without the optimizer; medians of interleaved rounds, "
         "10th to 90th percentile; ratio: lookup / dense twin",
     ]

@@ -40,13 +40,19 @@ def bench(
     kernels: Annotated[
         bool, typer.Option("--kernels", help="Print the native library in use and its kernels' shares of peak.")
     ] = False,
+    libraries: Annotated[
+        bool, typer.Option("--libraries", help="Time every native library of this machine on the published networks.")
+    ] = False,
+    against: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="As --libraries, and those of another build.")
+    ] = None,
     training: Annotated[
         bool,
         typer.Option("--training", help="Time a training step against the dense twin's. [default: the published four]"),
     ] = False,
     batch: Annotated[
         str | None,
-        typer.Option(metavar="SIZES", help="Batch sizes, as 1,8. [default: 1; for suites 1,8; for training 32]"),
+        typer.Option(metavar="SIZES", help="Batch sizes, as 1,8. [default: 1; suites, libraries: 1,8; training: 32]"),
     ] = None,
     threads: Annotated[str, typer.Option(metavar="COUNTS", help="Threads of every runtime, as 1,2.")] = "1",
     rounds: Annotated[int, typer.Option(help="Interleaved rounds at most.", min=1)] = 15,
@@ -75,9 +81,13 @@ def bench(
     check_output(plot)
     if kernels:
         return _kernels(form, output, quiet)
+    libraries = libraries or against is not None
+    default = "32" if training else "1,8" if suite or libraries else "1"
+    sizes, counts = _numbers("--batch", batch or default), _numbers("--threads", threads)
     if training:
-        sizes, counts = _numbers("--batch", batch or "32"), _numbers("--threads", threads)
         return _training(models or [], sizes, counts, rounds, ctx.obj["command"], form, output, quiet)
+    if libraries:
+        return _libraries(sizes, counts, rounds, against, ctx.obj["command"], form, output, quiet)
     from lcnn_analyze.bench.bench import bench as run_bench
     from lcnn_analyze.bench.contenders import CONTENDERS
     from lcnn_analyze.bench.trial import open_file
@@ -93,8 +103,8 @@ def bench(
     with _progress(quiet) as say:
         report = run_bench(
             trials,
-            _numbers("--batch", batch or ("1,8" if suite else "1")),
-            _numbers("--threads", threads),
+            sizes,
+            counts,
             rounds,
             tuple(CONTENDERS) if only is None else tuple(only.split(",")),
             ctx.obj["command"],
@@ -103,9 +113,7 @@ def bench(
         )
     _write(report, form, output, streams, quiet)
     if plot is not None and picture is not None:
-        from lcnn_analyze.bench.chart import draw
-
-        write_file(plot, draw(report, picture), quiet)
+        _draw(report, plot, picture, quiet)
     return fail("bench", "; ".join(report.disagreements), WORK_FAILED) if report.disagreements else 0
 
 
@@ -128,6 +136,12 @@ def _write(report: BenchReport, form: str, output: Path | None, streams: bool, q
         sys.stdout.write(FORMATS[form](report))
     else:
         write_file(output, FORMATS[form](report).encode(), quiet)
+
+
+def _draw(report: BenchReport, plot: Path, picture: str, quiet: bool) -> None:
+    from lcnn_analyze.bench.chart import draw
+
+    write_file(plot, draw(report, picture), quiet)
 
 
 def _kernels(form: str, output: Path | None, quiet: bool) -> int:
@@ -155,6 +169,23 @@ def _training(
     with _progress(quiet) as say:
         report = step_report(cases, batches, threads, rounds, command, say)
     return _write_grid(report.to_json(), step_grid(report), step_lines(report), form, output, quiet)
+
+
+def _libraries(
+    batches: list[int],
+    threads: list[int],
+    rounds: int,
+    against: Path | None,
+    command: str,
+    form: str,
+    output: Path | None,
+    quiet: bool,
+) -> int:
+    from lcnn_analyze.bench.libraries import library_grid, library_lines, library_report
+
+    with _progress(quiet) as say:
+        report = library_report(batches, threads, rounds, against, command, say)
+    return _write_grid(report.to_json(), library_grid(report), library_lines(report), form, output, quiet)
 
 
 def _write_grid(text: str, grid: Grid, lines: list[str], form: str, output: Path | None, quiet: bool) -> int:

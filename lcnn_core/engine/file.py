@@ -19,9 +19,9 @@ from lcnn_core.files import atomic_write
 class LoadedModel(nn.Module):
     """A plan from a file: call it as the model that it was made from. Made by :func:`load`."""
 
-    def __init__(self, packed: bytes, threads: int | None, isa: str | None):
+    def __init__(self, packed: bytes, threads: int | None, isa: str | None, folder: Path | None):
         super().__init__()
-        self._native = NativePlan(packed, isa)
+        self._native = NativePlan(packed, isa, folder)
         self._threads = threads
         self.input_shapes, self.output_shapes = self._native.shapes()
         """Of one image, without the batch."""
@@ -50,14 +50,17 @@ def save(compiled: nn.Module, path: str | os.PathLike[str]) -> None:
         file.write(packed)
 
 
-def load(path: str | os.PathLike[str], *, threads: int | None = None, isa: str | None = None) -> LoadedModel:
+def load(
+    path: str | os.PathLike[str], *, threads: int | None = None, isa: str | None = None, folder: Path | None = None
+) -> LoadedModel:
     """Read a plan that :func:`save` or ``lcnn export`` wrote. Every number in it is checked.
 
-    threads: None is ``torch.get_num_threads()``. isa: as in ``compile``. Raises CheckpointError for a file that cannot
-    be read or is damaged, ConfigError without a native library.
+    threads: None is ``torch.get_num_threads()``. isa: as in ``compile``. folder: of native libraries, such as another
+    build's; None: this installation's. Raises CheckpointError for a file that cannot be read or is damaged, ConfigError
+    without a native library.
     """
     try:
-        return LoadedModel(Path(path).read_bytes(), threads, isa)
+        return LoadedModel(Path(path).read_bytes(), threads, isa, folder)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; check the path") from error
     except CheckpointError as error:

@@ -34,16 +34,22 @@ def library_folder() -> Path:
 
 
 @cache
-def libraries() -> dict[str, Any]:
-    """Every native library that this processor can run, best first; empty where none was built."""
+def libraries(folder: Path | None = None) -> dict[str, Any]:
+    """Every native library that this processor can run, best first; empty where none was built.
+
+    folder: of another build; None: those of this installation. Raises ConfigError where ``folder`` has none.
+    """
     found, ranks = {}, {}
     for isa in ISAS.get(platform.machine(), ("baseline",)):
-        path = next((p for folder in _folders() if (p := folder / f"liblcnn_{isa}.so").exists()), None)
+        places = _folders() if folder is None else [folder.resolve()]
+        path = next((p for place in places if (p := place / f"liblcnn_{isa}.so").exists()), None)
         if path is None:
             continue
         library = ctypes.CDLL(str(path))
         if rank := library.lcnn_supported():
             found[isa], ranks[isa] = _declare(library), rank
+    if folder is not None and not found:
+        raise ConfigError(f"{str(folder)!r} has no native library that runs here; expected a folder of liblcnn_*.so")
     return {isa: found[isa] for isa in sorted(found, key=lambda isa: -ranks[isa])}
 
 
@@ -67,10 +73,10 @@ def _declare(library: Any) -> Any:
     return library
 
 
-def choose(isa: str | None = None) -> Any | None:
-    """The library for ``isa``, or the best one; the environment variable LCNN_ISA overrides. None without any."""
+def choose(isa: str | None = None, folder: Path | None = None) -> Any | None:
+    """The library for ``isa``, or the best one, unless LCNN_ISA in the environment names another. None without any."""
     isa = isa or os.environ.get("LCNN_ISA")
-    available = libraries()
+    available = libraries(folder)
     if isa is None:
         return next(iter(available.values()), None)
     if isa not in available:
@@ -80,11 +86,17 @@ def choose(isa: str | None = None) -> Any | None:
     return available[isa]
 
 
+def library_in_use() -> str | None:
+    """The instruction set of the library that ``compile`` and ``load`` take by themselves; None without any."""
+    library = choose()
+    return None if library is None else library.lcnn_isa().decode()
+
+
 class NativePlan:
     """A packed plan, loaded. Safe to use from several threads; the GIL is released while it runs."""
 
-    def __init__(self, packed: bytes, isa: str | None = None):
-        library = choose(isa)
+    def __init__(self, packed: bytes, isa: str | None = None, folder: Path | None = None):
+        library = choose(isa, folder)
         if library is None:
             raise ConfigError(_NOT_BUILT)
         self._library = library

@@ -1,0 +1,103 @@
+"""``lcnn bench --libraries``: every native library, and another build's, on the same plans."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import lcnn_analyze.cli.bench
+from lcnn_analyze.bench import libraries as libraries_module
+from lcnn_analyze.bench.libraries import OTHER, library_report, library_times
+from lcnn_analyze.bench.suites import Configuration
+from lcnn_analyze.cli.app import single_command
+from lcnn_analyze.cli.errors import run
+from lcnn_core import LcnnError
+from lcnn_core.engine.library import libraries, library_folder, library_in_use
+
+pytestmark = pytest.mark.skipif(not libraries(), reason="no native library was built")
+CPU = Path("/proc/cpuinfo")
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    configuration = Configuration("tiny", "digits-resnet-lcnn", lambda name: 0.1)
+    monkeypatch.setattr(libraries_module, "PUBLISHED", (configuration,))
+    return configuration
+
+
+def bench(*arguments: str) -> int:
+    return run("lcnn", single_command("bench", lcnn_analyze.cli.bench.bench), [*arguments, "--rounds", "2"])
+
+
+def test_every_library_is_timed_on_the_same_plan():
+    report = library_report((1, 3), (1,), 2, library_folder())
+    names = [time.library for time in report.times[: len(report.times) // 2]]
+    assert names == [*libraries(), *(isa + OTHER for isa in libraries())]
+    assert [(time.network, time.batch, time.threads) for time in report.times[:: len(names)]] == [
+        ("tiny", 1, 1), ("tiny", 3, 1)
+    ]  # fmt: skip
+    first, *others = report.times[: len(names)]
+    assert first.ratio == 1
+    for time in others:
+        assert time.ratio == time.latency.median / first.latency.median
+
+
+def test_the_library_in_use_comes_first(monkeypatch):
+    last = list(libraries())[-1]
+    monkeypatch.setenv("LCNN_ISA", last)
+    assert library_in_use() == last
+    assert library_report((1,), (1,), 1).times[0].library == last
+
+
+def test_the_command_prints_and_writes(tmp_path, capsys):
+    folder = library_folder()
+    assert bench("--libraries", "--against", str(folder), "--batch", "1", "-q") == 0
+    shown = capsys.readouterr().out
+    assert f"other build: {folder}" in shown.replace("\n", "")
+    rows = re.findall(r"tiny +1 +1 +(\w+(?:, other build)?) +[\d.]+ +[\d.]+ to [\d.]+ +[\d.]+", shown)
+    assert rows == [*libraries(), *(isa + OTHER for isa in libraries())]
+    path = tmp_path / "libraries.json"
+    assert bench("--libraries", "--batch", "1", "-q", "-o", str(path)) == 0
+    data = json.loads(path.read_text())
+    assert [time["library"] for time in data["times"]] == list(libraries())
+    assert data["machine"]["processor"]
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("--against", "{empty}"), "has no native library that runs here; expected a folder of"),
+    (("--libraries", "--threads", "9999"), "threads is 9999; expected 1 to"),
+    (("--libraries", "--batch", "0"), "0"),
+])  # fmt: skip
+def test_what_cannot_be_timed_is_one_line(arguments, message, tmp_path, capsys):
+    assert bench(*(argument.format(empty=tmp_path) for argument in arguments)) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+    assert message in captured.err
+
+
+@pytest.mark.parametrize("off", [1e-3, float("nan")])
+def test_no_time_where_outputs_disagree(tiny, off):
+    model = torch.nn.Conv2d(1, 2, 3)
+    with tiny.open() as trial, torch.no_grad(), pytest.raises(LcnnError, match="outputs of b and a disagree; no time"):
+        library_times(trial, {"a": model, "b": lambda x: model(x) * (1 + off)}, 1, 1, 1)
+
+
+def test_without_a_library_there_is_nothing_to_time(monkeypatch, capsys):
+    monkeypatch.setattr(libraries_module, "engine_room", lambda: None)
+    assert bench("--libraries") == 2
+    assert "there is no native library to time; reinstall lcnn where" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not {"avx512", "avx512_wide"} <= set(libraries()), reason="this processor has no AVX-512")
+def test_wide_lookups_come_first_where_they_pay():
+    def field(name: str) -> str:
+        found = re.search(rf"^{name}\s*:\s*(.+)$", CPU.read_text(), re.MULTILINE)
+        assert found
+        return found[1]
+
+    zen5 = field("vendor_id") == "AuthenticAMD" and int(field("cpu family")) >= 26
+    assert list(libraries())[:2] == (["avx512_wide", "avx512"] if zen5 else ["avx512", "avx512_wide"])
