@@ -12,6 +12,8 @@
 namespace lcnn {
 namespace {
 
+constexpr int64_t LINE = 16;
+constexpr int64_t AHEAD = 512;
 constexpr int64_t PART = 4;  // vectors of each phase at a time
 
 /// Where the phases of one row go: dictionary row r of phase i to at[i] + r * plane, nowhere if at[i] is null.
@@ -32,7 +34,10 @@ LCNN_INLINE void divide_part(const float* from, int64_t left, int64_t vectors, v
     for (int64_t full = std::min(vectors, left / (STEP * VL)); v < full; ++v) {
         divide<STEP>(from + v * (STEP * VL), phases);
 #pragma GCC unroll 8
-        for (int i = 0; i < STEP; ++i) x[i][v] = phases[i];
+        for (int i = 0; i < STEP; ++i) {
+            if (i * VL % LINE == 0) __builtin_prefetch(from + v * (STEP * VL) + i * VL + AHEAD);
+            x[i][v] = phases[i];
+        }
     }
     for (; v < PART; ++v) {
         float rest[STEP * VL] = {};

@@ -124,29 +124,62 @@ static LCNN_INLINE vf vexp(vf x) {
     return p * (vf)exponent;
 }
 
+/// The even lanes of a, then those of b.
+static LCNN_INLINE vf even_lanes(vf a, vf b) {
+#if LCNN_VL == 16
+    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+#elif LCNN_VL == 8
+    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+#else
+    return __builtin_shufflevector(a, b, 0, 2, 4, 6);
+#endif
+}
+
+#if LCNN_VL == 16
+static LCNN_INLINE vf odd_lanes(vf a, vf b) {
+    return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+
+/// out[i * APART][lane] = float lane * STEP + i of the STEP vectors: even and odd lanes apart, then each of them again.
+template <int STEP, int APART>
+static LCNN_INLINE void divide(const vf* from, vf* out) {
+    if constexpr (STEP == 1) {
+        out[0] = from[0];
+    } else {
+        vf even[STEP / 2], odd[STEP / 2];
+#pragma GCC unroll 4
+        for (int i = 0; i < STEP / 2; ++i) {
+            even[i] = even_lanes(from[2 * i], from[2 * i + 1]);
+            odd[i] = odd_lanes(from[2 * i], from[2 * i + 1]);
+        }
+        divide<STEP / 2, 2 * APART>(even, out);
+        divide<STEP / 2, 2 * APART>(odd, out + APART);
+    }
+}
+
+/// out[i][lane] = p[lane * STEP + i].
+template <int STEP>
+static LCNN_INLINE void divide(const float* p, vf* out) {
+    vf from[STEP];
+#pragma GCC unroll 8
+    for (int i = 0; i < STEP; ++i) from[i] = load(p + i * VL);
+    divide<STEP, 1>(from, out);
+}
+#else
 /// Block q of four lanes from p + q * apart.
 static LCNN_INLINE vf blocks(const float* p, int64_t apart) {
 #if LCNN_VL == 4
     (void)apart;
     return load(p);
 #else
-    __m256 low = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + apart), 1);
-#if LCNN_VL == 8
-    return low;
-#else
-    p += 2 * apart;
-    __m256 high = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + apart), 1);
-    return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
-#endif
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + apart), 1);
 #endif
 }
 
 /// Of every block of four lanes: lanes A and B of a, then C and D of b.
 template <int A, int B, int C, int D>
 static LCNN_INLINE vf in_blocks(vf a, vf b) {
-#if LCNN_VL == 16
-    return _mm512_shuffle_ps(a, b, A | B << 2 | C << 4 | D << 6);
-#elif LCNN_VL == 8
+#if LCNN_VL == 8
     return _mm256_shuffle_ps(a, b, A | B << 2 | C << 4 | D << 6);
 #else
     return __builtin_shufflevector(a, b, A, B, 4 + C, 4 + D);
@@ -180,17 +213,7 @@ static LCNN_INLINE void divide(const float* p, vf* out) {
                              blocks(p + i + 3 * STEP, FOUR), out + i);
     }
 }
-
-/// The even lanes of a, then those of b.
-static LCNN_INLINE vf even_lanes(vf a, vf b) {
-#if LCNN_VL == 16
-    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-#elif LCNN_VL == 8
-    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
-#else
-    return __builtin_shufflevector(a, b, 0, 2, 4, 6);
 #endif
-}
 
 /// VL bfloat16 numbers: each is the upper half of a float.
 static LCNN_INLINE vf load_halves(const uint16_t* p) {
