@@ -70,7 +70,16 @@ static LCNN_INLINE vf gather(const float* base, const int32_t* at) {
 }
 
 /// The first n lanes only, so that nothing past them is written.
-static LCNN_INLINE void store_first(float* p, vf v, int64_t n) { memcpy(p, &v, n * sizeof(float)); }
+static LCNN_INLINE void store_first(float* p, vf v, int64_t n) {
+#if LCNN_VL == 16 && defined(__AVX512F__)
+    _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), v);
+#elif LCNN_VL == 8 && defined(__AVX2__)
+    vi lane = {0, 1, 2, 3, 4, 5, 6, 7};
+    _mm256_maskstore_ps(p, (__m256i)(lane < int32_t(n)), v);
+#else
+    memcpy(p, &v, n * sizeof(float));
+#endif
+}
 
 /// The first n lanes of a, the others of b.
 static LCNN_INLINE vf first_lanes(vf a, vf b, int64_t n) {
