@@ -158,8 +158,8 @@ class Layout:
         low, high = (int(columns.min()), int(columns.max())) if len(columns) else (0, 0)
         pairs = -(-conv_w // (1 + self._joined(op)))
         x.minimum_stride = max(x.minimum_stride, pairs + max(high, 0), x.width - min(low, 0))
-        if self._joined(op) or self._split_here(op):
-            # Most lookups read the column of their own output: of whole lines, no load of theirs crosses one.
+        if self._joined(op) or (op.pool and self._split_here(op)):
+            # A row is read by itself, many lookups at the column of their own output: no load of theirs crosses a line.
             x.minimum_stride = -(-x.minimum_stride // LINE) * LINE
         if direct and len(rows):
             x.above = max(x.above, -int(rows.min()))
