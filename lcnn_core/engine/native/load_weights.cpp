@@ -166,8 +166,13 @@ int64_t cheapest_tile(const Prepared& p, const Tensor& x, int64_t height, int64_
 }
 
 void choose_tiles(Prepared& p, const Tensor& x, int64_t height, int64_t channels) {
-    // Of joined columns groups are of two rows, whatever the tile is.
-    p.tile_rows = p.s.joined ? std::min(height, JOINED_ROWS) : cheapest_tile(p, x, height, channels);
+    // Of joined columns groups are of two rows, whatever the tile is. A 1x1 kernel that reads its input itself has no
+    // window: from the first row on, every group begins at a cache line, and no load crosses one.
+    bool pointwise = p.direct && p.up + p.down + p.reach == 0;
+    if (p.s.joined)
+        p.tile_rows = std::min(height, JOINED_ROWS);
+    else
+        p.tile_rows = pointwise ? height : cheapest_tile(p, x, height, channels);
     p.window_rows = window_rows(p, height, p.tile_rows);
     p.window_lead = (p.reach + 15) / 16 * 16;
     p.window_plane = plane_of(p, x, p.window_rows);
