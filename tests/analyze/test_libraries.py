@@ -12,6 +12,7 @@ import torch
 import lcnn_analyze.cli.bench
 from lcnn_analyze.bench import libraries as libraries_module
 from lcnn_analyze.bench.libraries import OTHER, library_report, library_times
+from lcnn_analyze.bench.roofline import measure_peaks
 from lcnn_analyze.bench.suites import Configuration
 from lcnn_analyze.cli.app import single_command
 from lcnn_analyze.cli.errors import run
@@ -51,6 +52,9 @@ def test_the_library_in_use_comes_first(monkeypatch):
     monkeypatch.setenv("LCNN_ISA", last)
     assert library_in_use() == last
     assert library_report((1,), (1,), 1).times[0].library == last
+    peaks = measure_peaks(0.001)
+    assert peaks is not None
+    assert peaks.library == last
 
 
 def test_the_command_prints_and_writes(tmp_path, capsys):

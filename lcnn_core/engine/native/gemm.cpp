@@ -3,7 +3,8 @@
 // out[r][p] = sum_k A[r][k] * input[offsets[k] + p]. A register block holds LCNN_ROWS rows by LCNN_COLS vectors of
 // pixels; per k it loads LCNN_COLS vectors, broadcasts LCNN_ROWS values of A and does their product: 7 loads for 12
 // FMAs with AVX2, so the FMA units are the bound. Where many rows reuse the pixels (PACK_ROWS and up), the pixels are
-// first copied to a dense panel, which keeps TLB and cache-line crossings out of the inner loop.
+// first copied to a dense panel, which keeps TLB and cache-line crossings out of the inner loop. A is read once for
+// each panel of pixels, from the last cache where it is large, and fetched AHEAD of its use.
 #include <algorithm>
 
 #include "kernels.h"

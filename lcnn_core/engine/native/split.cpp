@@ -13,7 +13,7 @@ namespace lcnn {
 namespace {
 
 constexpr int64_t LINE = 16;
-constexpr int64_t AHEAD = 512;
+constexpr int64_t AHEAD = 512;  // floats of the image fetched before they are needed
 constexpr int64_t PART = 4;  // vectors of each phase at a time
 
 /// Where the phases of one row go: dictionary row r of phase i to at[i] + r * plane, nowhere if at[i] is null.
