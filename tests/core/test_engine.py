@@ -310,7 +310,8 @@ def test_a_batch_larger_than_one_chunk() -> None:
         (nn.MaxPool2d(2), 32, 32),
         (nn.MaxPool2d(2), 31, 30),  # joined: the last column is in no window
         (nn.MaxPool2d(3, 2), 31, 32),  # the last window's third column is the first of a pair
-        (nn.MaxPool2d(3, 2, 1), 31, 32),  # not joined: a column of padding a row
+        (nn.MaxPool2d(3, 2, 1), 31, 31),  # row by row
+        (nn.MaxPool2d(3, 3), 31, 32),  # several rows at once: a column of padding each
     ],
 )
 def test_executed_multiplications_of_a_pooled_lookup_by_hand(pool: nn.Module, width: int, columns: int) -> None:
