@@ -19,7 +19,7 @@ from lcnn_analyze.bench.suites import PUBLISHED
 from lcnn_analyze.bench.trial import Trial, error_of
 from lcnn_analyze.codec import encode
 from lcnn_analyze.latency import Latency, Protocol, measure
-from lcnn_core import ConfigError, LcnnError
+from lcnn_core import CheckpointError, ConfigError, LcnnError
 
 TOLERANCE = 1e-5
 OTHER = ", other build"
@@ -78,11 +78,22 @@ def library_report(
             path = trial.lcnn.folder / "plan.lcnn"
             engine.save(engine.compile(trial.lcnn.model, torch.zeros(1, *trial.input_shape)), path)
             for count in threads:
-                loaded = {name: engine.load(path, threads=count, **which) for name, which in chosen.items()}
+                loaded = {name: _load(path, count, **which) for name, which in chosen.items()}
                 for batch in batches:
                     say(f"timing {trial.name}, batch {batch}, {len(loaded)} libraries")
                     times += library_times(trial, loaded, batch, count, rounds)
     return LibraryReport(command, this_machine(), None if against is None else str(against), tuple(times))
+
+
+def _load(path: Path, threads: int, isa: str, folder: Path | None = None) -> Any:
+    engine = engine_room()
+    assert engine is not None
+    try:
+        return engine.load(path, threads=threads, isa=isa, folder=folder)
+    except CheckpointError as error:
+        if folder is None:
+            raise
+        raise ConfigError(f"the {isa} library in {folder} cannot read these plans: {error.__cause__}") from error
 
 
 def library_times(trial: Trial, loaded: dict[str, Any], batch: int, threads: int, rounds: int) -> list[LibraryTime]:

@@ -57,5 +57,5 @@ def _processor() -> str:
 
 
 def _field(text: str, key: str) -> str | None:
-    match = re.search(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE)
+    match = re.search(rf"^{key}[ \t]*:[ \t]*(.+)$", text, re.MULTILINE)
     return match[1].strip() if match else None

@@ -79,9 +79,11 @@ def bench(
     picture = _picture(plot)
     check_output(output)
     check_output(plot)
+    libraries = libraries or against is not None
+    modes = {"--kernels": kernels, "--training": training, "--libraries": libraries}
+    _check_mode(modes, {"MODEL": models and not training, "--suite": suite, "--only": only, "--plot": plot})
     if kernels:
         return _kernels(form, output, quiet)
-    libraries = libraries or against is not None
     default = "32" if training else "1,8" if suite or libraries else "1"
     sizes, counts = _numbers("--batch", batch or default), _numbers("--threads", threads)
     if training:
@@ -115,6 +117,15 @@ def bench(
     if plot is not None and picture is not None:
         _draw(report, plot, picture, quiet)
     return fail("bench", "; ".join(report.disagreements), WORK_FAILED) if report.disagreements else 0
+
+
+def _check_mode(modes: dict[str, bool], given: dict[str, object]) -> None:
+    chosen = [name for name, asked in modes.items() if asked]
+    unused = [name for name, value in given.items() if value]
+    if len(chosen) > 1:
+        raise ConfigError(f"{chosen[0]} and {chosen[1]} are two reports; ask for one at a time")
+    if chosen and unused:
+        raise ConfigError(f"{unused[0]} does not go with {chosen[0]}; leave it out")
 
 
 def _show_case(streams: bool, quiet: bool, case: BenchCase) -> None:

@@ -19,7 +19,7 @@ from lcnn_core.files import atomic_write
 class LoadedModel(nn.Module):
     """A plan from a file: call it as the model that it was made from. Made by :func:`load`."""
 
-    def __init__(self, packed: bytes, threads: int | None, isa: str | None, folder: Path | None):
+    def __init__(self, packed: bytes, threads: int | None, isa: str | None, folder: str | os.PathLike[str] | None):
         super().__init__()
         self._native = NativePlan(packed, isa, folder)
         self._threads = threads
@@ -51,7 +51,11 @@ def save(compiled: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def load(
-    path: str | os.PathLike[str], *, threads: int | None = None, isa: str | None = None, folder: Path | None = None
+    path: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    isa: str | None = None,
+    folder: str | os.PathLike[str] | None = None,
 ) -> LoadedModel:
     """Read a plan that :func:`save` or ``lcnn export`` wrote. Every number in it is checked.
 

@@ -33,23 +33,31 @@ def library_folder() -> Path:
     raise ConfigError(_NOT_BUILT)
 
 
-@cache
-def libraries(folder: Path | None = None) -> dict[str, Any]:
+def libraries(folder: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     """Every native library that this processor can run, best first; empty where none was built.
 
-    folder: of another build; None: those of this installation. Raises ConfigError where ``folder`` has none.
+    folder: of another build; None: those of this installation. Raises ConfigError where ``folder`` has none, and for a
+    file that is no library of this engine.
     """
-    found, ranks = {}, {}
-    for isa in ISAS.get(platform.machine(), ("baseline",)):
-        places = _folders() if folder is None else [folder.resolve()]
-        path = next((p for place in places if (p := place / f"liblcnn_{isa}.so").exists()), None)
-        if path is None:
-            continue
-        library = ctypes.CDLL(str(path))
-        if rank := library.lcnn_supported():
-            found[isa], ranks[isa] = _declare(library), rank
+    found = _open(tuple(_folders() if folder is None else [Path(folder).resolve()]))
     if folder is not None and not found:
         raise ConfigError(f"{str(folder)!r} has no native library that runs here; expected a folder of liblcnn_*.so")
+    return found
+
+
+@cache
+def _open(folders: tuple[Path, ...]) -> dict[str, Any]:
+    found, ranks = {}, {}
+    for isa in ISAS.get(platform.machine(), ("baseline",)):
+        path = next((p for folder in folders if (p := folder / f"liblcnn_{isa}.so").exists()), None)
+        if path is None:
+            continue
+        try:
+            library = _declare(ctypes.CDLL(str(path)))
+        except (OSError, AttributeError) as error:
+            raise ConfigError(f"{path} is no library of this engine ({error}); build it again") from error
+        if rank := library.lcnn_supported():
+            found[isa], ranks[isa] = library, rank
     return {isa: found[isa] for isa in sorted(found, key=lambda isa: -ranks[isa])}
 
 
@@ -73,7 +81,7 @@ def _declare(library: Any) -> Any:
     return library
 
 
-def choose(isa: str | None = None, folder: Path | None = None) -> Any | None:
+def choose(isa: str | None = None, folder: str | os.PathLike[str] | None = None) -> Any | None:
     """The library for ``isa``, or the best one, unless LCNN_ISA in the environment names another. None without any."""
     isa = isa or os.environ.get("LCNN_ISA")
     available = libraries(folder)
@@ -95,7 +103,7 @@ def library_in_use() -> str | None:
 class NativePlan:
     """A packed plan, loaded. Safe to use from several threads; the GIL is released while it runs."""
 
-    def __init__(self, packed: bytes, isa: str | None = None, folder: Path | None = None):
+    def __init__(self, packed: bytes, isa: str | None = None, folder: str | os.PathLike[str] | None = None):
         library = choose(isa, folder)
         if library is None:
             raise ConfigError(_NOT_BUILT)

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 import lcnn_analyze.cli.bench
+import lcnn_core.engine
 from lcnn_analyze.bench import libraries as libraries_module
 from lcnn_analyze.bench.libraries import OTHER, library_report, library_times
 from lcnn_analyze.bench.roofline import measure_peaks
 from lcnn_analyze.bench.suites import Configuration
 from lcnn_analyze.cli.app import single_command
 from lcnn_analyze.cli.errors import run
-from lcnn_core import LcnnError
+from lcnn_core import ConfigError, LcnnError
 from lcnn_core.engine.library import libraries, library_folder, library_in_use
 
 pytestmark = pytest.mark.skipif(not libraries(), reason="no native library was built")
@@ -74,7 +75,10 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
 @pytest.mark.parametrize(("arguments", "message"), [
     (("--against", "{empty}"), "has no native library that runs here; expected a folder of"),
     (("--libraries", "--threads", "9999"), "threads is 9999; expected 1 to"),
-    (("--libraries", "--batch", "0"), "0"),
+    (("--libraries", "--batch", "0"), "--batch is '0'; expected"),
+    (("--libraries", "--kernels"), "--kernels and --libraries are two reports; ask for one at a time"),
+    (("--libraries", "model.pt"), "MODEL does not go with --libraries; leave it out"),
+    (("--training", "--suite", "published"), "--suite does not go with --training; leave it out"),
 ])  # fmt: skip
 def test_what_cannot_be_timed_is_one_line(arguments, message, tmp_path, capsys):
     assert bench(*(argument.format(empty=tmp_path) for argument in arguments)) == 2
@@ -88,6 +92,52 @@ def test_no_time_where_outputs_disagree(tiny, off):
     model = torch.nn.Conv2d(1, 2, 3)
     with tiny.open() as trial, torch.no_grad(), pytest.raises(LcnnError, match="outputs of b and a disagree; no time"):
         library_times(trial, {"a": model, "b": lambda x: model(x) * (1 + off)}, 1, 1, 1)
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"\x7fELF", "is no library of this engine"),
+    (None, "is no library of this engine"),  # a library, of something else
+])  # fmt: skip
+def test_what_is_no_library_of_the_engine_is_one_line(content, message, tmp_path, capsys):
+    isa = next(iter(libraries()))
+    path = tmp_path / f"liblcnn_{isa}.so"
+    path.write_bytes(
+        content if content is not None else next(Path(torch.__file__).parent.glob("lib/libc10.so")).read_bytes()
+    )
+    assert bench("--against", str(tmp_path)) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+    assert message in captured.err
+    assert str(path) in captured.err
+    assert captured.err.endswith("; build it again\n")
+
+
+def test_a_build_that_reads_other_plans_is_one_line(monkeypatch, capsys):
+    real = lcnn_core.engine.load
+
+    def load(path, *, folder=None, **options):
+        if folder is not None:
+            words = bytearray(path.read_bytes())
+            words[8] += 1  # the version
+            path.write_bytes(words)
+        return real(path, folder=folder, **options)
+
+    monkeypatch.setattr(lcnn_core.engine, "load", load)
+    assert bench("--against", str(library_folder()), "-q") == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert re.search(
+        r"the \w+ library in \S+ cannot read these plans: .* version \d+; this library reads", captured.err
+    )
+
+
+def test_a_folder_is_what_it_is_when_asked(tmp_path, monkeypatch):
+    folder = library_folder()
+    monkeypatch.chdir(folder)
+    assert list(libraries(".")) == list(libraries(str(folder))) == list(libraries())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"'\.' has no native library that runs here"):
+        libraries(".")
 
 
 def test_without_a_library_there_is_nothing_to_time(monkeypatch, capsys):

@@ -154,3 +154,18 @@ def test_filters_that_batch_norm_scales_by_nothing_look_nothing_up(stride: int) 
         layer.coefficients[2:] = 0
     assert native(compile(model, x)).plan.macs == compiled.plan.macs > 0
     assert error(model, compiled, x) < 1e-5
+
+
+@pytest.mark.parametrize("isa", libraries() or ["none"])
+@pytest.mark.parametrize(
+    ("window", "width"),
+    [((3, 2, 1), 95), ((3, 2, 1), 190), ((3, 2, 1), 130), ((3, 2, 1), 260), ((3, 2), 131), ((3, 2), 262), ((2, 2), 448),
+     ((3, 3, 1), 190)],
+)  # fmt: skip
+def test_stems_as_wide_as_the_registers_take(window: tuple[int, ...], width: int, isa: str) -> None:
+    """Joined columns in one group and in two, from left to right and from right to left, of 8 lanes and of 16."""
+    torch.manual_seed(width)
+    lookups = LookupConv2d(3, 9, 3, 1, 1, dictionary_size=2, threshold=0.0)
+    model = sparsify(nn.Sequential(lookups, nn.MaxPool2d(*window)), 0.2, 5)
+    x = torch.randn(3, 3, 9, width)
+    assert error(model, native(compile(model, x, threads=2, isa=isa)), x) <= 1e-5

@@ -1,6 +1,7 @@
 // Runs a plan: the C interface, the team of threads, and the workspaces.
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
@@ -13,9 +14,6 @@
 #include <thread>
 #include <pthread.h>
 #include <sys/mman.h>
-#if defined(LCNN_WIDE)
-#include <cpuid.h>
-#endif
 
 #include "lcnn_engine.h"
 #include "plan.h"
@@ -48,20 +46,19 @@ class Barrier {
     }
 };
 
-/// Whether ``ready`` comes true within a few dozen microseconds: to sleep and be woken takes as long.
+/// Looks for up to 30 microseconds whether ``ready``: to sleep and be woken takes as long.
 template <class Ready>
-bool soon(Ready ready) {
-    for (int spins = 0; spins < 2000; ++spins) {
-        if (ready()) return true;
+void look(Ready ready) {
+    using Clock = std::chrono::steady_clock;
+    for (auto end = Clock::now() + std::chrono::microseconds(30); !ready() && Clock::now() < end;) {
 #if defined(__x86_64__)
         __builtin_ia32_pause();
 #endif
     }
-    return false;
 }
 
 /// Threads that live as long as the process. One call at a time uses them; a call that finds them busy runs alone. Jobs
-/// throw nothing. After a job a thread looks for the next one for a moment before it sleeps.
+/// throw nothing. After a job of no more threads than cores, these look for the next one before they sleep.
 class Pool {
     std::mutex users, lock;
     std::condition_variable wake, done;
@@ -69,15 +66,18 @@ class Pool {
     int started = 0, parts = 0;
     std::atomic<int> left{0};
     std::atomic<int64_t> generation{0};
+    const int cores = int(std::thread::hardware_concurrency());
 
     void work(int index) {
         int64_t seen = 0;
+        bool used = true;
         auto called = [&] { return generation != seen; };
         for (;;) {
-            soon(called);
+            if (used) look(called);
             std::unique_lock<std::mutex> hold(lock);
             wake.wait(hold, called);
             seen = generation;
+            used = index < parts && parts <= cores;
             if (index >= parts) continue;
             auto* current = job;
             int total = parts;
@@ -106,7 +106,7 @@ class Pool {
         wake.notify_all();
         f(0, threads);
         auto finished = [&] { return left == 0; };
-        soon(finished);
+        if (threads <= cores) look(finished);
         std::unique_lock<std::mutex> hold(lock);
         done.wait(hold, finished);
     }
@@ -313,17 +313,6 @@ lcnn_plan* open(Load load, char* message, int64_t message_size) {
     return nullptr;
 }
 
-#if defined(LCNN_WIDE)
-/// Zen 5 (family 26) and later of AMD: a load of 512 bits takes no longer than one of 256, and where it crosses a cache
-/// line 1.3 times as long a number fewer. Intel's processors that were measured are faster with 256 (sparse.cpp).
-bool loads_wide_vectors() {
-    unsigned most, vendor[3], version, rest[3];
-    if (!__get_cpuid(0, &most, &vendor[0], &vendor[2], &vendor[1]) || memcmp(vendor, "AuthenticAMD", 12)) return false;
-    if (!__get_cpuid(1, &version, &rest[0], &rest[1], &rest[2])) return false;
-    return (version >> 8 & 15) + (version >> 20 & 255) >= 26;
-}
-#endif
-
 int shape_of(const std::vector<Port>& ports, int64_t index, int64_t* shape) {
     if (index < 0 || index >= int64_t(ports.size())) return 0;
     memcpy(shape, ports[size_t(index)].shape, sizeof(Port::shape));
@@ -369,34 +358,6 @@ int64_t lcnn_memory(const lcnn_plan* p, int which) {
     }
     const Plan& plan = *p->plan;
     return which == 0 ? weights : which == 1 ? (plan.arena + plan.batch) * 4 : (plan.space - plan.arena + plan.shared_rows) * 4;
-}
-
-const char* lcnn_isa(void) {
-#if defined(LCNN_WIDE)
-    return "avx512_wide";
-#elif defined(__AVX512F__)
-    return "avx512";
-#elif defined(__AVX2__)
-    return "avx2";
-#elif defined(__aarch64__)
-    return "neon";
-#else
-    return "baseline";
-#endif
-}
-int lcnn_supported(void) {
-#if defined(__AVX512F__)
-    bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-#if defined(LCNN_WIDE)
-    if (has && loads_wide_vectors()) return 2;
-#endif
-    return has;
-#elif defined(__AVX2__)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#else
-    return 1;
-#endif
 }
 
 }  // extern "C"

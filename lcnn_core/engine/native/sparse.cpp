@@ -1,13 +1,14 @@
 // The lookup stage: Y[f][p] = sum over the lookups (offset, value) of filter f of value * S[offset + p].
 //
-// S lies on the wide grid, so that a lookup at (row, ky, kx) is one constant offset for every pixel, and a k x k sparse
-// convolution is one flat sparse-times-dense product. A group of up to LCNN_ACCS vectors of pixels stays in registers
-// while the filter's lookups stream past: per lookup one broadcast and one load-and-FMA per vector. The bound is the
-// load ports: two loads a cycle, one that crosses a cache line counting twice (of 256 bits every second one, of 512
-// nearly all, as offsets are arbitrary). With AVX-512 there are 32 registers, for twice the accumulators, and two
-// libraries: one with vectors of 256 bits, as those of 512 take 1.3 times as long a number from an Ice Lake's first cache
-// and 1.6 from the second, and one with 512 (LCNN_WIDE), which take 0.73 and 0.78 on a Zen 5 (in this loop at 24
-// accumulators 57 GMAC/s of S in the first cache, 42 in the second; aligned 94 and 51). Filters are sorted by their number of lookups, so that loop counts repeat and branches predict.
+// S lies on the wide grid, so that a lookup at (row, ky, kx) is one constant offset for every pixel, and a k x k
+// sparse convolution is one flat sparse-times-dense product. A group of up to LCNN_ACCS vectors of pixels stays in
+// registers while the filter's lookups stream past: per lookup one broadcast and one load-and-FMA per vector. The
+// bound is the load ports: two loads a cycle, one that crosses a cache line counting twice (of 256 bits every second
+// one, of 512 nearly all, as offsets are arbitrary). With AVX-512 there are 32 registers, for twice the
+// accumulators, and two libraries: one with vectors of 256 bits, as those of 512 take 1.3 times as long a number
+// from an Ice Lake's first cache and 1.6 from the second, and one with 512 (LCNN_WIDE), which take 0.73 and 0.78 on
+// a Zen 5 (in this loop at 24 accumulators 57 GMAC/s of S in the first cache, 42 in the second; aligned 94 and 51).
+// Filters are sorted by their number of lookups, so that loop counts repeat and branches predict.
 #define LCNN_LOOKUPS
 #include <algorithm>
 #include <array>

@@ -71,11 +71,12 @@ static LCNN_INLINE vf gather(const float* base, const int32_t* at) {
 
 /// The first n lanes only, so that nothing past them is written.
 static LCNN_INLINE void store_first(float* p, vf v, int64_t n) {
-#if LCNN_VL == 16 && defined(__AVX512F__)
+#if defined(__AVX512VL__) && !defined(__SANITIZE_ADDRESS__)  // which would not see a masked store
+#if LCNN_VL == 16
     _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), v);
-#elif LCNN_VL == 8 && defined(__AVX2__)
-    vi lane = {0, 1, 2, 3, 4, 5, 6, 7};
-    _mm256_maskstore_ps(p, (__m256i)(lane < int32_t(n)), v);
+#else
+    _mm256_mask_storeu_ps(p, __mmask8((1u << n) - 1), v);
+#endif
 #else
     memcpy(p, &v, n * sizeof(float));
 #endif

@@ -1,0 +1,55 @@
+// Which instruction set this library is compiled for, and whether it is the one for this processor.
+#if defined(LCNN_WIDE)
+#include <cpuid.h>
+
+#include <cstring>
+#endif
+
+#include "lcnn_engine.h"
+
+namespace {
+
+#if defined(LCNN_WIDE)
+/// AMD's Zen 5 (family 26; measured: model 2) and what comes after: there wide lookups are faster, see sparse.cpp.
+bool prefers_wide_lookups() {
+    unsigned most, vendor[3], version, rest[3];
+    if (!__get_cpuid(0, &most, &vendor[0], &vendor[2], &vendor[1]) || memcmp(vendor, "AuthenticAMD", 12)) return false;
+    if (!__get_cpuid(1, &version, &rest[0], &rest[1], &rest[2])) return false;
+    return (version >> 8 & 15) + (version >> 20 & 255) >= 26;
+}
+#endif
+
+}  // namespace
+
+extern "C" {
+
+const char* lcnn_isa(void) {
+#if defined(LCNN_WIDE)
+    return "avx512_wide";
+#elif defined(__AVX512F__)
+    return "avx512";
+#elif defined(__AVX2__)
+    return "avx2";
+#elif defined(__aarch64__)
+    return "neon";
+#else
+    return "baseline";
+#endif
+}
+
+int lcnn_supported(void) {
+#if defined(__AVX512F__)
+    bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+#if defined(LCNN_WIDE)
+    if (has && prefers_wide_lookups()) return 2;
+#endif
+    return has;
+#elif defined(__AVX2__)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+    return 1;
+#endif
+}
+
+}  // extern "C"
