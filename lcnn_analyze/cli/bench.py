@@ -92,15 +92,8 @@ def bench(
         return _libraries(sizes, counts, rounds, against, ctx.obj["command"], form, output, quiet)
     from lcnn_analyze.bench.bench import bench as run_bench
     from lcnn_analyze.bench.contenders import CONTENDERS
-    from lcnn_analyze.bench.trial import open_file
 
-    shape = parse_shape(input_shape)
-    trials: list[OpenTrial] = [
-        *_suites(suite),
-        *(partial(open_file, model, reference, shape, architecture=arch) for model in models or ()),
-    ]
-    if not trials:
-        raise ConfigError("nothing to time; give a checkpoint, --suite published, or --kernels")
+    trials = _trials(suite, models or [], reference, parse_shape(input_shape), arch)
     streams = form == "table" and output is None
     with _progress(quiet) as say:
         report = run_bench(
@@ -210,6 +203,18 @@ def _write_grid(text: str, grid: Grid, lines: list[str], form: str, output: Path
     else:
         write_file(output, text.encode(), quiet)
     return 0
+
+
+def _trials(
+    suite: str | None, models: list[str], reference: str | None, shape: tuple[int, ...] | None, arch: str | None
+) -> list[OpenTrial]:
+    from lcnn_analyze.bench.trial import open_file
+
+    opened = (partial(open_file, model, reference, shape, architecture=arch) for model in models)
+    trials: list[OpenTrial] = [*_suites(suite), *opened]
+    if not trials:
+        raise ConfigError("nothing to time; give a checkpoint, --suite published, or --kernels")
+    return trials
 
 
 def _suites(names: str | None) -> list[OpenTrial]:
