@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -78,16 +79,14 @@ def library_report(
             path = trial.lcnn.folder / "plan.lcnn"
             engine.save(engine.compile(trial.lcnn.model, torch.zeros(1, *trial.input_shape)), path)
             for count in threads:
-                loaded = {name: _load(path, count, **which) for name, which in chosen.items()}
+                loaded = {name: _load(engine, path, count, **which) for name, which in chosen.items()}
                 for batch in batches:
                     say(f"timing {trial.name}, batch {batch}, {len(loaded)} libraries")
                     times += library_times(trial, loaded, batch, count, rounds)
     return LibraryReport(command, this_machine(), None if against is None else str(against), tuple(times))
 
 
-def _load(path: Path, threads: int, isa: str, folder: Path | None = None) -> Any:
-    engine = engine_room()
-    assert engine is not None
+def _load(engine: ModuleType, path: Path, threads: int, isa: str, folder: Path | None = None) -> Any:
     try:
         return engine.load(path, threads=threads, isa=isa, folder=folder)
     except CheckpointError as error:

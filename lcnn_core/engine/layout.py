@@ -15,7 +15,7 @@ import numpy as np
 
 from lcnn_core.engine.buffers import Tensor, liveness, lives, place
 from lcnn_core.engine.ir import Array, Operation, Value
-from lcnn_core.engine.phases import Table, can_join, can_split, kernel_table, used_phases
+from lcnn_core.engine.phases import Table, can_join, can_pair, can_split, kernel_table, used_phases
 from lcnn_core.engine.storage import store
 
 Form = tuple[Any, ...]
@@ -158,7 +158,7 @@ class Layout:
         low, high = (int(columns.min()), int(columns.max())) if len(columns) else (0, 0)
         pairs = -(-conv_w // (1 + self._joined(op)))
         x.minimum_stride = max(x.minimum_stride, pairs + max(high, 0), x.width - min(low, 0))
-        if self._joined(op) or (op.pool and self._split_here(op)):
+        if (self._split_here(op) and can_pair(op)) or self._joined(op):
             # A row is read by itself, many lookups at the column of their own output: no load of theirs crosses a line.
             x.minimum_stride = -(-x.minimum_stride // LINE) * LINE
         if direct and len(rows):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lcnn_core.engine.ir import Array, Operation
+from lcnn_core.engine.ir import Array, Operation, Window
 
 
 def _shift(position: int, step: int) -> tuple[int, int]:
@@ -62,17 +62,29 @@ def can_split(op: Operation, columns: int) -> bool:
     return dictionary.shape[1] <= MOST_SPLIT_CHANNELS and columns in (1, 2, 4, 8)
 
 
+def can_pair(op: Operation) -> bool:
+    """Whether two rows of outputs can be joined under the fused max-pool: ``choose_pairing`` of native/load_weights.cpp."""
+    if op.kind != "lookup_conv" or op.pool is None or not _in_pairs(op.pool, 0):
+        return False
+    return 2 * (op.output.grid[1] + _after(op.pool, 0)) <= op.pool_input[0] + 1
+
+
 def can_join(op: Operation) -> bool:
-    """Whether two rows and two columns of the outputs can be joined under the fused max-pool: native/load_weights.cpp.
+    """Whether columns are joined, too.
 
     All columns of its windows have to be there but for one on the left. A stride of 4 leaves rows too short to pay.
     """
     pool = op.pool
-    if op.kind != "lookup_conv" or pool is None or pool.stride != (2, 2) or pool.dilation != (1, 1):
+    if pool is None or not can_pair(op) or not _in_pairs(pool, 1) or op.window.stride[1] not in (1, 2):
         return False
-    sides = list(zip(pool.kernel, pool.padding, strict=True))
-    if not set(sides) <= {(2, 0), (3, 0), (3, 1)} or op.window.stride[1] not in (1, 2):
-        return False
-    (height, width), (rows, columns) = op.pool_input, op.output.grid[1:]
-    row_after, column_after = (side == (3, 0) for side in sides)
-    return 2 * (rows + row_after) <= height + 1 and 2 * columns + column_after <= width
+    return 2 * op.output.grid[2] + _after(pool, 1) <= op.pool_input[1]
+
+
+def _in_pairs(pool: Window, axis: int) -> bool:
+    side = (pool.kernel[axis], pool.padding[axis])
+    return pool.stride[axis] == 2 and pool.dilation[axis] == 1 and side in ((2, 0), (3, 0), (3, 1))
+
+
+def _after(pool: Window, axis: int) -> bool:
+    """Whether a window ends with the first one of the next pair."""
+    return (pool.kernel[axis], pool.padding[axis]) == (3, 0)

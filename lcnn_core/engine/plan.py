@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lcnn_core.engine.layout import Record
+from lcnn_core.engine.phases import can_pair
 from lcnn_core.engine.storage import STORAGES
 
 
@@ -88,22 +89,12 @@ def executed_macs(record: Record) -> tuple[int, int]:
     positions = height * x.stride if height * y.width > 1 else 1
     if fields.get("joined"):  # of the columns that windows hold, not of the whole stride
         positions = 2 * height * (y.width + ((fields["kw"], fields["px"]) == (3, 0)))
-    elif _paired(fields, y.height):  # row by row, without the columns between rows
+    elif record.operation is not None and can_pair(record.operation):  # row by row, without the columns between rows
         positions = height * fields["conv_width"]
     if op == "gemm":
         return 0, fields["weights_count"] * positions
     dictionary = fields.get("weights_count", 0) * fields["phases"] * x.height * x.stride
     return dictionary, fields["table_count"] * positions
-
-
-def _paired(fields: dict[str, int], height: int) -> bool:
-    """Whether rows are pooled two by two as they are made (``choose_pairing`` in native/load_weights.cpp)."""
-    if not fields.get("pooled") or fields["sy"] != 2 or fields["dy"] != 1:
-        return False
-    kernel, padding = fields["kh"], fields["py"]
-    return (kernel, padding) in ((2, 0), (3, 0), (3, 1)) and (
-        height + ((kernel, padding) == (3, 0)) <= (fields["conv_height"] + 1) // 2
-    )
 
 
 def plan_step(record: Record, segment: int) -> PlanStep:

@@ -94,21 +94,14 @@ def test_no_time_where_outputs_disagree(tiny, off):
         library_times(trial, {"a": model, "b": lambda x: model(x) * (1 + off)}, 1, 1, 1)
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (b"\x7fELF", "is no library of this engine"),
-    (None, "is no library of this engine"),  # a library, of something else
-])  # fmt: skip
-def test_what_is_no_library_of_the_engine_is_one_line(content, message, tmp_path, capsys):
-    isa = next(iter(libraries()))
-    path = tmp_path / f"liblcnn_{isa}.so"
-    path.write_bytes(
-        content if content is not None else next(Path(torch.__file__).parent.glob("lib/libc10.so")).read_bytes()
-    )
+@pytest.mark.parametrize("source", [None, Path(torch.__file__).parent / "lib" / "libc10.so"], ids=["damaged", "other"])
+def test_what_is_no_library_of_the_engine_is_one_line(source, tmp_path, capsys):
+    path = tmp_path / f"liblcnn_{next(iter(libraries()))}.so"
+    path.write_bytes(source.read_bytes() if source else b"\x7fELF")
     assert bench("--against", str(tmp_path)) == 2
     captured = capsys.readouterr()
     assert (captured.out, captured.err.count("\n")) == ("", 1)
-    assert message in captured.err
-    assert str(path) in captured.err
+    assert f"{path} is no library of this engine" in captured.err
     assert captured.err.endswith("; build it again\n")
 
 

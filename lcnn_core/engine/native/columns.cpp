@@ -18,7 +18,6 @@ namespace {
 constexpr int64_t JOINED = 8;
 constexpr int64_t TOGETHER = 8;
 constexpr int IMAGES = 8;
-constexpr int64_t LINE = 16;  // floats
 
 /// sums += the N columns at ``column``, each times its x; the same rows of those at ``next``, if any, are fetched.
 template <int N>

@@ -12,7 +12,6 @@
 namespace lcnn {
 namespace {
 
-constexpr int64_t LINE = 16;
 constexpr int64_t AHEAD = 512;  // floats of the image fetched before they are needed
 constexpr int64_t PART = 4;  // vectors of each phase at a time
 

@@ -44,6 +44,7 @@
 namespace lcnn {
 
 constexpr int VL = LCNN_VL;
+constexpr int64_t LINE = 16;  // floats of a cache line
 typedef float vf __attribute__((vector_size(LCNN_VL * 4)));
 typedef float vf_any __attribute__((vector_size(LCNN_VL * 4), aligned(4), may_alias));
 typedef int32_t vi __attribute__((vector_size(LCNN_VL * 4)));
