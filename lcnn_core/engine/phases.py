@@ -63,7 +63,7 @@ def can_split(op: Operation, columns: int) -> bool:
 
 
 def can_pair(op: Operation) -> bool:
-    """Whether two rows of outputs can be joined under the fused max-pool: ``choose_pairing`` of native/load_weights.cpp."""
+    """Whether rows of outputs are joined two by two under the fused max-pool, as native/load_weights.cpp does it."""
     if op.kind != "lookup_conv" or op.pool is None or not _in_pairs(op.pool, 0):
         return False
     return 2 * (op.output.grid[1] + _after(op.pool, 0)) <= op.pool_input[0] + 1
