@@ -7,83 +7,10 @@
 
 #include "plan.h"
 #include "vec.h"
+#include "window.h"
 
 namespace lcnn {
 namespace {
-
-struct Window_of_S {
-    const Plan& plan;
-    const Prepared& p;
-    const Tensor& x;
-    const float* input;
-    float* rows;      // the window
-    float* panel;
-    int64_t first = 0, have = 0;  // image rows: first row held, one past the last
-
-    float* row(int64_t channel, int64_t y) const {
-        return rows + channel * p.window_plane + p.window_lead + (y - first) * x.stride;
-    }
-    int64_t channels() const { return std::max<int64_t>(p.s.phases, 1) * p.s.groups * p.s.rows; }
-
-    void start(int64_t y) {
-        first = have = y;
-        for (int64_t c = 0; c < channels(); ++c) memset(row(c, first) - p.window_lead, 0, p.window_lead * 4);
-    }
-
-    /// Makes rows [from, to) available.
-    void fill(int64_t from, int64_t to) {
-        if (to - first > p.window_rows) {
-            int64_t kept = std::max<int64_t>(have - from, 0);
-            for (int64_t c = 0; c < channels() && kept; ++c)
-                memmove(row(c, first), row(c, from), kept * x.stride * sizeof(float));
-            first = from;
-            have = std::max(have, from);
-        }
-        int64_t zeros_to = std::min<int64_t>(to, 0), inside = std::min(to, x.height);
-        if (have < zeros_to) have = clear(have, zeros_to);
-        if (have < inside) have = compute(have, inside);
-        if (have < to) have = clear(have, to);
-    }
-
-    int64_t clear(int64_t from, int64_t to) {
-        for (int64_t c = 0; c < channels(); ++c) memset(row(c, from), 0, (to - from) * x.stride * sizeof(float));
-        return to;
-    }
-
-    /// A part of all of S, for the other threads too: rows of it or some dictionary vectors, whichever divides more
-    /// evenly, and the zeros around some channels.
-    void make(int part, int parts) {
-        for (int64_t c = share(channels(), part, parts); c < share(channels(), part + 1, parts); ++c) {
-            memset(row(c, first) - p.window_lead, 0, (p.window_lead + p.up * x.stride) * sizeof(float));
-            float *below = row(c, x.height), *end = row(c, first) - p.window_lead + p.window_plane;
-            if (below < end) memset(below, 0, (end - below) * sizeof(float));
-        }
-        int64_t k = p.s.rows, panels = (k + LCNN_ROWS - 1) / LCNN_ROWS;
-        auto most = [&](int64_t total) { return (total + parts - 1) / parts; };
-        bool by_rows = most(x.height) * panels <= most(panels) * x.height;
-        int64_t from = by_rows ? share(x.height, part, parts) : 0, to = by_rows ? share(x.height, part + 1, parts) : x.height;
-        int64_t r0 = by_rows ? 0 : share(panels, part, parts) * LCNN_ROWS;
-        int64_t r1 = by_rows ? k : std::min(k, share(panels, part + 1, parts) * LCNN_ROWS);
-        if (from < to && r0 < r1) compute(from, to, r0, r1, true);  // exact: what follows is another thread's, or zero
-    }
-
-    int64_t compute(int64_t from, int64_t to) { return compute(from, to, 0, p.s.rows, false); }
-
-    /// Rows [from, to) of what dictionary vectors [r0, r1) answer.
-    int64_t compute(int64_t from, int64_t to, int64_t r0, int64_t r1, bool exact) {
-        int64_t k = p.s.rows, m = p.s.width;
-        if (p.s.split_x) {
-            split_rows(p.split, input, row(0, from), from, to, r0, r1, exact);
-            return to;
-        }
-        Epilogue e;
-        e.exact = exact;
-        for (int64_t part = 0; part < channels() / k; ++part)  // phase-major, then group
-            gemm(p.matrices[part % p.s.groups], input + part * m * x.plane + from * x.stride, p.offsets.data(),
-                 row(part * k, from), p.window_plane, (to - from) * x.stride, e, panel, r0, r1);
-        return to;
-    }
-};
 
 int64_t round16(int64_t n) { return (n + 15) / 16 * 16; }
 
@@ -114,7 +41,7 @@ struct Share {
 };
 
 Share share_of(const Prepared& p, const Tensor& y, int part, int parts) {
-    if (!p.team || parts == 1)
+    if (!p.as_team(parts))
         return {share(y.height, part, parts), share(y.height, part + 1, parts), 0,
                 p.single ? p.sliced.chunks() : p.s.filters};
     if (p.single) {
@@ -146,7 +73,7 @@ struct Pooling {
         for (int64_t i = mine.first; i < mine.last; ++i) {
             int64_t f = p.sparse.filters[i];
             memcpy(plane, carry + i * most, kept * sizeof(float));
-            sparse(p.sparse, response, plane + kept, 0, fresh, p.epilogue, i, i + 1);
+            sparse({p.sparse, response, plane + kept, 0, fresh, p.epilogue, i, i + 1, 0, p.sparse.blocks});
             for (int64_t q = q0; q < q1; ++q)
                 max_pool_row(plane - c0 * x.stride, p.s.conv_height, p.s.conv_width, x.stride, win, q,
                              out + f * y.plane + q * y.stride, y.width, line, reaches(y, q, y.width, mine.y1));
@@ -207,7 +134,7 @@ struct Joined {
 
 /// Pooled rows [y0, y1): a window may need the pair before its own, or the first row of the pair behind it.
 template <class Rows>
-void run_pairs(const Rows& pairs, Window_of_S& response, float* out, const Share& mine, bool ready) {
+void run_pairs(const Rows& pairs, WindowOfS& response, float* out, const Share& mine, bool ready) {
     const Prepared& p = response.p;
     int64_t y0 = mine.y0, y1 = mine.y1;
     const Tensor& x = response.x;
@@ -231,10 +158,12 @@ void run_pairs(const Rows& pairs, Window_of_S& response, float* out, const Share
     }
 }
 
-/// Rows [q0, q1) of the output, without pooling; ``source`` points at row q0 of S.
-void lookup_tile(const Plan& plan, const Prepared& p, const Place& place, const float* source, float* out, int64_t q0,
-                 int64_t q1, const Share& mine) {
+/// Rows [q0, q1) of the output, without pooling, of one pixel or whole vectors; ``source`` points at row q0 of S. Of
+/// blocks [block0, block1) of dictionary rows; beside ``products`` where there are such.
+void lookup_tile(const Plan& plan, const Prepared& p, const Place& place, const float* source, const Share& mine,
+                 int64_t q0, int64_t q1, int64_t block0, int64_t block1, Products* products) {
     const Tensor& y = plan.tensors[p.s.output];
+    float* out = plan.at(place, p.s.output);
     Epilogue e = p.epilogue;
     if (p.s.second >= 0) {
         e.residual = plan.at(place, p.s.second) + q0 * y.stride;
@@ -249,8 +178,51 @@ void lookup_tile(const Plan& plan, const Prepared& p, const Place& place, const 
         return;
     }
     e.exact = reaches(y, q0, (q1 - q0) * y.stride, mine.y1);
-    sparse(p.sparse, source, out + q0 * y.stride, y.plane, (q1 - q0) * y.stride, e, first, last);
-    for (int64_t i = first; i < last; ++i) finish(p, y, out, p.sparse.filters[i], q0, q1);
+    Lookups lookups{p.sparse, source, out + q0 * y.stride, y.plane, (q1 - q0) * y.stride, e, first, last, block0, block1};
+    if (products)
+        sparse_beside(lookups, *products);
+    else
+        sparse(lookups);
+    for (int64_t i = first; i < last && block1 == p.sparse.blocks; ++i) finish(p, y, out, p.sparse.filters[i], q0, q1);
+}
+
+/// Tile after tile of output rows; where lookups run beside products, these make S of the next tile.
+void run_tiles(const Plan& plan, const Prepared& p, const Place& place, WindowOfS& response, const Share& mine, bool ready) {
+    bool beside = p.beside && !ready;
+    if (!ready) response.start(mine.y0 - p.up);
+    for (int64_t q0 = mine.y0, q1; q0 < mine.y1; q0 = q1) {
+        q1 = std::min(q0 + p.tile_rows, mine.y1);
+        if (!ready && (!beside || q0 == mine.y0)) response.fill(q0 - p.up, q1 + p.down);
+        const float* source = p.direct ? response.input + q0 * response.x.stride : response.row(0, q0);
+        int64_t next = std::min(q1 + p.tile_rows, mine.y1);
+        Products products;
+        if (beside && q1 < mine.y1) products = response.begin(q1 - p.up, next + p.down);
+        lookup_tile(plan, p, place, source, mine, q0, q1, 0, p.sparse.blocks, q1 < mine.y1 && beside ? &products : nullptr);
+        if (beside && q1 < mine.y1) response.end(next + p.down);
+    }
+}
+
+/// Blocks of dictionary rows of one tile after the other: stage i makes S of unit i, a block of a tile, beside the lookups
+/// of unit i - 1, each shared out among the threads.
+void run_units(const Plan& plan, const Prepared& p, const Place& place, WindowOfS& response, int stage) {
+    const Tensor &x = response.x, &y = plan.tensors[p.s.output];
+    int64_t blocks = p.sparse.blocks, rows = p.tile_rows, tile = stage / blocks, block = stage % blocks;
+    auto made = [&](int64_t tiles) { return tiles * rows >= y.height ? x.height : std::min(x.height, tiles * rows + p.down); };
+    Products products;
+    if (tile * rows < y.height) {
+        bool phases = p.s.phases > 1;  // a block is one of them
+        int64_t r0 = phases ? 0 : block * p.block_rows, r1 = std::min(r0 + p.block_rows, p.s.rows);
+        int64_t from = tile ? made(tile) : 0;
+        products = response.products(WindowOfS::part_of({from, made(tile + 1), r0, r1}, place.part, place.parts), true);
+        if (phases) products.only(block);
+    }
+    if (stage == 0) {
+        response.surround(place.part, place.parts);
+        return products.all();
+    }
+    Share mine = share_of(p, y, place.part, place.parts);
+    int64_t q0 = (stage - 1) / blocks * rows, before = (stage - 1) % blocks;
+    lookup_tile(plan, p, place, response.row(0, q0), mine, q0, std::min(q0 + rows, y.height), before, before + 1, &products);
 }
 
 }  // namespace
@@ -258,13 +230,15 @@ void lookup_tile(const Plan& plan, const Prepared& p, const Place& place, const 
 void run_lookup(const Plan& plan, const Prepared& p, const Place& place, int stage) {
     const Step& s = p.s;
     const Tensor &x = plan.tensors[s.input], &y = plan.tensors[s.output];
-    bool shared = stages(p, false, place.parts) == 2, ready = p.direct || shared;
+    bool shared = place.parts > 1 && stages(p, false, place.parts) > 1, ready = p.direct || shared;
     float* window = shared ? place.shared : place.scratch + DEPTH_BLOCK * LCNN_COLS * VL;
     const float* input = s.split_x ? place.inputs[s.port] + place.image * plan.inputs[s.port].size() : plan.at(place, s.input);
-    Window_of_S response{plan, p, x, input, window, place.scratch};
-    if (shared) {
-        response.first = response.have = -p.up;
-        if (stage == 0) return response.make(place.part, place.parts);
+    WindowOfS response{plan, p, x, input, window, place.scratch};
+    if (shared || p.block_rows) response.first = -p.up;
+    if (p.block_rows) return run_units(plan, p, place, response, stage);
+    if (shared && stage == 0) {
+        response.surround(place.part, place.parts);
+        return response.compute(WindowOfS::part_of({0, x.height, 0, s.rows}, place.part, place.parts), true);
     }
     float* out = plan.at(place, s.output);
     Share mine = share_of(p, y, place.part, place.parts);
@@ -273,23 +247,19 @@ void run_lookup(const Plan& plan, const Prepared& p, const Place& place, int sta
     Window win{s.kh, s.kw, s.sy, s.sx, s.py, s.px, s.dy, s.dx};
     if (s.joined) return run_pairs(Joined{p, y, {plane, plane + s.filters * p.line, p.line}}, response, out, mine, ready);
     if (p.paired) return run_pairs(Pairs{p, y, win, plane, plane + p.sparse.rows * p.line}, response, out, mine, ready);
+    if (!s.pooled) return run_tiles(plan, p, place, response, mine, ready);
     int64_t plane_size = round16((p.tile_rows + s.kh * s.dy + s.sy) * x.stride + LCNN_ACCS * LOOKUP_VL);
     Pooling pooling{p, x, y, win, plane, plane + plane_size, plane + plane_size + p.line};
-    int64_t per_tile = s.pooled ? std::max<int64_t>(1, p.tile_rows / s.sy) : p.tile_rows;
+    int64_t per_tile = std::max<int64_t>(1, p.tile_rows / s.sy);
     pooling.done = pooling.first_row(mine.y0);
     for (int64_t q0 = mine.y0; q0 < mine.y1; q0 += per_tile) {
         int64_t q1 = std::min(q0 + per_tile, mine.y1);
-        int64_t c0 = s.pooled ? pooling.next_row(q0) : q0;
-        int64_t c1 = s.pooled ? std::max(pooling.end_row(q1), c0) : q1;
+        int64_t c0 = pooling.next_row(q0), c1 = std::max(pooling.end_row(q1), c0);
         if (!ready) {
             if (q0 == mine.y0) response.start(c0 - p.up);
             response.fill(c0 - p.up, c1 + p.down);
         }
-        const float* source = p.direct ? response.input + c0 * x.stride : response.row(0, c0);
-        if (s.pooled)
-            pooling.tile(source, out, q0, q1, mine);
-        else
-            lookup_tile(plan, p, place, source, out, q0, q1, mine);
+        pooling.tile(p.direct ? response.input + c0 * x.stride : response.row(0, c0), out, q0, q1, mine);
     }
 }
 
@@ -317,8 +287,8 @@ void run_gemm(const Plan& plan, const Prepared& p, const Place& place) {
             e.residual_stride = plan.tensors[s.second].plane;
         }
         e.exact = y1 < y.height;
-        gemm(p.matrices[g], input + g * s.width * x.plane + y0 * x.stride, p.offsets.data(),
-             out + g * n * y.plane + y0 * y.stride, y.plane, (y1 - y0) * y.stride, e, place.scratch, r0, r1);
+        gemm({&p.matrices[g], input + g * s.width * x.plane + y0 * x.stride, p.offsets.data(),
+              out + g * n * y.plane + y0 * y.stride, y.plane, (y1 - y0) * y.stride, e, place.scratch, r0, r1});
         for (int64_t f = g * n + r0; f < g * n + r1; ++f) finish(p, y, out, f, y0, y1);
     }
 }

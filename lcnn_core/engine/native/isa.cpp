@@ -10,12 +10,10 @@
 namespace {
 
 #if defined(LCNN_WIDE)
-/// AMD's Zen 5 (family 26; measured: model 2) and what comes after: there wide lookups are faster, see sparse.cpp.
+/// AMD's: there wide lookups are as fast or faster, see sparse.cpp.
 bool prefers_wide_lookups() {
-    unsigned most, vendor[3], version, rest[3];
-    if (!__get_cpuid(0, &most, &vendor[0], &vendor[2], &vendor[1]) || memcmp(vendor, "AuthenticAMD", 12)) return false;
-    if (!__get_cpuid(1, &version, &rest[0], &rest[1], &rest[2])) return false;
-    return (version >> 8 & 15) + (version >> 20 & 255) >= 26;
+    unsigned most, vendor[3];
+    return __get_cpuid(0, &most, &vendor[0], &vendor[2], &vendor[1]) && !memcmp(vendor, "AuthenticAMD", 12);
 }
 #endif
 

@@ -32,10 +32,36 @@ struct PackedMatrix {
 
 constexpr int64_t DEPTH_BLOCK = 256;
 
+/// Part of a product: a panel of up to LCNN_COLS vectors of pixels by a block of depth.
+struct Strip {
+    int64_t pixel = 0, cols = 0, depth0 = 0, depth = 0;
+    int64_t lanes = 0;                  // to write: with an exact epilogue, those up to the last pixel
+    bool half = false;                  // of the last vector, only the lower half is wanted
+    bool first = false, last = false;   // block of depth
+    bool packed = false;                // its pixels lie in the product's panel
+};
+
 /// out[r][p] = sum_k A[r][k] * input[offsets[k] + p] for rows [row0, row1) (row0 a multiple of LCNN_ROWS) and p in
 /// [0, pixels), then the epilogue. ``panel`` is scratch of DEPTH_BLOCK * LCNN_COLS * LCNN_VL floats.
-void gemm(const PackedMatrix& a, const float* input, const int32_t* offsets, float* out, int64_t out_stride,
-          int64_t pixels, const Epilogue& epilogue, float* panel, int64_t row0, int64_t row1);
+struct Product {
+    const PackedMatrix* a = nullptr;
+    const float* input = nullptr;
+    const int32_t* offsets = nullptr;
+    float* out = nullptr;
+    int64_t out_stride = 0, pixels = 0;
+    Epilogue epilogue = {};
+    float* panel = nullptr;
+    int64_t row0 = 0, row1 = 0;
+
+    /// Vectors of the strip from a pixel on, where at most so many are wanted.
+    int64_t vectors(int64_t pixel, int64_t most) const;
+    /// The part from a pixel and a depth on, its pixels copied to the panel where that pays.
+    Strip strip(int64_t pixel, int64_t depth0, int64_t cols) const;
+    /// Rows [row, end) of it, row a multiple of LCNN_ROWS.
+    void rows(const Strip& strip, int64_t row, int64_t end) const;
+};
+
+void gemm(const Product& product);
 
 constexpr int64_t SPLIT_CHANNELS = 16, MAX_SPLIT = 8;
 
@@ -123,9 +149,50 @@ void sparse_images(const SlicedMatrix& p, const float* response, float* out, int
                    int64_t image1, const Epilogue& epilogue, int64_t first, int64_t last);
 
 /// out[f][p] = sum over lookups of filter f of value * response[offset + p], p in [0, pixels), then the epilogue.
-/// Filters at sorted positions [first, last); out and residual rows are indexed by filter.
-void sparse(const SparseMatrix& p, const float* response, float* out, int64_t out_stride, int64_t pixels,
-            const Epilogue& epilogue, int64_t first, int64_t last);
+/// Filters at sorted positions [first, last), blocks [block0, block1) of dictionary rows: the first one starts with the
+/// bias and the residual, others with what is there; the last one clamps. out and residual rows are indexed by filter.
+struct Lookups {
+    const SparseMatrix& p;
+    const float* response;
+    float* out;
+    int64_t out_stride, pixels;
+    Epilogue epilogue;
+    int64_t first, last, block0, block1;
+};
+
+void sparse(const Lookups& lookups);
+
+/// Products of a tile of S that are done piece by piece: ``product``, again for each of the parts that follow, a phase or
+/// a group whose input and output lie a step on.
+struct Products {
+    Product product;
+    const PackedMatrix* matrices = nullptr;  // of part i: i % groups
+    int64_t groups = 1, input_step = 0, out_step = 0;
+    int64_t part = 0, parts = 0;             // the one at hand, one past the last
+    Strip strip;                             // the one at hand, and the row that is next
+    int64_t row = 0;
+
+    /// Leaves one part to be done.
+    void only(int64_t one) {
+        product.input += one * input_step;
+        product.out += one * out_step;
+        part = one;
+        parts = one + 1;
+    }
+    /// Opens the first strip, of at most ``cols`` vectors as all that follow. Without pixels or rows, all is done.
+    void start(int64_t cols);
+    bool done() const { return part >= parts; }
+    /// The rest of the strip at hand; opens the next one.
+    void finish_strip(int64_t cols);
+    void all();
+};
+
+constexpr int64_t BESIDE_VECTORS = 8, BESIDE_COLS = 2;  // vectors of pixels of a lookup, of a strip of the product
+constexpr double beside_rate(double vectors) { return vectors > 4 ? 0.5 : vectors > 2 ? 1 : vectors > 1 ? 2 : 4; }
+
+/// The lookups, and the products beside them: those keep the load ports busy, these the multipliers. Needs LCNN_BESIDE.
+/// Products that are left at the end are done, too.
+void sparse_beside(const Lookups& lookups, Products& products);
 
 /// Rows or columns of outputs that a pooling window joins two by two: how a pair and what is before or after it make a
 /// pooled row or column.

@@ -60,7 +60,7 @@ void product(const Prepared& p, const Place& at, const float* x, int64_t pixels,
     for (int64_t c = 0; c < p.s.width; ++c) offsets[c] = int32_t(c * pixels);
     Epilogue exact;
     exact.exact = true;  // what follows a row of S is the next one
-    gemm(p.matrices[0], x, offsets.data(), out, pixels, pixels, exact, at.scratch, rows.from, rows.to);
+    gemm({&p.matrices[0], x, offsets.data(), out, pixels, pixels, exact, at.scratch, rows.from, rows.to});
 }
 
 void one_image(const Plan& plan, const Prepared& p, const Place& at, int stage) {

@@ -45,6 +45,28 @@ void build_sparse(Prepared& p, const Reader& in, int64_t filters, const std::vec
 /// The same lookups side by side for one output pixel; ``p.sparse`` is left empty.
 void slice_sparse(Prepared& p);
 
+/// Blocks of dictionary rows whose part of so many floats of S fits the first cache; as long as a filter has enough
+/// lookups in a block to pay for loading and storing its partial sums.
+int64_t blocks_for(const Step& s, int64_t floats);
+/// Chooses the tiles of a lookup step, its window of S, and how threads divide it (load_tiles.cpp). Planes of S a block.
+int64_t choose_tiles(Plan& plan, Prepared& p, const Tensor& x, int64_t height, int64_t channels);
+
+/// Of the processor's second cache; a larger one counts as 512 KiB.
+int64_t l2_bytes();
+/// Lookups beside products: cycles of the multipliers, rows of a tile, and dictionary rows of a block where those of a tile
+/// are gone through one after the other (load_beside.cpp).
+struct Beside {
+    double cost;
+    int64_t rows, block_rows;
+};
+/// Whether they may be and pay: enough lookups a filter, at most half as many as multiplications by the dictionary.
+bool may_be_beside(const Prepared& p, int64_t channels);
+/// most_bytes: of the window of S; 0 where it may hold all rows.
+Beside choose_beside(const Prepared& p, const Tensor& x, int64_t height, int64_t channels, int64_t most_bytes);
+/// Rows of the window where lookups of one tile run beside products that make S of the next: those start at the front
+/// when the window is full, and the tile at hand is to lie behind them.
+int64_t beside_rows(const Prepared& p, const Tensor& x, int64_t height, int64_t tile_rows);
+
 /// Check a step with weights, pack them, choose its tiles (load_weights.cpp).
 void prepare_lookup(Plan& plan, Prepared& p, const Reader& in);
 void prepare_gemm(Plan& plan, Prepared& p, const Reader& in);

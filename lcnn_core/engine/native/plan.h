@@ -76,9 +76,14 @@ struct Prepared {
     Pairing pairing = Pairing::two, across = Pairing::two;
     std::vector<std::pair<int32_t, int32_t>> phases;
     Split split;                          // lookup that reads its port
-    bool team = false;                    // lookup: threads share S, where it has to be made, and divide the filters
+    int team_from = 0;                    // lookup: from so many threads on these share S, where it has to be made, and
+                                          // divide the filters; 0: never
     bool single = false;                  // lookup: one output pixel
+    bool beside = false;                  // lookup: beside the products that make S of the next tile, or block
+    int64_t block_rows = 0, units = 0;    // then, where blocks of a tile are gone through, dictionary rows of each, and
+                                          // the blocks of all tiles
     bool direct = false;                  // lookup: reads its input itself (identity dictionary)
+    bool as_team(int parts) const { return team_from && parts >= team_from; }
     bool extra_activation = false;        // not a clamp: applied after the epilogue
 };
 

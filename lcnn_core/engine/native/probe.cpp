@@ -32,7 +32,7 @@ double matrix_peak(double seconds) {
     packed.pack(a.data(), rows, depth, depth);
     return rate(seconds, 200.0 * rows * depth * pixels, [&] {
         for (int i = 0; i < 200; ++i)
-            gemm(packed, x.data(), offsets.data(), y.data(), pixels, pixels, Epilogue{}, panel.data(), 0, rows);
+            gemm({&packed, x.data(), offsets.data(), y.data(), pixels, pixels, Epilogue{}, panel.data(), 0, rows});
     });
 }
 
@@ -54,7 +54,7 @@ double sparse_peak(double seconds, int64_t floats, bool aligned) {
     p.starts.push_back(int32_t(p.lookups.size()));
     float* base = s.data() + (16 - (reinterpret_cast<uintptr_t>(s.data()) / 4) % 16);
     return rate(seconds, 20.0 * filters * nnz * pixels, [&] {
-        for (int i = 0; i < 20; ++i) sparse(p, base, y.data(), pixels, pixels, Epilogue{}, 0, filters);
+        for (int i = 0; i < 20; ++i) sparse({p, base, y.data(), pixels, pixels, Epilogue{}, 0, filters, 0, 1});
     });
 }
 

@@ -14,6 +14,7 @@
 #include <array>
 #include <utility>
 
+#include "filter_end.h"
 #include "kernels.h"
 #include "vec.h"
 
@@ -21,15 +22,6 @@ static_assert(LCNN_VL == LOOKUP_VL, "what is planned for are other vectors");
 
 namespace lcnn {
 namespace {
-
-struct Call {
-    const SparseMatrix& p;
-    const float* response;
-    float* out;
-    int64_t out_stride;
-    const Epilogue& e;
-    int64_t first, last;
-};
 
 template <int V>
 LCNN_INLINE void accumulate(vf (&acc)[V], const float* s, const Lookup* at, const Lookup* end) {
@@ -43,49 +35,24 @@ LCNN_INLINE void accumulate(vf (&acc)[V], const float* s, const Lookup* at, cons
 }
 
 template <int V, bool FIRST, bool LAST>
-void group(const Call& c, int64_t block, int64_t pixel, int64_t lanes) {
-    const Epilogue& e = c.e;
+void group(const Lookups& c, int64_t block, int64_t pixel, int64_t lanes) {
     const int32_t* starts = c.p.starts.data() + block * (c.p.rows + 1);
     const Lookup* lookups = c.p.lookups.data();
-    vf low = splat(e.low), high = splat(e.high);
-    bool clamped = e.low > -__builtin_inff(), capped = e.high < __builtin_inff();
+    const FilterEnd end(c.epilogue, pixel, lanes, FIRST, LAST);
     const float* s = c.response + pixel;
     for (int64_t i = c.first; i < c.last; ++i) {
         int64_t f = c.p.filters[i];
-        float* out = c.out + f * c.out_stride + pixel;
         vf acc[V];
-        vf start = splat(FIRST && e.bias ? e.bias[f] : 0.0f);
-#pragma GCC unroll 24
-        for (int j = 0; j < V; ++j) acc[j] = FIRST ? start : zero();
+        float* out = c.out + f * c.out_stride + pixel;
+        end.start<V>(acc, f);
         accumulate<V>(acc, s, lookups + starts[i], lookups + starts[i + 1]);
-        if (!FIRST)
-#pragma GCC unroll 24
-            for (int j = 0; j < V; ++j) acc[j] += load(out + j * VL);
-        if (FIRST && e.residual) {  // first, as partial sums may be written over it
-            const float* residual = e.residual + f * e.residual_stride + pixel;
-#pragma GCC unroll 24
-            for (int j = 0; j < V; ++j) acc[j] += load(residual + j * VL);
-        }
-        if (LAST && clamped)
-#pragma GCC unroll 24
-            for (int j = 0; j < V; ++j) acc[j] = vmax(low, acc[j]);
-        if (LAST && capped)
-#pragma GCC unroll 24
-            for (int j = 0; j < V; ++j) acc[j] = vmin(high, acc[j]);
-#pragma GCC unroll 24
-        for (int j = 0; j < V - 1; ++j) store(out + j * VL, acc[j]);
-        int64_t rest = lanes - (V - 1) * VL;
-        if (rest >= VL)
-            store(out + (V - 1) * VL, acc[V - 1]);
-        else if (e.keep && !e.exact)
-            store(out + (V - 1) * VL, first_lanes(acc[V - 1], load(out + (V - 1) * VL), rest));
-        else
-            store_first(out + (V - 1) * VL, acc[V - 1], rest);
+        end.add_given<V>(acc, f, out);
+        end.store<V>(acc, out);
     }
 }
 
 template <int V>
-void group_of(const Call& c, int64_t block, int64_t pixel, int64_t lanes) {
+void group_of(const Lookups& c, int64_t block, int64_t pixel, int64_t lanes) {
     bool first = block == 0, last = block + 1 == c.p.blocks;
     if (first && last) return group<V, true, true>(c, block, pixel, lanes);
     if (first) return group<V, true, false>(c, block, pixel, lanes);
@@ -93,7 +60,7 @@ void group_of(const Call& c, int64_t block, int64_t pixel, int64_t lanes) {
     return group<V, false, false>(c, block, pixel, lanes);
 }
 
-using Group = void (*)(const Call&, int64_t, int64_t, int64_t);
+using Group = void (*)(const Lookups&, int64_t, int64_t, int64_t);
 
 template <int... V>
 constexpr std::array<Group, LCNN_ACCS> groups_of(std::integer_sequence<int, V...>) {
@@ -103,14 +70,12 @@ constexpr auto GROUPS = groups_of(std::make_integer_sequence<int, LCNN_ACCS>());
 
 }  // namespace
 
-void sparse(const SparseMatrix& p, const float* response, float* out, int64_t out_stride, int64_t pixels,
-            const Epilogue& epilogue, int64_t first, int64_t last) {
-    Call call{p, response, out, out_stride, epilogue, first, last};
-    int64_t vectors = (pixels + VL - 1) / VL, groups = (vectors + LCNN_ACCS - 1) / LCNN_ACCS;
+void sparse(const Lookups& c) {
+    int64_t vectors = (c.pixels + VL - 1) / VL, groups = (vectors + LCNN_ACCS - 1) / LCNN_ACCS;
     for (int64_t g = 0; g < groups; ++g) {
         int64_t from = vectors * g / groups, to = vectors * (g + 1) / groups;
-        int64_t lanes = epilogue.exact || epilogue.keep ? pixels - from * VL : (to - from) * VL;
-        for (int64_t block = 0; block < p.blocks; ++block) GROUPS[to - from - 1](call, block, from * VL, lanes);
+        int64_t lanes = c.epilogue.exact || c.epilogue.keep ? c.pixels - from * VL : (to - from) * VL;
+        for (int64_t block = c.block0; block < c.block1; ++block) GROUPS[to - from - 1](c, block, from * VL, lanes);
     }
 }
 

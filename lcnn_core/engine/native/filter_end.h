@@ -1,0 +1,59 @@
+// How the sums of a filter over a group of pixels begin and end: what the kernels of the lookup stage share.
+#pragma once
+
+#include "kernels.h"
+#include "vec.h"
+
+namespace lcnn {
+namespace {  // vectors differ from file to file
+
+struct FilterEnd {
+    const Epilogue& e;
+    int64_t pixel, lanes;  // the group's first pixel; how many from there on may be written
+    bool first, last;      // block of dictionary rows
+    vf low, high;
+    bool clamped, capped;
+
+    LCNN_INLINE FilterEnd(const Epilogue& e, int64_t pixel, int64_t lanes, bool first, bool last)
+        : e(e), pixel(pixel), lanes(lanes), first(first), last(last), low(splat(e.low)), high(splat(e.high)),
+          clamped(e.low > -__builtin_inff()), capped(e.high < __builtin_inff()) {}
+
+    template <int V>
+    LCNN_INLINE void start(vf (&acc)[V], int64_t f) const {
+        vf bias = splat(first && e.bias ? e.bias[f] : 0.0f);
+#pragma GCC unroll 24
+        for (int j = 0; j < V; ++j) acc[j] = bias;
+    }
+
+    /// Adds the residual or, in blocks behind the first, the sums so far, which may have been written over it.
+    template <int V>
+    LCNN_INLINE void add_given(vf (&acc)[V], int64_t f, const float* out) const {
+        const float* given = !first ? out : e.residual ? e.residual + f * e.residual_stride + pixel : nullptr;
+        if (given)
+#pragma GCC unroll 24
+            for (int j = 0; j < V; ++j) acc[j] += load(given + j * VL);
+    }
+
+    template <int V>
+    LCNN_INLINE void store(vf (&acc)[V], float* out) const {
+        if (last && clamped)
+#pragma GCC unroll 24
+            for (int j = 0; j < V; ++j) acc[j] = vmax(low, acc[j]);
+        if (last && capped)
+#pragma GCC unroll 24
+            for (int j = 0; j < V; ++j) acc[j] = vmin(high, acc[j]);
+#pragma GCC unroll 24
+        for (int j = 0; j < V - 1; ++j) lcnn::store(out + j * VL, acc[j]);
+        float* rest_out = out + (V - 1) * VL;
+        int64_t rest = lanes - (V - 1) * VL;
+        if (rest >= VL)
+            lcnn::store(rest_out, acc[V - 1]);
+        else if (e.keep && !e.exact)
+            lcnn::store(rest_out, first_lanes(acc[V - 1], load(rest_out), rest));
+        else
+            store_first(rest_out, acc[V - 1], rest);
+    }
+};
+
+}  // namespace
+}  // namespace lcnn

@@ -1,0 +1,106 @@
+// Tiles and blocks of the steps whose lookups may run beside products (beside.cpp), by a model of both.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "load.h"
+#include "vec.h"
+
+namespace lcnn {
+namespace {
+
+// In cycles of the multipliers, a vector of pixels: a lookup alone, which waits for its load from the first cache or from
+// the second; one beside a product.
+constexpr double ALONE = 1.8, ALONE_FAR = 2.4, HIDDEN = 1.05;
+constexpr double MEASURED = 1.06;  // of whole tiles, over what this model says
+constexpr double NEAR_BYTES = 48 << 10;  // of S, about what the first cache holds
+constexpr int64_t LEAST_VECTORS = 5;  // of pixels; fewer share too little of what a lookup reads
+constexpr int64_t LEAST_IN_BLOCK = 6;  // lookups of a filter, to pay for its partial sums
+constexpr int64_t LEAST_OF_FILTER = 8;  // lookups, to pay for its end
+// Cycles of a filter's end, of the store of each of its vectors, to the second cache or beyond it; of a strip's start.
+constexpr double END = 20, STORE = 2, STORE_FAR = 8, STRIP = 100;
+
+/// What one tile of so many rows takes, a block of dictionary rows of it.
+struct Unit {
+    double vectors, groups, products, lookups, ends, wait;
+
+    Unit(const Prepared& p, const Tensor& x, int64_t channels, int64_t rows, double strips, double blocks) {
+        vectors = double((rows * x.stride + VL - 1) / VL);
+        groups = std::ceil(vectors / double(BESIDE_VECTORS));
+        products = strips * (double(BESIDE_COLS) * double(channels * p.s.width) / blocks + STRIP * double(channels / p.s.rows));
+        lookups = double(p.s.table_count) * vectors / blocks;
+        double outputs = double(p.s.filters * x.height * x.stride) * 4;
+        double store = outputs > double(l2_bytes()) ? STORE_FAR : STORE;
+        ends = double(p.s.filters) * (groups * END + vectors * store * (blocks > 1 ? 2 : 1));
+        double bytes = double(channels * (rows + p.up + p.down) * x.stride) * 4 / blocks;
+        wait = bytes > NEAR_BYTES ? ALONE_FAR : ALONE;
+    }
+    double alone() const { return lookups * wait + ends; }
+    /// Its lookups beside the products of another.
+    double beside(double others) const {
+        double v = vectors / groups, hidden = std::min(lookups, others / 16 * beside_rate(v) * v);
+        return others + hidden * HIDDEN + (lookups - hidden) * wait + ends;
+    }
+};
+
+/// Whole tiles, each beside the strips that the next one lacks (WindowOfS::begin).
+double cost_of_rows(const Prepared& p, const Tensor& x, int64_t height, int64_t channels, int64_t rows) {
+    Unit one(p, x, channels, rows, 1, 1);
+    int64_t made = 0, pixels = x.height * x.stride, strip = BESIDE_COLS * VL;
+    auto strips = [&](int64_t row) {  // that rows of outputs up to this one need
+        int64_t before = made, need = std::min((row + p.down) * x.stride, pixels);
+        made = std::max(made, std::min(before + (need - before + strip - 1) / strip * strip, pixels));
+        return double((made - before + strip - 1) / strip) * one.products;
+    };
+    double cost = strips(rows);
+    int64_t row = rows;
+    for (; row < height; row += rows) cost += one.beside(strips(row + rows));
+    return MEASURED * (cost + Unit(p, x, channels, height - (row - rows), 1, 1).alone());
+}
+
+/// Blocks of tiles, each made of strips of its own.
+double cost_of_units(const Prepared& p, const Tensor& x, int64_t height, int64_t channels, int64_t rows, int64_t blocks) {
+    int64_t tiles = (height + rows - 1) / rows;
+    double strips = std::ceil(double(x.height * x.stride) / double(tiles) / double(BESIDE_COLS * VL));
+    Unit one(p, x, channels, rows, strips, double(blocks));
+    return one.products + double(tiles * blocks - 1) * one.beside(one.products) + one.alone();
+}
+
+}  // namespace
+
+int64_t beside_rows(const Prepared& p, const Tensor& x, int64_t height, int64_t tile_rows) {
+    int64_t halo = p.up + p.down, over = (BESIDE_COLS * VL + x.stride - 1) / x.stride;  // rows that the last strip reaches
+    int64_t tiles = 2 + (halo + over + tile_rows - 1) / tile_rows;
+    return std::min(height, tiles * tile_rows) + halo;
+}
+
+bool may_be_beside(const Prepared& p, int64_t channels) {
+    const Step& s = p.s;
+    if (!LCNN_BESIDE || p.direct || s.split_x || s.pooled || p.single) return false;
+    return s.table_count >= LEAST_OF_FILTER * s.filters && 2 * s.table_count <= channels * s.width;
+}
+
+Beside choose_beside(const Prepared& p, const Tensor& x, int64_t height, int64_t channels, int64_t most_bytes) {
+    Beside best{std::numeric_limits<double>::infinity(), 1, 0};
+    auto better = [&](const Beside& found) {
+        bool wide = found.rows * x.stride > (LEAST_VECTORS - 1) * VL || found.rows == height;
+        if (wide && found.cost < best.cost) best = found;
+    };
+    for (int64_t rows = 1; rows <= height; ++rows)
+        if (!most_bytes || rows == 1 || channels * beside_rows(p, x, height, rows) * x.stride * 4 <= most_bytes)
+            better({cost_of_rows(p, x, height, channels, rows), rows, 0});
+    if (most_bytes || p.s.groups > 1) return best;
+    int64_t phases = std::max<int64_t>(p.s.phases, 1), panels = (p.s.rows + LCNN_ROWS - 1) / LCNN_ROWS;
+    int64_t most = phases > 1 ? phases : std::min(panels, p.s.table_count / p.s.filters / LEAST_IN_BLOCK);
+    for (int64_t blocks = phases > 1 ? phases : 2; blocks <= most; ++blocks) {
+        int64_t each = phases > 1 ? p.s.rows : (panels + blocks - 1) / blocks * LCNN_ROWS;  // of the last one maybe fewer
+        if (each * (blocks - 1) >= channels) continue;
+        for (int64_t tiles = 1; tiles <= 4 && tiles <= height; ++tiles) {
+            int64_t rows = (height + tiles - 1) / tiles;
+            better({cost_of_units(p, x, height, channels, rows, blocks), rows, each});
+        }
+    }
+    return best;
+}
+
+}  // namespace lcnn

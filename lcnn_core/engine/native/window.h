@@ -1,0 +1,128 @@
+// The window of S of a lookup step: rows of what the dictionary answers, made as the lookups come to need them.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "plan.h"
+#include "vec.h"
+
+namespace lcnn {
+
+struct WindowOfS {
+    const Plan& plan;
+    const Prepared& p;
+    const Tensor& x;
+    const float* input;
+    float* rows;      // the window
+    float* panel;
+    int64_t first = 0;  // image row at its front
+    int64_t have = 0;   // one past the last pixel held; pixels count from the image's first one, whole rows of x.stride
+
+    float* at(int64_t channel, int64_t pixel) const {
+        return rows + channel * p.window_plane + p.window_lead + pixel - first * x.stride;
+    }
+    float* row(int64_t channel, int64_t y) const { return at(channel, y * x.stride); }
+    int64_t channels() const { return std::max<int64_t>(p.s.phases, 1) * p.s.groups * p.s.rows; }
+
+    void start(int64_t y) {
+        first = y;
+        have = y * x.stride;
+        for (int64_t c = 0; c < channels(); ++c) memset(row(c, first) - p.window_lead, 0, p.window_lead * 4);
+    }
+
+    /// Makes rows [from, to) available.
+    void fill(int64_t from, int64_t to) {
+        if (p.s.split_x) {
+            make_room(from, to);
+            int64_t inside = std::min(to, x.height);
+            if (have < inside * x.stride) compute({have / x.stride, inside, 0, p.s.rows}, false);
+            have = std::max(have, inside * x.stride);
+        } else {
+            begin(from, to).all();
+        }
+        end(to);
+    }
+
+    /// As fill, but the products are left to be done; then ``end``. Rows held before stay where they are. Beside
+    /// lookups, whole strips are made where the image goes on, so that none is cut where a tile ends.
+    Products begin(int64_t from, int64_t to) {
+        make_room(from, to);
+        int64_t wanted = std::max<int64_t>(0, to * x.stride - have), pixel = have;
+        int64_t strip = p.beside ? BESIDE_COLS * VL : 1;
+        int64_t after = std::min(have + (wanted + strip - 1) / strip * strip, x.height * x.stride);
+        have = std::max(have, after);
+        return products(pixel, after, 0, p.s.rows, false);
+    }
+
+    /// Zeros of the rows below the image up to row ``to``.
+    void end(int64_t to) {
+        if (to > x.height) clear(to);
+    }
+
+    /// Moves what is held to the front where the window is full, clears rows above the image.
+    void make_room(int64_t from, int64_t to) {
+        if (to - first > p.window_rows) {
+            int64_t kept = have - from * x.stride;
+            for (int64_t c = 0; c < channels() && kept > 0; ++c) memmove(row(c, first), row(c, from), kept * sizeof(float));
+            first = from;
+            have = std::max(have, from * x.stride);
+        }
+        clear(std::min<int64_t>(to, 0));
+    }
+
+    void clear(int64_t to) {
+        int64_t zeros = to * x.stride - have;
+        for (int64_t c = 0; c < channels() && zeros > 0; ++c) memset(at(c, have), 0, zeros * sizeof(float));
+        if (zeros > 0) have += zeros;
+    }
+
+    /// Of all rows, the zeros around some channels: a part of those, for the other threads too.
+    void surround(int part, int parts) {
+        for (int64_t c = share(channels(), part, parts); c < share(channels(), part + 1, parts); ++c) {
+            memset(row(c, first) - p.window_lead, 0, (p.window_lead + p.up * x.stride) * sizeof(float));
+            float *below = row(c, x.height), *end = row(c, first) - p.window_lead + p.window_plane;
+            if (below < end) memset(below, 0, (end - below) * sizeof(float));
+        }
+    }
+
+    /// Rows [from, to) of what dictionary vectors [r0, r1) of every phase and group answer.
+    struct Range {
+        int64_t from, to, r0, r1;
+    };
+
+    /// A part of these: rows or some of the vectors, whichever divides more evenly.
+    static Range part_of(const Range& all, int part, int parts) {
+        int64_t height = all.to - all.from, panels = (all.r1 - all.r0 + LCNN_ROWS - 1) / LCNN_ROWS;
+        auto most = [&](int64_t total) { return (total + parts - 1) / parts; };
+        if (most(height) * panels <= most(panels) * height)
+            return {all.from + share(height, part, parts), all.from + share(height, part + 1, parts), all.r0, all.r1};
+        auto row = [&](int i) { return std::min(all.r1, all.r0 + share(panels, i, parts) * LCNN_ROWS); };
+        return {all.from, all.to, row(part), row(part + 1)};
+    }
+
+    /// exact: no lane past the last pixel, which another thread owns, or which is zero.
+    void compute(const Range& r, bool exact) {
+        if (!p.s.split_x) return products(r, exact).all();
+        if (r.from < r.to && r.r0 < r.r1) split_rows(p.split, input, row(0, r.from), r.from, r.to, r.r0, r.r1, exact);
+    }
+
+    Products products(const Range& r, bool exact) {
+        return products(r.from * x.stride, r.to * x.stride, r.r0, r.r1, exact);
+    }
+
+    Products products(int64_t pixel, int64_t end, int64_t r0, int64_t r1, bool exact) {
+        Products made;
+        Epilogue e;
+        e.exact = exact;
+        made.product = {nullptr, input + pixel, p.offsets.data(), at(0, pixel), p.window_plane, end - pixel, e, panel, r0, r1};
+        made.matrices = p.matrices.data();
+        made.groups = p.s.groups;
+        made.input_step = p.s.width * x.plane;
+        made.out_step = p.s.rows * p.window_plane;
+        made.parts = channels() / p.s.rows;  // phase-major, then group
+        return made;
+    }
+};
+
+}  // namespace lcnn
