@@ -107,10 +107,10 @@ LCNN_INLINE void multiply(vf (&acc)[MR], Last (&last)[MR], const float* a, const
 }
 
 /// Register blocks of the strip at hand with lookups between, until whole ones or the lookups end.
-template <int V, class Last>
+template <int V, class Last, bool DENSE>
 void blocks_beside(Products& g, Stream& lookups) {
-    // About five FMAs of lookups for the 16 of an entry of depth: a lookup after every second entry, or some after each.
-    constexpr int EVERY = V > 4 ? 2 : 1, TIMES = V > 2 ? 1 : V > 1 ? 2 : 5;
+    constexpr double RATE = beside_rate(V, DENSE);
+    constexpr int EVERY = RATE < 1 ? 2 : 1, TIMES = RATE < 1 ? 1 : int(RATE);
     const Product& product = g.product;
     const Strip& t = g.strip;
     const float *s = lookups.s, *input = product.input + t.pixel;
@@ -166,10 +166,10 @@ void stream_beside(Products& g, Stream& lookups) {
     while (!lookups.done() && !g.done()) {
         if (g.strip.cols != COLS || g.row + MR > g.product.row1)
             g.finish_strip(COLS);
-        else if (g.strip.half)
-            blocks_beside<V, vh>(g, lookups);
+        else if (g.dense)
+            g.strip.half ? blocks_beside<V, vh, true>(g, lookups) : blocks_beside<V, vf, true>(g, lookups);
         else
-            blocks_beside<V, vf>(g, lookups);
+            g.strip.half ? blocks_beside<V, vh, false>(g, lookups) : blocks_beside<V, vf, false>(g, lookups);
     }
     vf sums[V];
     copy<V>(sums, lookups.sums);

@@ -169,6 +169,7 @@ struct Products {
     const PackedMatrix* matrices = nullptr;  // of part i: i % groups
     int64_t groups = 1, input_step = 0, out_step = 0;
     int64_t part = 0, parts = 0;             // the one at hand, one past the last
+    bool dense = false;                      // more lookups beside each
     Strip strip;                             // the one at hand, and the row that is next
     int64_t row = 0;
 
@@ -188,7 +189,10 @@ struct Products {
 };
 
 constexpr int64_t BESIDE_VECTORS = 8, BESIDE_COLS = 2;  // vectors of pixels of a lookup, of a strip of the product
-constexpr double beside_rate(double vectors) { return vectors > 4 ? 0.5 : vectors > 2 ? 1 : vectors > 1 ? 2 : 4; }
+/// Lookups for each entry of a product's depth: about a quarter of its FMAs, or twice as many.
+constexpr double beside_rate(double vectors, bool dense) {
+    return (vectors > 4 ? 0.5 : vectors > 2 ? 1 : vectors > 1 ? 2 : 5) * (dense ? 2 : 1);
+}
 
 /// The lookups, and the products beside them: those keep the load ports busy, these the multipliers. Needs LCNN_BESIDE.
 /// Products that are left at the end are done, too.

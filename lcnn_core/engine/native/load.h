@@ -59,7 +59,7 @@ struct Beside {
     double cost;
     int64_t rows, block_rows;
 };
-/// Whether they may be and pay: enough lookups a filter, at most half as many as multiplications by the dictionary.
+/// Whether they may be and pay: enough lookups a filter, no more than multiplications by the dictionary.
 bool may_be_beside(const Prepared& p, int64_t channels);
 /// most_bytes: of the window of S; 0 where it may hold all rows.
 Beside choose_beside(const Prepared& p, const Tensor& x, int64_t height, int64_t channels, int64_t most_bytes);

@@ -23,6 +23,7 @@ constexpr double END = 20, STORE = 2, STORE_FAR = 8, STRIP = 100;
 /// What one tile of so many rows takes, a block of dictionary rows of it.
 struct Unit {
     double vectors, groups, products, lookups, ends, wait;
+    bool dense;
 
     Unit(const Prepared& p, const Tensor& x, int64_t channels, int64_t rows, double strips, double blocks) {
         vectors = double((rows * x.stride + VL - 1) / VL);
@@ -33,12 +34,13 @@ struct Unit {
         double store = outputs > double(l2_bytes()) ? STORE_FAR : STORE;
         ends = double(p.s.filters) * (groups * END + vectors * store * (blocks > 1 ? 2 : 1));
         double bytes = double(channels * (rows + p.up + p.down) * x.stride) * 4 / blocks;
+        dense = p.dense;
         wait = bytes > NEAR_BYTES ? ALONE_FAR : ALONE;
     }
     double alone() const { return lookups * wait + ends; }
     /// Its lookups beside the products of another.
     double beside(double others) const {
-        double v = vectors / groups, hidden = std::min(lookups, others / 16 * beside_rate(v) * v);
+        double v = vectors / groups, hidden = std::min(lookups, others / 16 * beside_rate(v, dense) * v);
         return others + hidden * HIDDEN + (lookups - hidden) * wait + ends;
     }
 };
@@ -77,7 +79,7 @@ int64_t beside_rows(const Prepared& p, const Tensor& x, int64_t height, int64_t 
 bool may_be_beside(const Prepared& p, int64_t channels) {
     const Step& s = p.s;
     if (!LCNN_BESIDE || p.direct || s.split_x || s.pooled || p.single) return false;
-    return s.table_count >= LEAST_OF_FILTER * s.filters && 2 * s.table_count <= channels * s.width;
+    return s.table_count >= LEAST_OF_FILTER * s.filters && s.table_count <= channels * s.width;
 }
 
 Beside choose_beside(const Prepared& p, const Tensor& x, int64_t height, int64_t channels, int64_t most_bytes) {

@@ -120,6 +120,7 @@ struct WindowOfS {
         made.groups = p.s.groups;
         made.input_step = p.s.width * x.plane;
         made.out_step = p.s.rows * p.window_plane;
+        made.dense = p.dense;
         made.parts = channels() / p.s.rows;  // phase-major, then group
         return made;
     }
