@@ -214,7 +214,7 @@ void run_units(const Plan& plan, const Prepared& p, const Place& place, WindowOf
         int64_t r0 = phases ? 0 : block * p.block_rows, r1 = std::min(r0 + p.block_rows, p.s.rows);
         int64_t from = tile ? made(tile) : 0;
         products = response.products(WindowOfS::part_of({from, made(tile + 1), r0, r1}, place.part, place.parts), true);
-        if (phases) products.only(block);
+        if (phases) products.only(p.turned ? blocks - 1 - block : block);
     }
     if (stage == 0) {
         response.surround(place.part, place.parts);

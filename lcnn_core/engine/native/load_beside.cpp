@@ -18,22 +18,22 @@ constexpr int64_t LEAST_VECTORS = 5;  // of pixels; fewer share too little of wh
 constexpr int64_t LEAST_IN_BLOCK = 6;  // lookups of a filter, to pay for its partial sums
 constexpr int64_t LEAST_OF_FILTER = 8;  // lookups, to pay for its end
 // Cycles of a filter's end, of the store of each of its vectors, to the second cache or beyond it; of a strip's start.
-constexpr double END = 20, STORE = 2, STORE_FAR = 8, STRIP = 100;
+constexpr double END = 10, STORE = 2, STORE_FAR = 8, STRIP = 100;
 
-/// What one tile of so many rows takes, a block of dictionary rows of it.
+/// What a tile of so many rows takes, or a share of its dictionary rows.
 struct Unit {
     double vectors, groups, products, lookups, ends, wait;
     bool dense;
 
-    Unit(const Prepared& p, const Tensor& x, int64_t channels, int64_t rows, double strips, double blocks) {
+    Unit(const Prepared& p, const Tensor& x, int64_t channels, int64_t rows, double strips, double share) {
         vectors = double((rows * x.stride + VL - 1) / VL);
         groups = std::ceil(vectors / double(BESIDE_VECTORS));
-        products = strips * (double(BESIDE_COLS) * double(channels * p.s.width) / blocks + STRIP * double(channels / p.s.rows));
-        lookups = double(p.s.table_count) * vectors / blocks;
+        products = strips * (double(BESIDE_COLS) * double(channels * p.s.width) * share + STRIP * double(channels / p.s.rows));
+        lookups = double(p.s.table_count) * vectors * share;
         double outputs = double(p.s.filters * x.height * x.stride) * 4;
         double store = outputs > double(l2_bytes()) ? STORE_FAR : STORE;
-        ends = double(p.s.filters) * (groups * END + vectors * store * (blocks > 1 ? 2 : 1));
-        double bytes = double(channels * (rows + p.up + p.down) * x.stride) * 4 / blocks;
+        ends = double(p.s.filters) * (groups * END + vectors * store * (share < 1 ? 2 : 1));
+        double bytes = double(channels * (rows + p.up + p.down) * x.stride) * 4 * share;
         dense = p.dense;
         wait = bytes > NEAR_BYTES ? ALONE_FAR : ALONE;
     }
@@ -60,12 +60,14 @@ double cost_of_rows(const Prepared& p, const Tensor& x, int64_t height, int64_t 
     return MEASURED * (cost + Unit(p, x, channels, height - (row - rows), 1, 1).alone());
 }
 
-/// Blocks of tiles, each made of strips of its own.
-double cost_of_units(const Prepared& p, const Tensor& x, int64_t height, int64_t channels, int64_t rows, int64_t blocks) {
-    int64_t tiles = (height + rows - 1) / rows;
+/// Blocks of so many channels, tile after tile, each made of strips of its own; the last one of a tile may be smaller.
+double cost_of_units(const Prepared& p, const Tensor& x, int64_t height, int64_t channels, int64_t rows, int64_t each) {
+    int64_t tiles = (height + rows - 1) / rows, whole = (channels - 1) / each;
     double strips = std::ceil(double(x.height * x.stride) / double(tiles) / double(BESIDE_COLS * VL));
-    Unit one(p, x, channels, rows, strips, double(blocks));
-    return one.products + double(tiles * blocks - 1) * one.beside(one.products) + one.alone();
+    double share = double(each) / double(channels);
+    Unit one(p, x, channels, rows, strips, share), last(p, x, channels, rows, strips, 1 - share * double(whole));
+    double tile = double(whole - 1) * one.beside(one.products) + one.beside(last.products);
+    return one.products + double(tiles) * tile + double(tiles - 1) * last.beside(one.products) + last.alone();
 }
 
 }  // namespace
@@ -92,16 +94,16 @@ Beside choose_beside(const Prepared& p, const Tensor& x, int64_t height, int64_t
         if (!most_bytes || rows == 1 || channels * beside_rows(p, x, height, rows) * x.stride * 4 <= most_bytes)
             better({cost_of_rows(p, x, height, channels, rows), rows, 0});
     if (most_bytes || p.s.groups > 1) return best;
-    int64_t phases = std::max<int64_t>(p.s.phases, 1), panels = (p.s.rows + LCNN_ROWS - 1) / LCNN_ROWS;
-    int64_t most = phases > 1 ? phases : std::min(panels, p.s.table_count / p.s.filters / LEAST_IN_BLOCK);
-    for (int64_t blocks = phases > 1 ? phases : 2; blocks <= most; ++blocks) {
-        int64_t each = phases > 1 ? p.s.rows : (panels + blocks - 1) / blocks * LCNN_ROWS;  // of the last one maybe fewer
-        if (each * (blocks - 1) >= channels) continue;
+    int64_t least = p.s.rows * LEAST_IN_BLOCK / std::max<int64_t>(1, p.s.table_count / p.s.filters);
+    auto units = [&](int64_t each) {
         for (int64_t tiles = 1; tiles <= 4 && tiles <= height; ++tiles) {
             int64_t rows = (height + tiles - 1) / tiles;
-            better({cost_of_units(p, x, height, channels, rows, blocks), rows, each});
+            better({cost_of_units(p, x, height, channels, rows, each), rows, each});
         }
-    }
+    };
+    if (p.s.phases > 1) units(p.s.rows);  // a phase each
+    for (int64_t each = LCNN_ROWS; p.s.phases <= 1 && each < channels; each += LCNN_ROWS)
+        if (each >= least) units(each);
     return best;
 }
 

@@ -92,6 +92,13 @@ void choose_pairing(Prepared& p, const Tensor& y) {
     if (!joins || 2 * y.width + (p.across == Pairing::after) > s.conv_width) fail("this pooling cannot join columns");
 }
 
+/// Phases from the last to the first where that leaves fewer lookups for the end, which no product stands beside.
+void turn_round(Prepared& p, int64_t phases, std::vector<int32_t>& blocks) {
+    auto lookups = [&](int64_t phase) { return std::count(blocks.begin(), blocks.end(), int32_t(phase)); };
+    p.turned = lookups(0) < lookups(phases - 1);
+    for (int32_t& block : blocks) block = p.turned ? int32_t(phases) - 1 - block : block;
+}
+
 }  // namespace
 
 void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
@@ -136,8 +143,10 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
     }
     if (high > INT32_MAX || low < INT32_MIN) fail("tensor too large for 32-bit offsets");
     if (p.direct) check_reach(plan, x, low, high, height * x.stride);
+    int64_t count = (channels + each - 1) / each;
     for (int64_t i = 0; i < s.table_count; ++i) blocks[i] = int32_t(table[3 * i] / each);
-    build_sparse(p, in, s.filters, flat, (channels + each - 1) / each, blocks);
+    if (p.block_rows && phases > 1) turn_round(p, count, blocks);
+    build_sparse(p, in, s.filters, flat, count, blocks);
     if (p.single) slice_sparse(p);
     int64_t scratch = 0;
     if (s.split_x) {

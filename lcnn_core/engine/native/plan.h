@@ -81,6 +81,7 @@ struct Prepared {
     bool single = false;                  // lookup: one output pixel
     bool beside = false;                  // lookup: beside the products that make S of the next tile, or block
     bool dense = false;                   // then: lookups are the larger part
+    bool turned = false;                  // then: blocks are phases, from the last to the first
     int64_t block_rows = 0, units = 0;    // then, where blocks of a tile are gone through, dictionary rows of each, and
                                           // the blocks of all tiles
     bool direct = false;                  // lookup: reads its input itself (identity dictionary)
