@@ -178,7 +178,8 @@ void lookup_tile(const Plan& plan, const Prepared& p, const Place& place, const 
         return;
     }
     e.exact = reaches(y, q0, (q1 - q0) * y.stride, mine.y1);
-    Lookups lookups{p.sparse, source, out + q0 * y.stride, y.plane, (q1 - q0) * y.stride, e, first, last, block0, block1};
+    Lookups lookups{p.sparse, source, out + q0 * y.stride, y.plane, (q1 - q0) * y.stride, e, first, last, block0, block1,
+                    p.beside};
     if (products)
         sparse_beside(lookups, *products);
     else
@@ -202,27 +203,24 @@ void run_tiles(const Plan& plan, const Prepared& p, const Place& place, WindowOf
     }
 }
 
-/// Blocks of dictionary rows of one tile after the other: stage i makes S of unit i, a block of a tile, beside the lookups
-/// of unit i - 1, each shared out among the threads.
-void run_units(const Plan& plan, const Prepared& p, const Place& place, WindowOfS& response, int stage) {
-    const Tensor &x = response.x, &y = plan.tensors[p.s.output];
-    int64_t blocks = p.sparse.blocks, rows = p.tile_rows, tile = stage / blocks, block = stage % blocks;
-    auto made = [&](int64_t tiles) { return tiles * rows >= y.height ? x.height : std::min(x.height, tiles * rows + p.down); };
+/// Block after block of dictionary rows over the whole image: stage i makes S of block i beside the lookups of block
+/// i - 1, each shared out among the threads.
+void run_blocks(const Plan& plan, const Prepared& p, const Place& place, WindowOfS& response, int stage) {
+    const Tensor& y = plan.tensors[p.s.output];
+    int64_t blocks = p.sparse.blocks, height = response.x.height, block = p.turned ? blocks - 1 - stage : stage;
     Products products;
-    if (tile * rows < y.height) {
+    if (stage < blocks) {
         bool phases = p.s.phases > 1;  // a block is one of them
         int64_t r0 = phases ? 0 : block * p.block_rows, r1 = std::min(r0 + p.block_rows, p.s.rows);
-        int64_t from = tile ? made(tile) : 0;
-        products = response.products(WindowOfS::part_of({from, made(tile + 1), r0, r1}, place.part, place.parts), true);
-        if (phases) products.only(p.turned ? blocks - 1 - block : block);
+        products = response.products(WindowOfS::part_of({0, height, r0, r1}, place.part, place.parts), true);
+        if (phases) products.only(block);
     }
     if (stage == 0) {
         response.surround(place.part, place.parts);
         return products.all();
     }
     Share mine = share_of(p, y, place.part, place.parts);
-    int64_t q0 = (stage - 1) / blocks * rows, before = (stage - 1) % blocks;
-    lookup_tile(plan, p, place, response.row(0, q0), mine, q0, std::min(q0 + rows, y.height), before, before + 1, &products);
+    lookup_tile(plan, p, place, response.row(0, 0), mine, 0, y.height, stage - 1, stage, &products);
 }
 
 }  // namespace
@@ -235,7 +233,7 @@ void run_lookup(const Plan& plan, const Prepared& p, const Place& place, int sta
     const float* input = s.split_x ? place.inputs[s.port] + place.image * plan.inputs[s.port].size() : plan.at(place, s.input);
     WindowOfS response{plan, p, x, input, window, place.scratch};
     if (shared || p.block_rows) response.first = -p.up;
-    if (p.block_rows) return run_units(plan, p, place, response, stage);
+    if (p.block_rows) return run_blocks(plan, p, place, response, stage);
     if (shared && stage == 0) {
         response.surround(place.part, place.parts);
         return response.compute(WindowOfS::part_of({0, x.height, 0, s.rows}, place.part, place.parts), true);

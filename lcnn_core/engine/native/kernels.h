@@ -151,6 +151,7 @@ void sparse_images(const SlicedMatrix& p, const float* response, float* out, int
 /// out[f][p] = sum over lookups of filter f of value * response[offset + p], p in [0, pixels), then the epilogue.
 /// Filters at sorted positions [first, last), blocks [block0, block1) of dictionary rows: the first one starts with the
 /// bias and the residual, others with what is there; the last one clamps. out and residual rows are indexed by filter.
+/// ``early``: residuals and sums so far come first, so that a sum is the same beside products and alone.
 struct Lookups {
     const SparseMatrix& p;
     const float* response;
@@ -158,6 +159,7 @@ struct Lookups {
     int64_t out_stride, pixels;
     Epilogue epilogue;
     int64_t first, last, block0, block1;
+    bool early = false;
 };
 
 void sparse(const Lookups& lookups);

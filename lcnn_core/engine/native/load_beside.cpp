@@ -60,14 +60,12 @@ double cost_of_rows(const Prepared& p, const Tensor& x, int64_t height, int64_t 
     return MEASURED * (cost + Unit(p, x, channels, height - (row - rows), 1, 1).alone());
 }
 
-/// Blocks of so many channels, tile after tile, each made of strips of its own; the last one of a tile may be smaller.
-double cost_of_units(const Prepared& p, const Tensor& x, int64_t height, int64_t channels, int64_t rows, int64_t each) {
-    int64_t tiles = (height + rows - 1) / rows, whole = (channels - 1) / each;
-    double strips = std::ceil(double(x.height * x.stride) / double(tiles) / double(BESIDE_COLS * VL));
-    double share = double(each) / double(channels);
-    Unit one(p, x, channels, rows, strips, share), last(p, x, channels, rows, strips, 1 - share * double(whole));
-    double tile = double(whole - 1) * one.beside(one.products) + one.beside(last.products);
-    return one.products + double(tiles) * tile + double(tiles - 1) * last.beside(one.products) + last.alone();
+/// The whole image, block after block of so many channels, of which the last may be smaller.
+double cost_of_blocks(const Prepared& p, const Tensor& x, int64_t height, int64_t channels, int64_t each) {
+    int64_t whole = (channels - 1) / each;
+    double strips = std::ceil(double(x.height * x.stride) / double(BESIDE_COLS * VL)), share = double(each) / double(channels);
+    Unit one(p, x, channels, height, strips, share), last(p, x, channels, height, strips, 1 - share * double(whole));
+    return one.products + double(whole - 1) * one.beside(one.products) + one.beside(last.products) + last.alone();
 }
 
 }  // namespace
@@ -95,15 +93,10 @@ Beside choose_beside(const Prepared& p, const Tensor& x, int64_t height, int64_t
             better({cost_of_rows(p, x, height, channels, rows), rows, 0});
     if (most_bytes || p.s.groups > 1) return best;
     int64_t least = p.s.rows * LEAST_IN_BLOCK / std::max<int64_t>(1, p.s.table_count / p.s.filters);
-    auto units = [&](int64_t each) {
-        for (int64_t tiles = 1; tiles <= 4 && tiles <= height; ++tiles) {
-            int64_t rows = (height + tiles - 1) / tiles;
-            better({cost_of_units(p, x, height, channels, rows, each), rows, each});
-        }
-    };
-    if (p.s.phases > 1) units(p.s.rows);  // a phase each
+    auto blocks = [&](int64_t each) { better({cost_of_blocks(p, x, height, channels, each), height, each}); };
+    if (p.s.phases > 1) blocks(p.s.rows);  // a phase each
     for (int64_t each = LCNN_ROWS; p.s.phases <= 1 && each < channels; each += LCNN_ROWS)
-        if (each >= least) units(each);
+        if (each >= least) blocks(each);
     return best;
 }
 

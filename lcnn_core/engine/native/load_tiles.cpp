@@ -149,10 +149,7 @@ int64_t choose_tiles(Plan& plan, Prepared& p, const Tensor& x, int64_t height, i
     choose_rows(p, x, height, channels);
     choose_window(p, x, height);
     choose_team(plan, p, x, height, channels);
-    if (p.block_rows) {
-        p.units = (height + p.tile_rows - 1) / p.tile_rows * ((channels + p.block_rows - 1) / p.block_rows);
-        return p.block_rows;
-    }
+    if (p.block_rows) return p.block_rows;
     int64_t blocks = p.beside ? 1 : choose_blocks(p, x, channels, p.tile_rows);
     return (channels + blocks - 1) / blocks;
 }

@@ -82,8 +82,8 @@ struct Prepared {
     bool beside = false;                  // lookup: beside the products that make S of the next tile, or block
     bool dense = false;                   // then: lookups are the larger part
     bool turned = false;                  // then: blocks are phases, from the last to the first
-    int64_t block_rows = 0, units = 0;    // then, where blocks of a tile are gone through, dictionary rows of each, and
-                                          // the blocks of all tiles
+    int64_t block_rows = 0;               // then, where blocks of dictionary rows are gone through over the whole image:
+                                          // rows of each
     bool direct = false;                  // lookup: reads its input itself (identity dictionary)
     bool as_team(int parts) const { return team_from && parts >= team_from; }
     bool extra_activation = false;        // not a clamp: applied after the epilogue
