@@ -1,4 +1,4 @@
-"""Lookups beside the products that make S of the next tile: layers for which the engine with 32 registers chooses it."""
+"""Lookups beside the products that make S of the next tile: layers for which a library with 32 registers chooses it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ class Chain(nn.Module):
 @given(
     st.sampled_from([16, 24, 64, 300]), st.sampled_from([16, 40, 66]), st.integers(8, 120), st.sampled_from([3, 5]),
     st.sampled_from([1, 1, 2]), st.sampled_from([1, 1, 2]), st.tuples(st.integers(5, 40), st.integers(3, 70)),
-    st.sampled_from([0.03, 0.1, 0.3]), st.sampled_from([1, 2, 3, 9]), st.sampled_from([1, 3]), st.sampled_from(ISAS or ["none"]),
+    st.sampled_from([0.03, 0.1, 0.3]), st.sampled_from([1, 2, 3, 9]), st.sampled_from([1, 3]),
+    st.sampled_from(ISAS or ["none"]),
 )  # fmt: skip
 def test_lookups_beside_products(
     width: int, filters: int, rows: int, kernel: int, stride: int, groups: int, size: tuple[int, int], density: float,

@@ -1,7 +1,8 @@
 // Steps that convolve: lookup layers (dictionary stage into a sliding window of S, then the lookup stage) and dense ones.
 //
-// A lookup step walks over tiles of output rows. The window holds the rows of S that a tile reads; rows shared with the
-// tile before are kept, and moved to the front only when the window is full, so that every row of S is computed once.
+// A lookup step walks over tiles of output rows, and a window of S (window.h) with it. Where lookups run beside products
+// (beside.cpp), those of a tile do while S of the next one is made; where an image is a tile or two, blocks of dictionary
+// rows take the place of tiles.
 #include <algorithm>
 #include <cstring>
 

@@ -53,15 +53,15 @@ int64_t choose_tiles(Plan& plan, Prepared& p, const Tensor& x, int64_t height, i
 
 /// Of the processor's second cache; a larger one counts as 512 KiB.
 int64_t l2_bytes();
-/// Lookups beside products: cycles of the multipliers, rows of a tile, and dictionary rows of a block where those of a tile
-/// are gone through one after the other (load_beside.cpp).
+/// Lookups beside products: cycles of the multipliers, rows of a tile, and dictionary rows of a block where blocks are gone
+/// through over the whole image (load_beside.cpp).
 struct Beside {
     double cost;
     int64_t rows, block_rows;
 };
 /// Whether they may be and pay: enough lookups a filter, no more than multiplications by the dictionary.
 bool may_be_beside(const Prepared& p, int64_t channels);
-/// most_bytes: of the window of S; 0 where it may hold all rows.
+/// most_bytes: of the window of S; 0 where it may hold all rows. No rows where no tile suits.
 Beside choose_beside(const Prepared& p, const Tensor& x, int64_t height, int64_t channels, int64_t most_bytes);
 /// Rows of the window where lookups of one tile run beside products that make S of the next: those start at the front
 /// when the window is full, and the tile at hand is to lie behind them.

@@ -83,13 +83,13 @@ bool may_be_beside(const Prepared& p, int64_t channels) {
 }
 
 Beside choose_beside(const Prepared& p, const Tensor& x, int64_t height, int64_t channels, int64_t most_bytes) {
-    Beside best{std::numeric_limits<double>::infinity(), 1, 0};
+    Beside best{std::numeric_limits<double>::infinity(), 0, 0};
     auto better = [&](const Beside& found) {
         bool wide = found.rows * x.stride > (LEAST_VECTORS - 1) * VL || found.rows == height;
         if (wide && found.cost < best.cost) best = found;
     };
     for (int64_t rows = 1; rows <= height; ++rows)
-        if (!most_bytes || rows == 1 || channels * beside_rows(p, x, height, rows) * x.stride * 4 <= most_bytes)
+        if (!most_bytes || channels * beside_rows(p, x, height, rows) * x.stride * 4 <= most_bytes)
             better({cost_of_rows(p, x, height, channels, rows), rows, 0});
     if (most_bytes || p.s.groups > 1) return best;
     int64_t least = p.s.rows * LEAST_IN_BLOCK / std::max<int64_t>(1, p.s.table_count / p.s.filters);

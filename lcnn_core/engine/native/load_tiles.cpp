@@ -97,19 +97,21 @@ bool holds_whole(const Prepared& p, const Tensor& x, int64_t height, int64_t cha
     return height <= FEW_ROWS || bytes <= double(l2_bytes()) * (p.beside ? 2 : 1);
 }
 
+/// Rows of a tile, and whether lookups run beside products where they may.
 void choose_rows(Prepared& p, const Tensor& x, int64_t height, int64_t channels) {
     // Of joined columns groups are of two rows, whatever the tile is. A 1x1 kernel that reads its input itself has no
     // window: from the first row on, every group begins at a cache line, and no load crosses one.
     bool pointwise = p.direct && p.up + p.down + p.reach == 0;
-    if (p.s.joined) {
-        p.tile_rows = std::min(height, JOINED_ROWS);
-    } else if (p.beside) {
+    if (p.beside) {
         Beside found = choose_beside(p, x, height, channels, holds_whole(p, x, height, channels) ? 0 : 2 * l2_bytes());
+        p.beside = found.rows > 0;
         p.tile_rows = found.rows;
         p.block_rows = found.block_rows;
-    } else {
-        p.tile_rows = pointwise ? height : cheapest_tile(p, x, height, channels);
     }
+    if (p.s.joined)
+        p.tile_rows = std::min(height, JOINED_ROWS);
+    else if (!p.beside)
+        p.tile_rows = pointwise ? height : cheapest_tile(p, x, height, channels);
 }
 
 void choose_window(Prepared& p, const Tensor& x, int64_t height) {

@@ -1,4 +1,5 @@
-// The window of S of a lookup step: rows of what the dictionary answers, made as the lookups come to need them.
+// The window of S of a lookup step: the rows of what the dictionary answers that a tile reads. Rows shared with the tile
+// before are kept, and moved to the front only when the window is full, so that every row of S is computed once.
 #pragma once
 
 #include <algorithm>
