@@ -1,10 +1,11 @@
 // Lookups beside products: the lookup stage of one tile while the dictionary stage makes S of the next one.
 //
 // Lookups wait for the load ports (a load for each FMA, crossing cache lines), products for the multipliers (10 loads for
-// 16 FMAs). Done in turns they leave the other's units idle; here each entry of a product's depth is followed by a lookup
-// over V vectors of pixels, and both run at the multipliers' rate: on a Zen 4 57 to 58 GMAC/s of its 59, where lookups
-// alone reach 24 from the second cache and products 57, 0.76 to 0.80 of the time of both in turns. It takes 32 registers:
-// 16 sums of the product (8 rows by 2 vectors), up to 8 of the lookups, and their operands.
+// 16 FMAs). Done in turns they leave the other's units idle; here a lookup over V vectors of pixels follows every entry of
+// a product's depth or every second one, some where V is small. On a Zen 4 both then run at the multipliers' rate: 57 to 58
+// GMAC/s of its 59, where lookups alone reach 24 from the second cache and products 57, 0.76 to 0.80 of the time of both in
+// turns; twice as many lookups beside a product run at 48 to 50. It takes 32 registers: 16 sums of the product (8 rows by 2
+// vectors), up to 8 of the lookups, and their operands; with 16 registers nothing is gained.
 #include <algorithm>
 #include <array>
 #include <utility>
@@ -18,7 +19,6 @@ namespace lcnn {
 namespace {
 
 constexpr int COLS = BESIDE_COLS, MOST = BESIDE_VECTORS, MR = LCNN_ROWS;
-constexpr int64_t AHEAD = 512;  // as in gemm.cpp
 
 /// Lookups of one block over V vectors of pixels, filter by filter; it may be left at any lookup, and taken up again.
 struct Stream {
@@ -80,12 +80,12 @@ void begin(Stream& lookups) {
 }
 
 template <class Last>
-LCNN_INLINE Last part(vf v);  // all of a vector, or its lower half
+LCNN_INLINE Last wanted(vf v);  // all of a vector, or its lower half
 template <>
-LCNN_INLINE vf part<vf>(vf v) { return v; }
+LCNN_INLINE vf wanted<vf>(vf v) { return v; }
 #if LCNN_HALVES
 template <>
-LCNN_INLINE vh part<vh>(vf v) { return lower(v); }
+LCNN_INLINE vh wanted<vh>(vf v) { return lower(v); }
 #endif
 
 LCNN_INLINE vf whole(vf v) { return v; }
@@ -97,19 +97,19 @@ LCNN_INLINE vf whole(vh v) { return widened(v); }
 template <class Last>
 LCNN_INLINE void multiply(vf (&acc)[MR], Last (&last)[MR], const float* a, const float* x) {
     vf b = load(x);
-    Last b_last = part<Last>(load(x + VL));
+    Last b_last = wanted<Last>(load(x + VL));
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r) {
         vf value = splat(a[r]);
         acc[r] += value * b;
-        last[r] += part<Last>(value) * b_last;
+        last[r] += wanted<Last>(value) * b_last;
     }
 }
 
 /// Register blocks of the strip at hand with lookups between, until whole ones or the lookups end.
-template <int V, class Last, bool DENSE>
+template <int V, class Last, bool MANY>
 void blocks_beside(Products& g, Stream& lookups) {
-    constexpr double RATE = beside_rate(V, DENSE);
+    constexpr double RATE = beside_rate(V, MANY);
     constexpr int EVERY = RATE < 1 ? 2 : 1, TIMES = RATE < 1 ? 1 : int(RATE);
     const Product& product = g.product;
     const Strip& t = g.strip;
@@ -127,13 +127,13 @@ void blocks_beside(Products& g, Stream& lookups) {
 #pragma GCC unroll 8
         for (int r = 0; r < MR; ++r) {
             acc[r] = t.first ? zero() : load(out + r * out_stride);
-            last[r] = part<Last>(t.first ? zero() : load(out + r * out_stride + VL));
+            last[r] = wanted<Last>(t.first ? zero() : load(out + r * out_stride + VL));
         }
         int64_t k = 0;
         while (k + EVERY <= t.depth) {
 #pragma GCC unroll 2
             for (int i = 0; i < EVERY; ++i) multiply(acc, last, a + (k + i) * MR, input + offsets[k + i]);
-            __builtin_prefetch(a + k * MR + AHEAD);
+            if (k % 2 == 0) __builtin_prefetch(a + k * MR + AHEAD);
             k += EVERY;
 #pragma GCC unroll 8
             for (int i = 0; i < TIMES; ++i) {
@@ -166,7 +166,7 @@ void stream_beside(Products& g, Stream& lookups) {
     while (!lookups.done() && !g.done()) {
         if (g.strip.cols != COLS || g.row + MR > g.product.row1)
             g.finish_strip(COLS);
-        else if (g.dense)
+        else if (g.many)
             g.strip.half ? blocks_beside<V, vh, true>(g, lookups) : blocks_beside<V, vf, true>(g, lookups);
         else
             g.strip.half ? blocks_beside<V, vh, false>(g, lookups) : blocks_beside<V, vf, false>(g, lookups);

@@ -196,11 +196,12 @@ void run_tiles(const Plan& plan, const Prepared& p, const Place& place, WindowOf
         q1 = std::min(q0 + p.tile_rows, mine.y1);
         if (!ready && (!beside || q0 == mine.y0)) response.fill(q0 - p.up, q1 + p.down);
         const float* source = p.direct ? response.input + q0 * response.x.stride : response.row(0, q0);
-        int64_t next = std::min(q1 + p.tile_rows, mine.y1);
+        bool more = beside && q1 < mine.y1;
+        int64_t next = std::min(q1 + p.tile_rows, mine.y1) + p.down;
         Products products;
-        if (beside && q1 < mine.y1) products = response.begin(q1 - p.up, next + p.down);
-        lookup_tile(plan, p, place, source, mine, q0, q1, 0, p.sparse.blocks, q1 < mine.y1 && beside ? &products : nullptr);
-        if (beside && q1 < mine.y1) response.end(next + p.down);
+        if (more) products = response.begin(q1 - p.up, next);
+        lookup_tile(plan, p, place, source, mine, q0, q1, 0, p.sparse.blocks, more ? &products : nullptr);
+        if (more) response.end(next);
     }
 }
 

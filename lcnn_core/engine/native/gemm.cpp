@@ -19,7 +19,6 @@ namespace {
 constexpr int MR = LCNN_ROWS;
 constexpr int NV = LCNN_COLS;
 constexpr int64_t PACK_ROWS = LCNN_VL == 16 ? INT64_MAX : 64;
-constexpr int64_t AHEAD = 512;  // floats of A fetched before they are needed: large matrices lie in the last cache
 
 struct Direct {
     const float* base;
@@ -135,7 +134,7 @@ int64_t Product::vectors(int64_t pixel, int64_t most) const {
     return left == 4 && most == 3 ? 2 : std::min(most, left);  // 4 is 2 + 2: one column alone is slow
 }
 
-Strip Product::strip(int64_t pixel, int64_t depth0, int64_t cols) const {
+Strip Product::open(int64_t pixel, int64_t depth0, int64_t cols) const {
     Strip t;
     t.pixel = pixel;
     t.cols = cols;
@@ -174,7 +173,7 @@ void Products::start(int64_t cols) {
     if (product.pixels <= 0 || product.row0 >= product.row1) part = parts;
     if (done()) return;
     product.a = matrices + part % groups;
-    strip = product.strip(0, 0, product.vectors(0, cols));
+    strip = product.open(0, 0, product.vectors(0, cols));
     row = product.row0;
 }
 
@@ -187,7 +186,7 @@ void Products::finish_strip(int64_t cols) {
         pixel += strip.cols * VL;
     }
     if (pixel < product.pixels) {
-        strip = product.strip(pixel, depth0, depth0 ? strip.cols : product.vectors(pixel, cols));
+        strip = product.open(pixel, depth0, depth0 ? strip.cols : product.vectors(pixel, cols));
         return;
     }
     ++part;

@@ -31,11 +31,12 @@ struct PackedMatrix {
 };
 
 constexpr int64_t DEPTH_BLOCK = 256;
+constexpr int64_t AHEAD = 512;  // floats of A fetched before they are needed: large matrices lie in the last cache
 
 /// Part of a product: a panel of up to LCNN_COLS vectors of pixels by a block of depth.
 struct Strip {
     int64_t pixel = 0, cols = 0, depth0 = 0, depth = 0;
-    int64_t lanes = 0;                  // to write: with an exact epilogue, those up to the last pixel
+    int64_t lanes = 0;                  // to write: of a half vector, or with an exact epilogue, no more than is wanted
     bool half = false;                  // of the last vector, only the lower half is wanted
     bool first = false, last = false;   // block of depth
     bool packed = false;                // its pixels lie in the product's panel
@@ -55,8 +56,8 @@ struct Product {
 
     /// Vectors of the strip from a pixel on, where at most so many are wanted.
     int64_t vectors(int64_t pixel, int64_t most) const;
-    /// The part from a pixel and a depth on, its pixels copied to the panel where that pays.
-    Strip strip(int64_t pixel, int64_t depth0, int64_t cols) const;
+    /// Opens the part from a pixel and a depth on: its pixels are copied to the panel where that pays.
+    Strip open(int64_t pixel, int64_t depth0, int64_t cols) const;
     /// Rows [row, end) of it, row a multiple of LCNN_ROWS.
     void rows(const Strip& strip, int64_t row, int64_t end) const;
 };
@@ -171,7 +172,7 @@ struct Products {
     const PackedMatrix* matrices = nullptr;  // of part i: i % groups
     int64_t groups = 1, input_step = 0, out_step = 0;
     int64_t part = 0, parts = 0;             // the one at hand, one past the last
-    bool dense = false;                      // more lookups beside each
+    bool many = false;                       // lookups beside them: twice as many at a time
     Strip strip;                             // the one at hand, and the row that is next
     int64_t row = 0;
 
@@ -192,8 +193,8 @@ struct Products {
 
 constexpr int64_t BESIDE_VECTORS = 8, BESIDE_COLS = 2;  // vectors of pixels of a lookup, of a strip of the product
 /// Lookups for each entry of a product's depth: about a quarter of its FMAs, or twice as many.
-constexpr double beside_rate(double vectors, bool dense) {
-    return (vectors > 4 ? 0.5 : vectors > 2 ? 1 : vectors > 1 ? 2 : 5) * (dense ? 2 : 1);
+constexpr double beside_rate(double vectors, bool many) {
+    return (vectors > 4 ? 0.5 : vectors > 2 ? 1 : vectors > 1 ? 2 : 5) * (many ? 2 : 1);
 }
 
 /// The lookups, and the products beside them: those keep the load ports busy, these the multipliers. Needs LCNN_BESIDE.

@@ -9,12 +9,13 @@
 namespace lcnn {
 namespace {
 
-// In cycles of the multipliers, a vector of pixels: a lookup alone, which waits for its load from the first cache or from
+// Measured on a Zen 4. In cycles of its multipliers, a vector of pixels: a lookup alone, which waits for its load from the first cache or from
 // the second; one beside a product.
 constexpr double ALONE = 1.8, ALONE_FAR = 2.4, HIDDEN = 1.05;
 constexpr double MEASURED = 1.06;  // of whole tiles, over what this model says
 constexpr double NEAR_BYTES = 48 << 10;  // of S, about what the first cache holds
 constexpr int64_t LEAST_VECTORS = 5;  // of pixels; fewer share too little of what a lookup reads
+constexpr int64_t MOST_BLOCKS = 8;  // threads wait for each other at the end of each
 constexpr int64_t LEAST_IN_BLOCK = 6;  // lookups of a filter, to pay for its partial sums
 constexpr int64_t LEAST_OF_FILTER = 8;  // lookups, to pay for its end
 // Cycles of a filter's end, of the store of each of its vectors, to the second cache or beyond it; of a strip's start.
@@ -23,7 +24,7 @@ constexpr double END = 10, STORE = 2, STORE_FAR = 8, STRIP = 100;
 /// What a tile of so many rows takes, or a share of its dictionary rows.
 struct Unit {
     double vectors, groups, products, lookups, ends, wait;
-    bool dense;
+    bool many;
 
     Unit(const Prepared& p, const Tensor& x, int64_t channels, int64_t rows, double strips, double share) {
         vectors = double((rows * x.stride + VL - 1) / VL);
@@ -34,13 +35,13 @@ struct Unit {
         double store = outputs > double(l2_bytes()) ? STORE_FAR : STORE;
         ends = double(p.s.filters) * (groups * END + vectors * store * (share < 1 ? 2 : 1));
         double bytes = double(channels * (rows + p.up + p.down) * x.stride) * 4 * share;
-        dense = p.dense;
+        many = p.many;
         wait = bytes > NEAR_BYTES ? ALONE_FAR : ALONE;
     }
     double alone() const { return lookups * wait + ends; }
     /// Its lookups beside the products of another.
     double beside(double others) const {
-        double v = vectors / groups, hidden = std::min(lookups, others / 16 * beside_rate(v, dense) * v);
+        double v = vectors / groups, hidden = std::min(lookups, others / 16 * beside_rate(v, many) * v);
         return others + hidden * HIDDEN + (lookups - hidden) * wait + ends;
     }
 };
@@ -71,7 +72,8 @@ double cost_of_blocks(const Prepared& p, const Tensor& x, int64_t height, int64_
 }  // namespace
 
 int64_t beside_rows(const Prepared& p, const Tensor& x, int64_t height, int64_t tile_rows) {
-    int64_t halo = p.up + p.down, over = (BESIDE_COLS * VL + x.stride - 1) / x.stride;  // rows that the last strip reaches
+    int64_t halo = p.up + p.down;
+    int64_t over = (BESIDE_COLS * VL + p.reach + x.stride - 1) / x.stride;  // rows between the last strip and what is read
     int64_t tiles = 2 + (halo + over + tile_rows - 1) / tile_rows;
     return std::min(height, tiles * tile_rows) + halo;
 }
@@ -86,13 +88,14 @@ Beside choose_beside(const Prepared& p, const Tensor& x, int64_t height, int64_t
     Beside best{std::numeric_limits<double>::infinity(), 0, 0};
     auto better = [&](const Beside& found) {
         bool wide = found.rows * x.stride > (LEAST_VECTORS - 1) * VL || found.rows == height;
-        if (wide && found.cost < best.cost) best = found;
+        bool alone = found.rows == height && !found.block_rows;  // nothing would stand beside anything
+        if (wide && !alone && found.cost < best.cost) best = found;
     };
     for (int64_t rows = 1; rows <= height; ++rows)
         if (!most_bytes || channels * beside_rows(p, x, height, rows) * x.stride * 4 <= most_bytes)
             better({cost_of_rows(p, x, height, channels, rows), rows, 0});
     if (most_bytes || p.s.groups > 1) return best;
-    int64_t least = p.s.rows * LEAST_IN_BLOCK / std::max<int64_t>(1, p.s.table_count / p.s.filters);
+    int64_t least = std::max(p.s.rows / MOST_BLOCKS, p.s.rows * LEAST_IN_BLOCK / (p.s.table_count / p.s.filters));
     auto blocks = [&](int64_t each) { better({cost_of_blocks(p, x, height, channels, each), height, each}); };
     if (p.s.phases > 1) blocks(p.s.rows);  // a phase each
     for (int64_t each = LCNN_ROWS; p.s.phases <= 1 && each < channels; each += LCNN_ROWS)

@@ -131,7 +131,7 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
     choose_pairing(p, y);
     p.single = !s.pooled && y.height * y.width == 1;
     p.beside = may_be_beside(p, channels);
-    p.dense = 2 * s.table_count > channels * s.width;
+    p.many = 2 * s.table_count > channels * s.width;
     int64_t each = choose_tiles(plan, p, x, height, channels);
     std::vector<int64_t> flat(reads);
     std::vector<int32_t> blocks(s.table_count, 0);

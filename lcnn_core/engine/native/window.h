@@ -45,8 +45,9 @@ struct WindowOfS {
         end(to);
     }
 
-    /// As fill, but the products are left to be done; then ``end``. Rows held before stay where they are. Beside
-    /// lookups, whole strips are made where the image goes on, so that none is cut where a tile ends.
+    /// As fill, but the products are left to be done; then ``end``. The tile before may be read meanwhile where it lies, by
+    /// addresses taken before (beside_rows). Beside lookups, whole strips are made where the image goes on, so that none is
+    /// cut where a tile ends.
     Products begin(int64_t from, int64_t to) {
         make_room(from, to);
         int64_t wanted = std::max<int64_t>(0, to * x.stride - have), pixel = have;
@@ -121,7 +122,7 @@ struct WindowOfS {
         made.groups = p.s.groups;
         made.input_step = p.s.width * x.plane;
         made.out_step = p.s.rows * p.window_plane;
-        made.dense = p.dense;
+        made.many = p.many;
         made.parts = channels() / p.s.rows;  // phase-major, then group
         return made;
     }
