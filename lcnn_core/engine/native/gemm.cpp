@@ -33,7 +33,7 @@ struct Panel {
 
 /// One register block: PANELS panels of ROWS rows by COLS vectors, of the last of which only a half may be wanted.
 template <int ROWS, int COLS, int PANELS, bool HALF, class Source>
-void block(const float* a, int64_t panel_size, Source source, int64_t depth, float* out, int64_t out_stride,
+LCNN_INLINE void block(const float* a, int64_t panel_size, Source source, int64_t depth, float* out, int64_t out_stride,
            bool first, bool last, const Epilogue& e, int64_t row, int64_t pixel, int64_t lanes) {
     constexpr int R = ROWS * PANELS, WHOLE = COLS - HALF;
     vf acc[R][COLS];

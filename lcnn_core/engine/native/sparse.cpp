@@ -46,9 +46,9 @@ void group(const Lookups& c, int64_t block, int64_t pixel, int64_t lanes) {
         vf acc[V];
         float* out = c.out + f * c.out_stride + pixel;
         end.start<V>(acc, f);
-        if (c.early) end.add_given<V>(acc, f, out);
+        if (LCNN_BESIDE && c.early) end.add_given<V>(acc, f, out);
         accumulate<V>(acc, s, lookups + starts[i], lookups + starts[i + 1]);
-        if (!c.early) end.add_given<V>(acc, f, out);
+        if (!LCNN_BESIDE || !c.early) end.add_given<V>(acc, f, out);
         end.store<V>(acc, out);
     }
 }
