@@ -39,9 +39,10 @@ def roofline_seconds(spec: ModelSpec, peaks: Peaks, batch: int, threads: int) ->
 def layer_seconds(spec: ModelSpec, peaks: Peaks, batch: int, threads: int) -> dict[str, float]:
     """Seconds of every layer at the peaks, by name, all its calls together.
 
-    Matrix products at the peak of the matrix kernel, lookups at the rate from the first cache, times ``threads``; the
-    dictionary at unpadded positions. A layer takes at least the time to read its weights once, at the rate at which as
-    many bytes as all weights together, or somewhat fewer, are read again and again.
+    Matrix products at the peak of the matrix kernel, lookups at the rate from the first cache, times ``threads``, one
+    after the other: lookups that run beside products could take less. The dictionary at unpadded positions. A layer
+    takes at least the time to read its weights once, at the rate at which as many bytes as all weights together, or
+    somewhat fewer, are read again and again.
     """
     rate = read_gbytes(peaks, sum(map(weight_bytes, spec.layers)))
     seconds: dict[str, float] = {}

@@ -231,7 +231,7 @@ void run_lookup(const Plan& plan, const Prepared& p, const Place& place, int sta
     const Step& s = p.s;
     const Tensor &x = plan.tensors[s.input], &y = plan.tensors[s.output];
     bool shared = place.parts > 1 && stages(p, false, place.parts) > 1, ready = p.direct || shared;
-    float* window = shared ? place.shared : place.scratch + DEPTH_BLOCK * LCNN_COLS * VL;
+    float* window = shared ? place.shared : place.scratch + PANEL;
     const float* input = s.split_x ? place.inputs[s.port] + place.image * plan.inputs[s.port].size() : plan.at(place, s.input);
     WindowOfS response{plan, p, x, input, window, place.scratch};
     if (shared || p.block_rows) response.first = -p.up;
@@ -243,7 +243,7 @@ void run_lookup(const Plan& plan, const Prepared& p, const Place& place, int sta
     float* out = plan.at(place, s.output);
     Share mine = share_of(p, y, place.part, place.parts);
     if (mine.y0 == mine.y1 || mine.first == mine.last) return;
-    float* plane = place.scratch + DEPTH_BLOCK * LCNN_COLS * VL + (p.direct ? 0 : response.channels() * p.window_plane + GUARD);
+    float* plane = place.scratch + PANEL + (p.direct ? 0 : response.channels() * p.window_plane + GUARD);
     Window win{s.kh, s.kw, s.sy, s.sx, s.py, s.px, s.dy, s.dx};
     if (s.joined) return run_pairs(Joined{p, y, {plane, plane + s.filters * p.line, p.line}}, response, out, mine, ready);
     if (p.paired) return run_pairs(Pairs{p, y, win, plane, plane + p.sparse.rows * p.line}, response, out, mine, ready);

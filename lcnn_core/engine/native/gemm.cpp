@@ -18,7 +18,8 @@ namespace {
 
 constexpr int MR = LCNN_ROWS;
 constexpr int NV = LCNN_COLS;
-constexpr int64_t PACK_ROWS = LCNN_VL == 16 ? INT64_MAX : 64;
+constexpr int64_t PACK_ROWS = PANEL ? 64 : INT64_MAX;
+static_assert(PANEL == 0 || PANEL == DEPTH_BLOCK * NV * VL, "a panel holds a block of depth");
 
 struct Direct {
     const float* base;

@@ -43,7 +43,7 @@ struct Strip {
 };
 
 /// out[r][p] = sum_k A[r][k] * input[offsets[k] + p] for rows [row0, row1) (row0 a multiple of LCNN_ROWS) and p in
-/// [0, pixels), then the epilogue. ``panel`` is scratch of DEPTH_BLOCK * LCNN_COLS * LCNN_VL floats.
+/// [0, pixels), then the epilogue. ``panel`` is scratch of PANEL floats.
 struct Product {
     const PackedMatrix* a = nullptr;
     const float* input = nullptr;

@@ -282,7 +282,7 @@ void place_scratch(Plan& plan) {
     plan.space = plan.arena;
     for (size_t i = 0; i < top.size(); ++i) {
         Prepared& p = plan.steps[i];
-        p.scratch += DEPTH_BLOCK * LCNN_COLS * VL + 2 * GUARD;
+        p.scratch += PANEL + 2 * GUARD;
         p.work = (top[i] + GUARD + 15) / 16 * 16;
         plan.scratch = std::max(plan.scratch, p.scratch);
         plan.space = std::max(plan.space, p.work + p.scratch);
