@@ -6,26 +6,17 @@
 #include <algorithm>
 #include <cstring>
 
-#include "plan.h"
-#include "vec.h"
-#include "window.h"
+#include "conv.h"
 
 namespace lcnn {
 namespace {
-
-int64_t round16(int64_t n) { return (n + 15) / 16 * 16; }
-
-/// Whether whole vectors over ``floats`` from row y on would reach row ``end``, which is another thread's.
-bool reaches(const Tensor& t, int64_t y, int64_t floats, int64_t end) {
-    return end < t.height && y * t.stride + (floats + VL - 1) / VL * VL > end * t.stride;
-}
 
 /// The first filter of a part that has as many lookups as the others.
 int64_t first_filter(const SparseMatrix& p, int part, int parts) {
     auto before = [&](int64_t i) {
         int64_t sum = 0;
         for (int64_t block = 0; block < p.blocks; ++block)
-            sum += p.starts[block * (p.rows + 1) + i] - p.starts[block * (p.rows + 1)];
+            sum += p.starts[block * p.block_starts() + i * p.columns] - p.starts[block * p.block_starts()];
         return sum + i;  // storing a filter without lookups takes time too
     };
     int64_t wanted = share(before(p.rows), part, parts), low = 0, high = p.rows;
@@ -36,11 +27,6 @@ int64_t first_filter(const SparseMatrix& p, int part, int parts) {
     return low;
 }
 
-/// What one thread computes: rows [y0, y1) of the output, of the filters at sorted positions [first, last).
-struct Share {
-    int64_t y0, y1, first, last;
-};
-
 Share share_of(const Prepared& p, const Tensor& y, int part, int parts) {
     if (!p.as_team(parts))
         return {share(y.height, part, parts), share(y.height, part + 1, parts), 0,
@@ -50,113 +36,6 @@ Share share_of(const Prepared& p, const Tensor& y, int part, int parts) {
         return {0, 1, share(chunks, part, parts), share(chunks, part + 1, parts)};
     }
     return {0, y.height, first_filter(p.sparse, part, parts), first_filter(p.sparse, part + 1, parts)};
-}
-
-/// Rows of a convolution under a fused max-pool: a tile of one filter in ``plane``, and what the next tile reads again.
-struct Pooling {
-    const Prepared& p;
-    const Tensor &x, &y;
-    Window win;
-    float *plane, *line, *carry;
-    int64_t done = 0;  // conv rows computed so far
-
-    int64_t first_row(int64_t q) const { return std::max<int64_t>(0, q * win.sy - win.py); }
-    int64_t end_row(int64_t q) const { return std::min(p.s.conv_height, (q - 1) * win.sy - win.py + (win.kh - 1) * win.dy + 1); }
-
-    /// The first conv row to compute for pooled rows from q on: windows may overlap, touch, or leave rows out.
-    int64_t next_row(int64_t q) const { return std::max(done, first_row(q)); }
-
-    /// Pooled rows [q0, q1) of the filters of ``mine``; ``response`` points at conv row next_row(q0).
-    void tile(const float* response, float* out, int64_t q0, int64_t q1, const Share& mine) {
-        int64_t c0 = first_row(q0), from = next_row(q0), c1 = std::max(end_row(q1), from);
-        int64_t kept = (from - c0) * x.stride, fresh = (c1 - from) * x.stride;
-        int64_t saved = std::max<int64_t>(c1 - first_row(q1), 0) * x.stride, most = win.kh * win.dy * x.stride;
-        for (int64_t i = mine.first; i < mine.last; ++i) {
-            int64_t f = p.sparse.filters[i];
-            memcpy(plane, carry + i * most, kept * sizeof(float));
-            sparse({p.sparse, response, plane + kept, 0, fresh, p.epilogue, i, i + 1, 0, p.sparse.blocks});
-            for (int64_t q = q0; q < q1; ++q)
-                max_pool_row(plane - c0 * x.stride, p.s.conv_height, p.s.conv_width, x.stride, win, q,
-                             out + f * y.plane + q * y.stride, y.width, line, reaches(y, q, y.width, mine.y1));
-            memcpy(carry + i * most, plane + kept + fresh - saved, saved * sizeof(float));
-            finish(p, y, out, f, q0, q1);
-        }
-        done = c1;
-    }
-};
-
-/// Lookups under a max-pool with stride 2: conv rows 2q and 2q + 1 are a pair, joined in registers as they are made.
-struct Pairs {
-    const Prepared& p;
-    const Tensor& y;
-    Window win;
-    float *lines, *carries;
-
-    void start() const {
-        std::fill(lines, lines + 2 * p.sparse.rows * p.line, -__builtin_inff());  // carries follow the lines
-    }
-
-    /// Pair q; makes pooled row ``row`` unless that is -1. ``response`` points at conv row 2q.
-    void pair(const float* response, int64_t stride, int64_t q, int64_t row, float* out, const Share& mine) const {
-        const Step& s = p.s;
-        int64_t below = 2 * q + 1 < s.conv_height ? stride : 0;
-        sparse_pair(p.sparse, response, below, s.conv_width, p.epilogue.bias, p.pairing, lines + s.px, carries, p.line,
-                    mine.first, mine.last);
-        if (row < 0) return;
-        bool exact = reaches(y, row, y.width, mine.y1);
-        int64_t length = (y.width - 1) * s.sx + (s.kw - 1) * s.dx + 1;
-        for (int64_t i = mine.first; i < mine.last; ++i) {
-            float* line = lines + i * p.line;
-            for (int64_t x = s.px + s.conv_width; x < length; ++x) line[x] = -__builtin_inff();
-            int64_t f = p.sparse.filters[i];
-            max_pool_line(line, win, out + f * y.plane + row * y.stride, y.width, exact, p.epilogue.low, p.epilogue.high);
-        }
-    }
-};
-
-/// The same of two columns of outputs at a time, so that pooled rows are made in registers.
-struct Joined {
-    const Prepared& p;
-    const Tensor& y;
-    Carried carried;
-
-    void start() const {
-        std::fill(carried.rows, carried.rows + p.sparse.rows * carried.stride, -__builtin_inff());
-    }
-
-    void pair(const float* response, int64_t stride, int64_t q, int64_t row, float* out, const Share& mine) const {
-        Epilogue e = p.epilogue;
-        e.exact = row >= 0 && reaches(y, row, y.width, mine.y1);
-        int64_t below = 2 * q + 1 < p.s.conv_height ? stride : 0;
-        sparse_quad(p.sparse, response, below, p.pairing, p.across, carried, row < 0 ? nullptr : out + row * y.stride,
-                    y.plane, y.width, e, mine.first, mine.last);
-    }
-};
-
-/// Pooled rows [y0, y1): a window may need the pair before its own, or the first row of the pair behind it.
-template <class Rows>
-void run_pairs(const Rows& pairs, WindowOfS& response, float* out, const Share& mine, bool ready) {
-    const Prepared& p = response.p;
-    int64_t y0 = mine.y0, y1 = mine.y1;
-    const Tensor& x = response.x;
-    bool before = p.pairing == Pairing::before, after = p.pairing == Pairing::after;
-    int64_t first = y0 - (before && y0 > 0), last = y1 + after;
-    int64_t tile = std::max<int64_t>(1, p.tile_rows / 2);
-    pairs.start();
-    if (!ready) response.start(2 * first - p.up);
-    for (int64_t q0 = first; q0 < last; q0 += tile) {
-        int64_t q1 = std::min(q0 + tile, last);
-        if (!ready) response.fill(2 * q0 - p.up, std::min(2 * q1, p.s.conv_height) + p.down);
-        for (int64_t q = q0; q < q1; ++q) {
-            int64_t row = after ? q - 1 : q;
-            const float* source = p.direct ? response.input + 2 * q * x.stride : response.row(0, 2 * q);
-            bool made = row >= y0 && row < y1;
-            pairs.pair(source, x.stride, q, made ? row : -1, out, mine);
-        }
-        int64_t from = std::max(q0 - after, y0), to = std::min(q1 - after, y1);
-        for (int64_t i = mine.first; i < mine.last && from < to; ++i)
-            finish(p, pairs.y, out, p.sparse.filters[i], from, to);
-    }
 }
 
 /// Rows [q0, q1) of the output, without pooling, of one pixel or whole vectors; ``source`` points at row q0 of S. Of
@@ -178,6 +57,12 @@ void lookup_tile(const Plan& plan, const Prepared& p, const Place& place, const 
             finish(p, y, out, f, 0, 1);
         return;
     }
+    if (p.shifted) {
+        float* sums = place.scratch + PANEL + p.planes * p.window_plane + GUARD;
+        sparse_shifted({p.sparse, source, p.row, out + q0 * y.stride, y.plane, y.stride, y.width, q1 - q0, e, first, last, sums});
+        for (int64_t i = first; i < last; ++i) finish(p, y, out, p.sparse.filters[i], q0, q1);
+        return;
+    }
     e.exact = reaches(y, q0, (q1 - q0) * y.stride, mine.y1);
     Lookups lookups{p.sparse, source, out + q0 * y.stride, y.plane, (q1 - q0) * y.stride, e, first, last, block0, block1,
                     p.beside};
@@ -195,7 +80,7 @@ void run_tiles(const Plan& plan, const Prepared& p, const Place& place, WindowOf
     for (int64_t q0 = mine.y0, q1; q0 < mine.y1; q0 = q1) {
         q1 = std::min(q0 + p.tile_rows, mine.y1);
         if (!ready && (!beside || q0 == mine.y0)) response.fill(q0 - p.up, q1 + p.down);
-        const float* source = p.direct ? response.input + q0 * response.x.stride : response.row(0, q0);
+        const float* source = response.source(q0);
         bool more = beside && q1 < mine.y1;
         int64_t next = std::min(q1 + p.tile_rows, mine.y1) + p.down;
         Products products;
@@ -238,29 +123,13 @@ void run_lookup(const Plan& plan, const Prepared& p, const Place& place, int sta
     if (p.block_rows) return run_blocks(plan, p, place, response, stage);
     if (shared && stage == 0) {
         response.surround(place.part, place.parts);
-        return response.compute(WindowOfS::part_of({0, x.height, 0, s.rows}, place.part, place.parts), true);
+        return response.compute(WindowOfS::part_of({0, x.height, 0, p.made_rows()}, place.part, place.parts), true);
     }
     float* out = plan.at(place, s.output);
     Share mine = share_of(p, y, place.part, place.parts);
     if (mine.y0 == mine.y1 || mine.first == mine.last) return;
-    float* plane = place.scratch + PANEL + (p.direct ? 0 : response.channels() * p.window_plane + GUARD);
-    Window win{s.kh, s.kw, s.sy, s.sx, s.py, s.px, s.dy, s.dx};
-    if (s.joined) return run_pairs(Joined{p, y, {plane, plane + s.filters * p.line, p.line}}, response, out, mine, ready);
-    if (p.paired) return run_pairs(Pairs{p, y, win, plane, plane + p.sparse.rows * p.line}, response, out, mine, ready);
-    if (!s.pooled) return run_tiles(plan, p, place, response, mine, ready);
-    int64_t plane_size = round16((p.tile_rows + s.kh * s.dy + s.sy) * x.stride + LCNN_ACCS * LOOKUP_VL);
-    Pooling pooling{p, x, y, win, plane, plane + plane_size, plane + plane_size + p.line};
-    int64_t per_tile = std::max<int64_t>(1, p.tile_rows / s.sy);
-    pooling.done = pooling.first_row(mine.y0);
-    for (int64_t q0 = mine.y0; q0 < mine.y1; q0 += per_tile) {
-        int64_t q1 = std::min(q0 + per_tile, mine.y1);
-        int64_t c0 = pooling.next_row(q0), c1 = std::max(pooling.end_row(q1), c0);
-        if (!ready) {
-            if (q0 == mine.y0) response.start(c0 - p.up);
-            response.fill(c0 - p.up, c1 + p.down);
-        }
-        pooling.tile(p.direct ? response.input + c0 * x.stride : response.row(0, c0), out, q0, q1, mine);
-    }
+    float* own = place.scratch + PANEL + (p.direct ? 0 : response.channels() * p.window_plane + GUARD);
+    s.pooled ? run_pooled(response, own, out, mine, ready) : run_tiles(plan, p, place, response, mine, ready);
 }
 
 void run_gemm(const Plan& plan, const Prepared& p, const Place& place) {

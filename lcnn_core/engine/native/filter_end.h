@@ -27,8 +27,8 @@ struct FilterEnd {
 
     /// Adds the residual or, in blocks behind the first, the sums so far, which may have been written over it.
     template <int V>
-    LCNN_INLINE void add_given(vf (&acc)[V], int64_t f, const float* out) const {
-        const float* given = !first ? out : e.residual ? e.residual + f * e.residual_stride + pixel : nullptr;
+    LCNN_INLINE void add_given(vf (&acc)[V], int64_t f, const float* out, int64_t on = 0) const {
+        const float* given = !first ? out : e.residual ? e.residual + f * e.residual_stride + pixel + on : nullptr;
         if (given)
 #pragma GCC unroll 24
             for (int j = 0; j < V; ++j) acc[j] += load(given + j * VL);
@@ -54,6 +54,25 @@ struct FilterEnd {
             store_first(rest_out, acc[V - 1], rest);
     }
 };
+
+/// even[j] = what a pooled column makes of a row's outputs; ``end`` is the outputs' column next to these, then of these.
+template <int V>
+LCNN_INLINE void join_columns(vf (&even)[V], const vf (&odd)[V], Pairing across, float& end) {
+    vf next = splat(end);
+    if (across == Pairing::two) {
+#pragma GCC unroll 8
+        for (int j = 0; j < V; ++j) even[j] = larger(even[j], odd[j]);
+    } else if (across == Pairing::before) {
+#pragma GCC unroll 8
+        for (int j = 0; j < V; ++j) even[j] = larger(larger(moved_on(j ? odd[j - 1] : next, odd[j]), even[j]), odd[j]);
+        end = odd[V - 1][VL - 1];
+    } else {
+        end = even[0][0];
+#pragma GCC unroll 8
+        for (int j = 0; j < V; ++j)
+            even[j] = larger(larger(even[j], odd[j]), moved_back(even[j], j + 1 < V ? even[j + 1] : next));
+    }
+}
 
 }  // namespace
 }  // namespace lcnn

@@ -67,10 +67,10 @@ void gemm(const Product& product);
 constexpr int64_t SPLIT_CHANNELS = 16, MAX_SPLIT = 8;
 
 /// How S of an image (channels, height, width) is made and divided: a phase holds every step_y-th row and step_x-th
-/// column (1, 2, 4 or 8) from its (row, column) on, ``rows`` planes, rows of it ``stride`` floats apart.
+/// column (1, 2, 4 or 8) from its (row, column) on, ``rows`` planes, rows of it ``stride`` floats apart, of ``lanes``.
 struct Split {
     int64_t channels = 0, height = 0, width = 0, step_y = 0, step_x = 0;
-    int64_t rows = 0, plane = 0, stride = 0;
+    int64_t rows = 0, plane = 0, stride = 0, lanes = 0;
     std::vector<std::pair<int32_t, int32_t>> phases;
     std::vector<float> dictionary;  // (rows, channels)
 };
@@ -120,8 +120,10 @@ struct SparseMatrix {
     int64_t rows = 0, blocks = 1;
     std::vector<Lookup> lookups;      // block by block, filter by filter in sorted order
     std::vector<int32_t> odd;         // of joined columns, beside each lookup: where the next output pixel reads
-    std::vector<int32_t> starts;      // (blocks, rows + 1)
+    int64_t columns = 1;              // of lookups by kernel column: parts of each filter, from the last column on
+    std::vector<int32_t> starts;      // (blocks, rows * columns + 1)
     std::vector<int32_t> filters;     // sorted position -> filter
+    int64_t block_starts() const { return rows * columns + 1; }
 };
 
 constexpr int64_t SLICED_FILTERS = 128;
@@ -164,6 +166,23 @@ struct Lookups {
 };
 
 void sparse(const Lookups& lookups);
+
+constexpr int64_t SHIFTED_VECTORS = 16, MOST_ROW = 4;  // vectors of pixels at a time, of a row
+
+/// The same by kernel column (shifted.cpp), of ``rows`` rows of ``width`` pixels, out_row floats apart. Rows of S are
+/// ``row`` floats apart, one to four whole vectors, and aligned; offsets are those of rows. Needs LCNN_SHIFTS.
+struct ShiftedLookups {
+    const SparseMatrix& p;
+    const float* response;
+    int64_t row;
+    float* out;
+    int64_t out_stride, out_row, width, rows;
+    Epilogue epilogue;
+    int64_t first, last;
+    float* sums;  // scratch of SHIFTED_VECTORS aligned vectors a filter, where there are several blocks
+};
+
+void sparse_shifted(const ShiftedLookups& lookups);
 
 /// Products of a tile of S that are done piece by piece: ``product``, again for each of the parts that follow, a phase or
 /// a group whose input and output lie a step on.
@@ -231,6 +250,23 @@ struct Carried {
 void sparse_quad(const SparseMatrix& p, const float* response, int64_t below, Pairing rows, Pairing across,
                  const Carried& carried, float* out, int64_t out_stride, int64_t width, const Epilogue& epilogue,
                  int64_t first, int64_t last);
+
+/// Pairs of rows by kernel column, joined as in sparse_pair, then pairs of columns as in sparse_quad: of up to
+/// SHIFTED_VECTORS / 2 vectors. Pooled rows [from, to) of them are stored, out_row floats apart, ``width`` pixels each.
+/// carry: ``row`` floats a filter, aligned.
+struct ShiftedPairs {
+    const SparseMatrix& p;
+    const float* response;
+    int64_t row, pairs;
+    bool odd;  // the last pair lacks its second row
+    Pairing rows, across;
+    float *carry, *out;
+    int64_t out_stride, out_row, width, from, to;
+    const Epilogue& e;
+    int64_t first, last;
+};
+
+void shifted_pairs(const ShiftedPairs& pairs);
 
 enum class Activation : int64_t { none, clamp, leaky, silu, sigmoid, hard_swish, hard_sigmoid, tanh, elu };
 

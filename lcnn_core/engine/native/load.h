@@ -39,17 +39,20 @@ void check_port(const char* what, const std::vector<Port>& ports, int64_t index,
 std::vector<std::pair<int32_t, int32_t>> read_phases(const Reader& in, const Step& s, int64_t step_y, int64_t step_x);
 
 /// Filters sorted by their number of lookups, the lookups cut into ``blocks`` ranges of dictionary rows. ``flat``: where
-/// each lookup reads, then, of joined columns, where each does for the odd one.
+/// each lookup reads, then, of joined columns, where each does for the odd one. ``part_of``: of lookups by kernel column,
+/// which of the ``p.sparse.columns`` parts of its filter.
 void build_sparse(Prepared& p, const Reader& in, int64_t filters, const std::vector<int64_t>& flat, int64_t blocks,
-                  const std::vector<int32_t>& block_of);
+                  const std::vector<int32_t>& block_of, const std::vector<int32_t>& part_of);
 /// The same lookups side by side for one output pixel; ``p.sparse`` is left empty.
 void slice_sparse(Prepared& p);
 
-/// Blocks of dictionary rows whose part of so many floats of S fits the first cache; as long as a filter has enough
+/// Blocks of dictionary rows whose share of so many floats of S fits this part of the first cache; as long as a filter has enough
 /// lookups in a block to pay for loading and storing its partial sums.
-int64_t blocks_for(const Step& s, int64_t floats);
+int64_t blocks_for(const Step& s, int64_t floats, double part = 0.625);
 /// Chooses the tiles of a lookup step, its window of S, and how threads divide it (load_tiles.cpp). Planes of S a block.
-int64_t choose_tiles(Plan& plan, Prepared& p, const Tensor& x, int64_t height, int64_t channels);
+int64_t choose_tiles(Plan& plan, Prepared& p, const Tensor& x, int64_t height, int64_t width, int64_t channels);
+/// Whether its lookups go by kernel column, by a model (load_shifted.cpp); sets rows of S and of a tile.
+bool choose_shifted(Prepared& p, const Tensor& x, int64_t height, int64_t width);
 
 /// Of the processor's second cache; a larger one counts as 512 KiB.
 int64_t l2_bytes();

@@ -7,7 +7,7 @@
 namespace lcnn {
 
 void build_sparse(Prepared& p, const Reader& in, int64_t filters, const std::vector<int64_t>& flat, int64_t blocks,
-                  const std::vector<int32_t>& block_of) {
+                  const std::vector<int32_t>& block_of, const std::vector<int32_t>& part_of) {
     const int32_t* starts = in.ints("starts", p.s.starts, filters + 1);
     const float* values = in.floats("values", p.s.values, p.s.table_count);
     if (starts[0] != 0 || starts[filters] != p.s.table_count) fail("starts do not span the lookups");
@@ -22,21 +22,26 @@ void build_sparse(Prepared& p, const Reader& in, int64_t filters, const std::vec
     std::stable_sort(m.filters.begin(), m.filters.end(), [&](int32_t a, int32_t b) {
         return starts[a + 1] - starts[a] < starts[b + 1] - starts[b];
     });
+    auto part = [&](int32_t at) { return m.columns > 1 ? part_of[at] : 0; };
+    auto before = [&](int32_t a, int32_t b) { return part(a) != part(b) ? part(a) < part(b) : flat[a] < flat[b]; };
     std::vector<int32_t> own;  // the filter's lookups in this block
-    for (int64_t block = 0; block < blocks; ++block)
-        for (int64_t i = 0; i <= filters; ++i) {
-            m.starts.push_back(int32_t(m.lookups.size()));
-            if (i == filters) break;
-            int32_t f = m.filters[i];
+    for (int64_t block = 0; block < blocks; ++block) {
+        for (int32_t f : m.filters) {
             own.clear();
             for (int32_t at = starts[f]; at < starts[f + 1]; ++at)
                 if (block_of[at] == block) own.push_back(at);
-            std::sort(own.begin(), own.end(), [&](int32_t a, int32_t b) { return flat[a] < flat[b]; });
-            for (int32_t at : own) {
-                m.lookups.push_back({int32_t(flat[at]), values[at]});
-                if (joined) m.odd.push_back(int32_t(flat[p.s.table_count + at]));
+            std::sort(own.begin(), own.end(), before);
+            size_t next = 0;
+            for (int64_t column = 0; column < m.columns; ++column) {
+                m.starts.push_back(int32_t(m.lookups.size()));
+                for (; next < own.size() && part(own[next]) == column; ++next) {
+                    m.lookups.push_back({int32_t(flat[own[next]]), values[own[next]]});
+                    if (joined) m.odd.push_back(int32_t(flat[p.s.table_count + own[next]]));
+                }
             }
         }
+        m.starts.push_back(int32_t(m.lookups.size()));
+    }
 }
 
 void slice_sparse(Prepared& p) {

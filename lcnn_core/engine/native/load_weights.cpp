@@ -44,7 +44,8 @@ void prepare_split(const Plan& plan, Prepared& p, const Reader& in, const Tensor
     auto ordered = phases;
     std::sort(ordered.begin(), ordered.end());
     if (std::adjacent_find(ordered.begin(), ordered.end()) != ordered.end()) fail("a phase of a split stands twice");
-    p.split = {s.width, height, width, s.split_y, s.split_x, s.rows, p.window_plane, x.stride,
+    int64_t lanes = p.shifted ? p.row + p.row_begin : (p.row + VL - 1) / VL * VL;  // the next rows cover what is behind one
+    p.split = {s.width, height, width, s.split_y, s.split_x, s.rows, p.window_plane, p.row, lanes,
                std::move(phases), {d, d + s.weights_count}};
 }
 
@@ -81,15 +82,15 @@ bool pairs_in(int64_t kernel, int64_t stride, int64_t dilation, int64_t padding,
     return stride == 2 && dilation == 1 && (kernel == 2 ? padding == 0 : kernel == 3 && (padding == 0 || padding == 1));
 }
 
-/// Whether the pooled rows of this step are made of pairs of rows, and, as its plan has them joined, columns too.
+/// Whether the pooled rows of this step are made of pairs of rows, and may be of pairs of columns, as its plan says.
 void choose_pairing(Prepared& p, const Tensor& y) {
     const Step& s = p.s;
     int64_t pairs = (s.conv_height + 1) / 2;  // with padding 0, a window of 3 also sees the first row of the next pair
     p.paired = s.pooled && pairs_in(s.kh, s.sy, s.dy, s.py, p.pairing) && y.height + (p.pairing == Pairing::after) <= pairs;
     between("joined", s.joined, 0, 1);
-    if (!s.joined) return;
-    bool joins = p.paired && pairs_in(s.kw, s.sx, s.dx, s.px, p.across);
-    if (!joins || 2 * y.width + (p.across == Pairing::after) > s.conv_width) fail("this pooling cannot join columns");
+    p.joins = p.paired && pairs_in(s.kw, s.sx, s.dx, s.px, p.across) &&
+              2 * y.width + (p.across == Pairing::after) <= s.conv_width;
+    if (s.joined && !p.joins) fail("this pooling cannot join columns");
 }
 
 /// Phases from the last to the first where that leaves fewer lookups for the end, which no product stands beside.
@@ -122,8 +123,11 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
         between("lookup column", table[3 * i + 2], -x.stride, x.stride);
         p.up = std::max<int64_t>(p.up, -table[3 * i + 1]);
         p.down = std::max<int64_t>(p.down, table[3 * i + 1]);
-        p.reach = std::max<int64_t>(p.reach, std::abs(table[3 * i + 2]));
+        p.low = std::min<int64_t>(p.low, table[3 * i + 2]);
+        p.high = std::max<int64_t>(p.high, table[3 * i + 2]);
     }
+    p.reach = std::max(-p.low, p.high);
+    p.planes = channels;
     if (s.pooled) {
         check_window(s);
         between("pooled rows", (y.height - 1) * s.sy - s.py, -s.py, height - 1);
@@ -132,12 +136,16 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
     p.single = !s.pooled && y.height * y.width == 1;
     p.beside = may_be_beside(p, channels);
     p.many = 2 * s.table_count > channels * s.width;
-    int64_t each = choose_tiles(plan, p, x, height, channels);
+    int64_t each = choose_tiles(plan, p, x, height, width, channels);
     std::vector<int64_t> flat(reads);
-    std::vector<int32_t> blocks(s.table_count, 0);
+    std::vector<int32_t> blocks(s.table_count, 0), parts(s.table_count, 0);
     int64_t low = 0, high = 0;
     for (int64_t i = 0; i < reads; ++i) {
-        flat[i] = table[3 * i] * (p.direct ? x.plane : p.window_plane) + table[3 * i + 1] * x.stride + table[3 * i + 2];
+        flat[i] = table[3 * i] * (p.direct ? x.plane : p.window_plane) + table[3 * i + 1] * p.row;
+        if (p.shifted)
+            parts[i] = int32_t(p.high - table[3 * i + 2]);
+        else
+            flat[i] += table[3 * i + 2];
         low = std::min(low, flat[i]);
         high = std::max(high, flat[i]);
     }
@@ -146,12 +154,13 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
     int64_t count = (channels + each - 1) / each;
     for (int64_t i = 0; i < s.table_count; ++i) blocks[i] = int32_t(table[3 * i] / each);
     if (p.block_rows && phases > 1) turn_round(p, count, blocks);
-    build_sparse(p, in, s.filters, flat, count, blocks);
+    if (p.shifted) p.sparse.columns = p.high - p.low + 1;
+    build_sparse(p, in, s.filters, flat, count, blocks, parts);
     if (p.single) slice_sparse(p);
     int64_t scratch = 0;
     if (s.split_x) {
         prepare_split(plan, p, in, x);
-    } else if (!p.direct) {
+    } else if (s.rows) {
         prepare_dictionary(p, in);
         p.offsets.resize(s.width);
         for (int64_t c = 0; c < s.width; ++c) p.offsets[c] = int32_t(c * x.plane);
@@ -162,6 +171,8 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
     if (s.joined) {
         p.line = (y.width + 1 + VL + 15) / 16 * 16;
         scratch += floats_of("pooled rows", {s.filters, p.line + 2}) + 2 * GUARD;
+    } else if (p.shifted) {
+        scratch += floats_of("sums", {s.filters, s.pooled ? p.row : SHIFTED_VECTORS * LOOKUP_VL}) + GUARD;
     } else if (p.paired) {
         p.line = (std::max((y.width + VL) * s.sx + VL + s.kw * s.dx, s.px + s.conv_width + VL) + 15) / 16 * 16;
         scratch += floats_of("pooled lines", {2, s.filters, p.line}) + 2 * GUARD;
@@ -243,7 +254,7 @@ void prepare_linear_lookups(Prepared& p, const Reader& in) {
         block[i] = int32_t(table[3 * i] / each);
     }
     if (size > INT32_MAX) fail("S too large for 32-bit offsets");
-    build_sparse(p, in, s.filters, flat, (channels + each - 1) / each, block);
+    build_sparse(p, in, s.filters, flat, (channels + each - 1) / each, block, {});
     slice_sparse(p);
 }
 

@@ -67,12 +67,14 @@ struct Prepared {
     SlicedMatrix sliced;                  // lookups with one output pixel: instead of sparse
     std::vector<float> bias, scale;
     Epilogue epilogue;                    // bias and clamp; residual is set per call
-    int64_t up = 0, down = 0, reach = 0;  // lookups: rows above and below, columns aside
+    int64_t up = 0, down = 0, low = 0, high = 0, reach = 0;  // lookups: rows above and below, columns, these aside
     int64_t tile_rows = 1, window_rows = 0, window_plane = 0, window_lead = 0;  // lookup: the sliding window of S
+    int64_t planes = 0, row = 0, row_begin = 0;  // of S; floats from one row to the next; the column at its begin
+    bool shifted = false;                 // lookup: by kernel column (shifted.cpp), rows of S begin at the first one
     int64_t scratch = 0, work = 0;        // floats it needs besides its tensors, and where in the arena these are free
     int64_t line = 0;                     // fused pooling: floats of its line
-    bool paired = false;                  // fused pooling with stride 2: rows are joined two by two, and with
-                                          // ``s.joined`` columns too, as ``across`` says
+    bool paired = false, joins = false;   // fused pooling with stride 2: rows are joined two by two; columns may be, too,
+                                          // as ``across`` says, with ``s.joined`` or by kernel column
     Pairing pairing = Pairing::two, across = Pairing::two;
     std::vector<std::pair<int32_t, int32_t>> phases;
     Split split;                          // lookup that reads its port
@@ -85,6 +87,7 @@ struct Prepared {
     int64_t block_rows = 0;               // then, where blocks of dictionary rows are gone through over the whole image:
                                           // rows of each
     bool direct = false;                  // lookup: reads its input itself (identity dictionary)
+    int64_t made_rows() const { return s.rows ? s.rows : planes; }  // dictionary rows of S, or all planes of a copy
     bool as_team(int parts) const { return team_from && parts >= team_from; }
     bool extra_activation = false;        // not a clamp: applied after the epilogue
 };

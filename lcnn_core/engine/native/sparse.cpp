@@ -141,22 +141,6 @@ void sparse_pair(const SparseMatrix& p, const float* response, int64_t below, in
 
 namespace {
 
-/// Lane i of v in lane i + 1, behind the last lane of ``before``; in lane i - 1, ahead of the first one of ``after``.
-#if LCNN_VL == 16
-vf moved_on(vf before, vf v) {
-    return __builtin_shufflevector(before, v, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30);
-}
-vf moved_back(vf v, vf after) {
-    return __builtin_shufflevector(v, after, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16);
-}
-#elif LCNN_VL == 8
-vf moved_on(vf before, vf v) { return __builtin_shufflevector(before, v, 7, 8, 9, 10, 11, 12, 13, 14); }
-vf moved_back(vf v, vf after) { return __builtin_shufflevector(v, after, 1, 2, 3, 4, 5, 6, 7, 8); }
-#else
-vf moved_on(vf before, vf v) { return __builtin_shufflevector(before, v, 3, 4, 5, 6); }
-vf moved_back(vf v, vf after) { return __builtin_shufflevector(v, after, 1, 2, 3, 4); }
-#endif
-
 constexpr int QUAD = LCNN_ACCS == 24 ? 7 : 3;  // vectors of pooled columns, of four accumulators each
 
 struct QuadCall {
@@ -170,25 +154,6 @@ struct QuadCall {
     const Epilogue& e;
     int64_t first, last;
 };
-
-/// even[j] = what a pooled column makes of a row's outputs; ``end`` is the outputs' column next to these, then of these.
-template <int V>
-LCNN_INLINE void join_columns(vf (&even)[V], const vf (&odd)[V], Pairing across, float& end) {
-    vf next = splat(end);
-    if (across == Pairing::two) {
-#pragma GCC unroll 8
-        for (int j = 0; j < V; ++j) even[j] = larger(even[j], odd[j]);
-    } else if (across == Pairing::before) {
-#pragma GCC unroll 8
-        for (int j = 0; j < V; ++j) even[j] = larger(larger(moved_on(j ? odd[j - 1] : next, odd[j]), even[j]), odd[j]);
-        end = odd[V - 1][VL - 1];
-    } else {
-        end = even[0][0];
-#pragma GCC unroll 8
-        for (int j = 0; j < V; ++j)
-            even[j] = larger(larger(even[j], odd[j]), moved_back(even[j], j + 1 < V ? even[j + 1] : next));
-    }
-}
 
 /// Pooled columns from ``x`` on, V vectors.
 template <int V>

@@ -100,7 +100,7 @@ void split_rows(const Split& s, const float* image, float* rows, int64_t from, i
         for (int64_t phase_y = 0; phase_y < s.step_y; ++phase_y) {
             Target target;
             target.plane = s.plane;
-            target.lanes = (s.stride + VL - 1) / VL * VL;  // the next rows cover it
+            target.lanes = s.lanes;
             if (exact) target.lanes = std::min(target.lanes, (to - y) * s.stride);
             int64_t row = y * s.step_y + phase_y;
             for (size_t i = 0; i < s.phases.size(); ++i) {

@@ -40,6 +40,7 @@
 #define LOOKUP_VL SLICED_VL
 #endif
 #define LCNN_BESIDE (LCNN_ACCS == 24)  // registers suffice for lookups beside a product
+#define LCNN_SHIFTS (LOOKUP_VL == 16)  // lookups by kernel column: with 256 bits they take as long, or longer
 #define LCNN_INLINE inline __attribute__((always_inline))
 
 namespace lcnn {
@@ -153,6 +154,22 @@ static LCNN_INLINE vf vexp(vf x) {
     return p * (vf)exponent;
 }
 
+/// Lane i of v in lane i + 1, behind the last lane of ``before``; in lane i - 1, ahead of the first one of ``after``.
+#if LCNN_VL == 16
+static LCNN_INLINE vf moved_on(vf before, vf v) {
+    return __builtin_shufflevector(before, v, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30);
+}
+static LCNN_INLINE vf moved_back(vf v, vf after) {
+    return __builtin_shufflevector(v, after, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16);
+}
+#elif LCNN_VL == 8
+static LCNN_INLINE vf moved_on(vf before, vf v) { return __builtin_shufflevector(before, v, 7, 8, 9, 10, 11, 12, 13, 14); }
+static LCNN_INLINE vf moved_back(vf v, vf after) { return __builtin_shufflevector(v, after, 1, 2, 3, 4, 5, 6, 7, 8); }
+#else
+static LCNN_INLINE vf moved_on(vf before, vf v) { return __builtin_shufflevector(before, v, 3, 4, 5, 6); }
+static LCNN_INLINE vf moved_back(vf v, vf after) { return __builtin_shufflevector(v, after, 1, 2, 3, 4); }
+#endif
+
 /// The even lanes of a, then those of b.
 static LCNN_INLINE vf even_lanes(vf a, vf b) {
 #if LCNN_VL == 16
@@ -164,10 +181,17 @@ static LCNN_INLINE vf even_lanes(vf a, vf b) {
 #endif
 }
 
-#if LCNN_VL == 16
 static LCNN_INLINE vf odd_lanes(vf a, vf b) {
+#if LCNN_VL == 16
     return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+#elif LCNN_VL == 8
+    return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+#else
+    return __builtin_shufflevector(a, b, 1, 3, 5, 7);
+#endif
 }
+
+#if LCNN_VL == 16
 
 /// out[i * APART][lane] = float lane * STEP + i of the STEP vectors: even and odd lanes apart, then each of them again.
 template <int STEP, int APART>

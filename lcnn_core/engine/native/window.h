@@ -21,24 +21,26 @@ struct WindowOfS {
     int64_t have = 0;   // one past the last pixel held; pixels count from the image's first one, whole rows of x.stride
 
     float* at(int64_t channel, int64_t pixel) const {
-        return rows + channel * p.window_plane + p.window_lead + pixel - first * x.stride;
+        return rows + channel * p.window_plane + p.window_lead + pixel - first * p.row;
     }
-    float* row(int64_t channel, int64_t y) const { return at(channel, y * x.stride); }
-    int64_t channels() const { return std::max<int64_t>(p.s.phases, 1) * p.s.groups * p.s.rows; }
+    float* row(int64_t channel, int64_t y) const { return at(channel, y * p.row); }
+    /// Where the lookups of an output row read, relative to their offsets: the window, or the input itself.
+    const float* source(int64_t y) const { return p.direct ? input + y * x.stride : row(0, y); }
+    int64_t channels() const { return p.planes; }
 
     void start(int64_t y) {
         first = y;
-        have = y * x.stride;
+        have = y * p.row;
         for (int64_t c = 0; c < channels(); ++c) memset(row(c, first) - p.window_lead, 0, p.window_lead * 4);
     }
 
     /// Makes rows [from, to) available.
     void fill(int64_t from, int64_t to) {
-        if (p.s.split_x) {
+        if (p.s.split_x || p.shifted) {
             make_room(from, to);
             int64_t inside = std::min(to, x.height);
-            if (have < inside * x.stride) compute({have / x.stride, inside, 0, p.s.rows}, false);
-            have = std::max(have, inside * x.stride);
+            if (have < inside * p.row) compute({have / p.row, inside, 0, p.made_rows()}, false);
+            have = std::max(have, inside * p.row);
         } else {
             begin(from, to).all();
         }
@@ -65,16 +67,16 @@ struct WindowOfS {
     /// Moves what is held to the front where the window is full, clears rows above the image.
     void make_room(int64_t from, int64_t to) {
         if (to - first > p.window_rows) {
-            int64_t kept = have - from * x.stride;
+            int64_t kept = have - from * p.row;
             for (int64_t c = 0; c < channels() && kept > 0; ++c) memmove(row(c, first), row(c, from), kept * sizeof(float));
             first = from;
-            have = std::max(have, from * x.stride);
+            have = std::max(have, from * p.row);
         }
         clear(std::min<int64_t>(to, 0));
     }
 
     void clear(int64_t to) {
-        int64_t zeros = to * x.stride - have;
+        int64_t zeros = to * p.row - have;
         for (int64_t c = 0; c < channels() && zeros > 0; ++c) memset(at(c, have), 0, zeros * sizeof(float));
         if (zeros > 0) have += zeros;
     }
@@ -82,7 +84,7 @@ struct WindowOfS {
     /// Of all rows, the zeros around some channels: a part of those, for the other threads too.
     void surround(int part, int parts) {
         for (int64_t c = share(channels(), part, parts); c < share(channels(), part + 1, parts); ++c) {
-            memset(row(c, first) - p.window_lead, 0, (p.window_lead + p.up * x.stride) * sizeof(float));
+            memset(row(c, first) - p.window_lead, 0, (p.window_lead + p.up * p.row) * sizeof(float));
             float *below = row(c, x.height), *end = row(c, first) - p.window_lead + p.window_plane;
             if (below < end) memset(below, 0, (end - below) * sizeof(float));
         }
@@ -105,8 +107,25 @@ struct WindowOfS {
 
     /// exact: no lane past the last pixel, which another thread owns, or which is zero.
     void compute(const Range& r, bool exact) {
-        if (!p.s.split_x) return products(r, exact).all();
-        if (r.from < r.to && r.r0 < r.r1) split_rows(p.split, input, row(0, r.from), r.from, r.to, r.r0, r.r1, exact);
+        if (!p.s.split_x) return p.shifted ? rows_apart(r) : products(r, exact).all();
+        if (r.from == r.to || r.r0 == r.r1) return;
+        split_rows(p.split, input, row(0, r.from) - p.row_begin, r.from, r.to, r.r0, r.r1, exact);
+        for (int64_t c = 0; c < channels() && p.row_begin; ++c)
+            for (int64_t y = r.from; y < r.to && r.r0 <= c % p.s.rows && c % p.s.rows < r.r1; ++y)
+                memset(row(c, y), 0, -p.row_begin * sizeof(float));
+    }
+
+    /// Row by row, each from the first column on that lookups read; zeros beside the image are those beside its rows.
+    void rows_apart(const Range& r) {
+        const float* from = input + p.row_begin;
+        for (int64_t c = r.r0; c < r.r1 && !p.s.rows; ++c)
+            for (int64_t y = r.from; y < r.to; ++y) memcpy(row(c, y), from + c * x.plane + y * x.stride, p.row * sizeof(float));
+        for (int64_t y = r.from; y < r.to && p.s.rows; ++y) {
+            Products made = products(0, p.row, r.r0, r.r1, true);
+            made.product.input = from + y * x.stride;
+            made.product.out = row(0, y);
+            made.all();
+        }
     }
 
     Products products(const Range& r, bool exact) {
