@@ -133,7 +133,7 @@ void choose_team(Plan& plan, Prepared& p, const Tensor& x, int64_t height, int64
         p.team_from = height <= FEW_ROWS ? 2 : 0;
         return;
     }
-    if (!holds_whole(p, x, height, channels)) return;
+    if (!p.s.rows || !holds_whole(p, x, height, channels)) return;  // copies may as well be made twice
     p.team_from = p.beside && !p.block_rows ? int(std::max<int64_t>(2, height / LEAST_ROWS + 1)) : 2;
     p.window_rows = std::max(height + p.down, x.height) + p.up;
     p.window_plane = whole_plane(p, x, height);
