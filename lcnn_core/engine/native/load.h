@@ -54,6 +54,8 @@ int64_t choose_tiles(Plan& plan, Prepared& p, const Tensor& x, int64_t height, i
 /// Whether its lookups go by kernel column, by a model (load_shifted.cpp); sets rows of S and of a tile.
 bool choose_shifted(Prepared& p, const Tensor& x, int64_t height, int64_t width);
 
+/// Of the processor's first cache.
+int64_t l1_bytes();
 /// Of the processor's second cache; a larger one counts as 512 KiB.
 int64_t l2_bytes();
 /// Lookups beside products: cycles of the multipliers, rows of a tile, and dictionary rows of a block where blocks are gone

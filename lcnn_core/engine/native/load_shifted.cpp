@@ -36,7 +36,8 @@ bool choose_shifted(Prepared& p, const Tensor& x, int64_t height, int64_t width)
     p.row = row;
     p.row_begin = p.low;
     int64_t most = SHIFTED_VECTORS / vectors, tiles = (height + most - 1) / most;
-    p.tile_rows = s.pooled ? std::max<int64_t>(2, most / 2 * 2) : (height + tiles - 1) / tiles;
+    bool far = p.planes * (most + p.up + p.down) * row * 4 > 2 * l1_bytes();  // S of pairs, which is in one block
+    p.tile_rows = s.pooled ? std::max<int64_t>(2, (far ? most / 2 : most) / 2 * 2) : (height + tiles - 1) / tiles;
     return true;
 }
 

@@ -21,11 +21,6 @@ constexpr double CLOSE = 1.025;        // what a smaller window may cost
 constexpr int64_t LEAST_LOOKUPS = 12;  // of a filter in a block, to pay for its partial sums
 constexpr int64_t LEAST_ROWS = 7;      // of a thread that divides rows with others, so that it makes few of S anew
 
-int64_t l1_bytes() {
-    static const int64_t size = cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 << 10);
-    return size;
-}
-
 /// Floats of a channel of the window of S: whole cache lines, and not a multiple of 2 KiB, so that channels lie in
 /// different sets of the first cache.
 int64_t plane_of(const Prepared& p, int64_t rows) {
@@ -141,6 +136,11 @@ void choose_team(Plan& plan, Prepared& p, const Tensor& x, int64_t height, int64
 }
 
 }  // namespace
+
+int64_t l1_bytes() {
+    static const int64_t size = cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 << 10);
+    return size;
+}
 
 /// A larger one counts as this: windows of S are scratch, which is to stay small beside the activations.
 int64_t l2_bytes() {

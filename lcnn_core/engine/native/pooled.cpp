@@ -116,7 +116,7 @@ struct Shifted {
     float* carry;
 
     void start() const { std::fill(carry, carry + p.sparse.rows * p.row, -__builtin_inff()); }
-    int64_t most() const { return SHIFTED_VECTORS * LOOKUP_VL / p.row / 2; }
+    int64_t most() const { return p.tile_rows / 2; }
 
     void make(const float* response, int64_t q, int64_t end, float* out, const Share& mine) const {
         int64_t row = pooled_row(p, q);

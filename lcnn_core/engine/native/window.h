@@ -112,7 +112,7 @@ struct WindowOfS {
         split_rows(p.split, input, row(0, r.from) - p.row_begin, r.from, r.to, r.r0, r.r1, exact);
         for (int64_t c = 0; c < channels() && p.row_begin; ++c)
             for (int64_t y = r.from; y < r.to && r.r0 <= c % p.s.rows && c % p.s.rows < r.r1; ++y)
-                memset(row(c, y), 0, -p.row_begin * sizeof(float));
+                std::fill(row(c, y), row(c, y) - p.row_begin, 0.0f);
     }
 
     /// Row by row, each from the first column on that lookups read; zeros beside the image are those beside its rows.
