@@ -24,7 +24,7 @@ def measure_peaks(seconds: float = 0.2) -> Peaks | None:
     if engine is None or library is None:
         return None
     rates = engine.peaks(seconds)
-    # Lookups lie at arbitrary offsets: of the rates from the first cache, the one for such loads bounds them.
+    # Lookups lie at arbitrary offsets: of the rates from the first cache, the one for such loads is theirs.
     found = [(size, engine.read_rate(size, seconds / 2)) for size in SIZES]
     # No more bytes are read faster than fewer are: a lower rate of fewer was somebody else's doing.
     reading = tuple(Reading(size, max(rate for _, rate in found[at:])) for at, (size, _) in enumerate(found))
@@ -39,10 +39,10 @@ def roofline_seconds(spec: ModelSpec, peaks: Peaks, batch: int, threads: int) ->
 def layer_seconds(spec: ModelSpec, peaks: Peaks, batch: int, threads: int) -> dict[str, float]:
     """Seconds of every layer at the peaks, by name, all its calls together.
 
-    Matrix products at the peak of the matrix kernel, lookups at the rate from the first cache, times ``threads``, one
-    after the other: lookups that run beside products could take less. The dictionary at unpadded positions. A layer
-    takes at least the time to read its weights once, at the rate at which as many bytes as all weights together, or
-    somewhat fewer, are read again and again.
+    Matrix products at the peak of the matrix kernel, lookups at the rate at any offset from the first cache, times
+    ``threads``, one after the other: lookups that run beside products, or column by column from whole cache lines,
+    could take less. The dictionary at unpadded positions. A layer takes at least the time to read its weights once, at
+    the rate at which as many bytes as all weights together, or somewhat fewer, are read again and again.
     """
     rate = read_gbytes(peaks, sum(map(weight_bytes, spec.layers)))
     seconds: dict[str, float] = {}

@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
 ]
-FILES = ("test_engine.py", "test_engine_beside.py", "test_engine_linear.py", "test_engine_native.py")
+FILES = [f"test_engine{part}.py" for part in ("", "_beside", "_shifted", "_linear", "_native")]
 ELSEWHERE = "not runs_out_of_memory"
 """Left out: a test that bounds the memory of a process, of which the sanitizer's shadow takes terabytes."""
 

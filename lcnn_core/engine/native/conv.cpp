@@ -16,7 +16,7 @@ int64_t first_filter(const SparseMatrix& p, int part, int parts) {
     auto before = [&](int64_t i) {
         int64_t sum = 0;
         for (int64_t block = 0; block < p.blocks; ++block)
-            sum += p.starts[block * p.block_starts() + i * p.columns] - p.starts[block * p.block_starts()];
+            sum += p.starts[block * p.block_starts() + i * p.parts] - p.starts[block * p.block_starts()];
         return sum + i;  // storing a filter without lookups takes time too
     };
     int64_t wanted = share(before(p.rows), part, parts), low = 0, high = p.rows;
@@ -36,6 +36,11 @@ Share share_of(const Prepared& p, const Tensor& y, int part, int parts) {
         return {0, 1, share(chunks, part, parts), share(chunks, part + 1, parts)};
     }
     return {0, y.height, first_filter(p.sparse, part, parts), first_filter(p.sparse, part + 1, parts)};
+}
+
+/// Behind the window of S.
+float* own_scratch(const Prepared& p, const Place& place) {
+    return place.scratch + PANEL + (p.direct ? 0 : p.planes * p.window_plane + GUARD);
 }
 
 /// Rows [q0, q1) of the output, without pooling, of one pixel or whole vectors; ``source`` points at row q0 of S. Of
@@ -58,8 +63,8 @@ void lookup_tile(const Plan& plan, const Prepared& p, const Place& place, const 
         return;
     }
     if (p.shifted) {
-        float* sums = place.scratch + PANEL + p.planes * p.window_plane + GUARD;
-        sparse_shifted({p.sparse, source, p.row, out + q0 * y.stride, y.plane, y.stride, y.width, q1 - q0, e, first, last, sums});
+        sparse_shifted({p.sparse, source, p.row, out + q0 * y.stride, y.plane, y.stride, y.width, q1 - q0, e, first, last,
+                        own_scratch(p, place)});
         for (int64_t i = first; i < last; ++i) finish(p, y, out, p.sparse.filters[i], q0, q1);
         return;
     }
@@ -128,8 +133,7 @@ void run_lookup(const Plan& plan, const Prepared& p, const Place& place, int sta
     float* out = plan.at(place, s.output);
     Share mine = share_of(p, y, place.part, place.parts);
     if (mine.y0 == mine.y1 || mine.first == mine.last) return;
-    float* own = place.scratch + PANEL + (p.direct ? 0 : response.channels() * p.window_plane + GUARD);
-    s.pooled ? run_pooled(response, own, out, mine, ready) : run_tiles(plan, p, place, response, mine, ready);
+    s.pooled ? run_pooled(response, own_scratch(p, place), out, mine, ready) : run_tiles(plan, p, place, response, mine, ready);
 }
 
 void run_gemm(const Plan& plan, const Prepared& p, const Place& place) {

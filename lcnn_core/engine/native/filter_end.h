@@ -25,7 +25,8 @@ struct FilterEnd {
         for (int j = 0; j < V; ++j) acc[j] = bias;
     }
 
-    /// Adds the residual or, in blocks behind the first, the sums so far, which may have been written over it.
+    /// Adds the residual, ``on`` floats on, or, in blocks behind the first, the sums so far, which may have been written
+    /// over it.
     template <int V>
     LCNN_INLINE void add_given(vf (&acc)[V], int64_t f, const float* out, int64_t on = 0) const {
         const float* given = !first ? out : e.residual ? e.residual + f * e.residual_stride + pixel + on : nullptr;
@@ -35,13 +36,18 @@ struct FilterEnd {
     }
 
     template <int V>
-    LCNN_INLINE void store(vf (&acc)[V], float* out) const {
+    LCNN_INLINE void clamp(vf (&acc)[V]) const {
         if (last && clamped)
 #pragma GCC unroll 24
             for (int j = 0; j < V; ++j) acc[j] = vmax(low, acc[j]);
         if (last && capped)
 #pragma GCC unroll 24
             for (int j = 0; j < V; ++j) acc[j] = vmin(high, acc[j]);
+    }
+
+    template <int V>
+    LCNN_INLINE void store(vf (&acc)[V], float* out) const {
+        clamp<V>(acc);
 #pragma GCC unroll 24
         for (int j = 0; j < V - 1; ++j) lcnn::store(out + j * VL, acc[j]);
         float* rest_out = out + (V - 1) * VL;
@@ -57,7 +63,7 @@ struct FilterEnd {
 
 /// even[j] = what a pooled column makes of a row's outputs; ``end`` is the outputs' column next to these, then of these.
 template <int V>
-LCNN_INLINE void join_columns(vf (&even)[V], const vf (&odd)[V], Pairing across, float& end) {
+LCNN_INLINE void join_pairs(vf (&even)[V], const vf (&odd)[V], Pairing across, float& end) {
     vf next = splat(end);
     if (across == Pairing::two) {
 #pragma GCC unroll 8

@@ -120,10 +120,10 @@ struct SparseMatrix {
     int64_t rows = 0, blocks = 1;
     std::vector<Lookup> lookups;      // block by block, filter by filter in sorted order
     std::vector<int32_t> odd;         // of joined columns, beside each lookup: where the next output pixel reads
-    int64_t columns = 1;              // of lookups by kernel column: parts of each filter, from the last column on
-    std::vector<int32_t> starts;      // (blocks, rows * columns + 1)
+    int64_t parts = 1;                // of each filter in a block: by kernel column, from the last one on
+    std::vector<int32_t> starts;      // (blocks, rows * parts + 1)
     std::vector<int32_t> filters;     // sorted position -> filter
-    int64_t block_starts() const { return rows * columns + 1; }
+    int64_t block_starts() const { return rows * parts + 1; }
 };
 
 constexpr int64_t SLICED_FILTERS = 128;
@@ -170,7 +170,8 @@ void sparse(const Lookups& lookups);
 constexpr int64_t SHIFTED_VECTORS = 16, MOST_ROW = 4;  // vectors of pixels at a time, of a row
 
 /// The same by kernel column (shifted.cpp), of ``rows`` rows of ``width`` pixels, out_row floats apart. Rows of S are
-/// ``row`` floats apart, one to four whole vectors, and aligned; offsets are those of rows. Needs LCNN_SHIFTS.
+/// ``row`` floats apart, one to four whole vectors, and aligned; offsets are those of rows. Of an output row, ``width``
+/// floats are written, whatever the epilogue says of others. Needs LCNN_SHIFTS.
 struct ShiftedLookups {
     const SparseMatrix& p;
     const float* response;

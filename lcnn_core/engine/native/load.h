@@ -40,7 +40,7 @@ std::vector<std::pair<int32_t, int32_t>> read_phases(const Reader& in, const Ste
 
 /// Filters sorted by their number of lookups, the lookups cut into ``blocks`` ranges of dictionary rows. ``flat``: where
 /// each lookup reads, then, of joined columns, where each does for the odd one. ``part_of``: of lookups by kernel column,
-/// which of the ``p.sparse.columns`` parts of its filter.
+/// which of the ``p.sparse.parts`` parts of its filter.
 void build_sparse(Prepared& p, const Reader& in, int64_t filters, const std::vector<int64_t>& flat, int64_t blocks,
                   const std::vector<int32_t>& block_of, const std::vector<int32_t>& part_of);
 /// The same lookups side by side for one output pixel; ``p.sparse`` is left empty.

@@ -1,4 +1,4 @@
-// Whether the lookups of a step go by kernel column (shifted.cpp), and then its rows of S, tiles and blocks.
+// Whether the lookups of a step go by kernel column (shifted.cpp), and then its rows of S and tiles.
 #include <algorithm>
 
 #include "load.h"
@@ -11,7 +11,8 @@ namespace {
 // pairs of rows of one vector more, as sums wait for each other; an aligned one; a step to the next column; a filter's end;
 // an FMA of a product, a copy where there is none.
 constexpr double ANY_OFFSET = 1.9, PAIRED = 2.5, ALIGNED = 1.15, STEP = 2.5, END = 3, FMA = 1, COPY = 3;
-constexpr int64_t MOST_COLUMNS = 16;  // that a row begins before its first pixel: zeros stand before every plane
+constexpr int64_t MOST_BEFORE = 15;  // columns that a row begins before its first pixel: zeros stand before every plane
+constexpr int64_t MOST_COLUMNS = 16;  // of a kernel
 
 /// Cycles a row of outputs and filter that lookups by kernel column save.
 double saved(const Prepared& p, const Tensor& x, double vectors) {
@@ -27,7 +28,7 @@ double saved(const Prepared& p, const Tensor& x, double vectors) {
 bool choose_shifted(Prepared& p, const Tensor& x, int64_t height, int64_t width) {
     const Step& s = p.s;
     int64_t row = (width + p.high - p.low + LOOKUP_VL - 1) / LOOKUP_VL * LOOKUP_VL, vectors = row / LOOKUP_VL;
-    bool fits = vectors <= MOST_ROW && p.high - p.low < MOST_COLUMNS && -p.low < MOST_COLUMNS;
+    bool fits = vectors <= MOST_ROW && p.high - p.low < MOST_COLUMNS && -p.low <= MOST_BEFORE;
     bool aligned = p.direct && p.up + p.down + p.reach == 0;  // already
     bool may = LCNN_SHIFTS && !aligned && !p.single && !p.beside && !s.joined && (!s.pooled || p.joins);
     if (!may || !fits || saved(p, x, double(vectors)) <= 0) return false;

@@ -22,7 +22,7 @@ void build_sparse(Prepared& p, const Reader& in, int64_t filters, const std::vec
     std::stable_sort(m.filters.begin(), m.filters.end(), [&](int32_t a, int32_t b) {
         return starts[a + 1] - starts[a] < starts[b + 1] - starts[b];
     });
-    auto part = [&](int32_t at) { return m.columns > 1 ? part_of[at] : 0; };
+    auto part = [&](int32_t at) { return m.parts > 1 ? part_of[at] : 0; };
     auto before = [&](int32_t a, int32_t b) { return part(a) != part(b) ? part(a) < part(b) : flat[a] < flat[b]; };
     std::vector<int32_t> own;  // the filter's lookups in this block
     for (int64_t block = 0; block < blocks; ++block) {
@@ -32,9 +32,9 @@ void build_sparse(Prepared& p, const Reader& in, int64_t filters, const std::vec
                 if (block_of[at] == block) own.push_back(at);
             std::sort(own.begin(), own.end(), before);
             size_t next = 0;
-            for (int64_t column = 0; column < m.columns; ++column) {
+            for (int64_t at = 0; at < m.parts; ++at) {
                 m.starts.push_back(int32_t(m.lookups.size()));
-                for (; next < own.size() && part(own[next]) == column; ++next) {
+                for (; next < own.size() && part(own[next]) == at; ++next) {
                     m.lookups.push_back({int32_t(flat[own[next]]), values[own[next]]});
                     if (joined) m.odd.push_back(int32_t(flat[p.s.table_count + own[next]]));
                 }

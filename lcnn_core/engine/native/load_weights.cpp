@@ -154,7 +154,7 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
     int64_t count = (channels + each - 1) / each;
     for (int64_t i = 0; i < s.table_count; ++i) blocks[i] = int32_t(table[3 * i] / each);
     if (p.block_rows && phases > 1) turn_round(p, count, blocks);
-    if (p.shifted) p.sparse.columns = p.high - p.low + 1;
+    if (p.shifted) p.sparse.parts = p.high - p.low + 1;
     build_sparse(p, in, s.filters, flat, count, blocks, parts);
     if (p.single) slice_sparse(p);
     int64_t scratch = 0;

@@ -3,7 +3,7 @@
 // Y[f][y][x] = sum of value * S[r][y + dy][x + dx] over a filter's lookups, from the last dx to the first. A row of S
 // begins at a cache line, with the first column that any lookup of its pixels reads: at dx the sums stand dx - low lanes
 // to the right of their pixels, and come one lane closer with each column (a shuffle of two vectors, of units that loads
-// leave idle). What enters at the end of a row are lanes that no output needs. Loads of 512 bits at any offset cross a
+// leave idle). What enters at the end of a row are lanes that no output needs, and none of them is stored. Loads of 512 bits at any offset cross a
 // cache line, nearly all of them, and take two cycles instead of one: on a Zen 4, from the first cache, a loop of its own
 // has 40 to 46 GMAC/s where one at any offset has 30 to 33. Rows that fill their vectors badly lose some of it: 27 pixels
 // take 32 lanes instead of 29. A filter needs some lookups a column, as each is a loop that a branch ends (load_shifted.cpp).
@@ -43,7 +43,7 @@ struct Sums {
     }
 
     LCNN_INLINE void add(const SparseMatrix& p, const int32_t* starts, const float* s) {
-        for (int64_t part = 0; part < p.columns; ++part) {
+        for (int64_t part = 0; part < p.parts; ++part) {
             if (part) shift();
             const Lookup *next = p.lookups.data() + starts[part], *end = p.lookups.data() + starts[part + 1];
             for (; next != end; ++next) {
@@ -73,6 +73,19 @@ struct Sums {
     }
 };
 
+/// The first ``width`` lanes and no other: what lies behind them is the next row's, whose residual may stand there yet.
+template <int W>
+LCNN_INLINE void store_row(const vf (&row)[W], float* out, int64_t width) {
+#pragma GCC unroll 4
+    for (int j = 0; j < W; ++j) {
+        int64_t lanes = width - j * VL;
+        if (lanes >= VL)
+            store(out + j * VL, row[j]);
+        else if (lanes > 0)
+            store_first(out + j * VL, row[j], lanes);
+    }
+}
+
 template <int R, int W>
 void rows_of(const ShiftedLookups& c, int64_t block, int64_t row) {
     const SparseMatrix& p = c.p;
@@ -84,7 +97,7 @@ void rows_of(const ShiftedLookups& c, int64_t block, int64_t row) {
         float* partial = c.sums + i * (SHIFTED_VECTORS * VL);
         Sums<R, W> sums;
         sums.fill(block == 0 && c.epilogue.bias ? c.epilogue.bias[f] : 0.0f);
-        sums.add(p, starts + i * p.columns, s);
+        sums.add(p, starts + i * p.parts, s);
         if (block) sums.add(partial);
         if (block + 1 < p.blocks) {
             sums.store(partial);
@@ -94,7 +107,8 @@ void rows_of(const ShiftedLookups& c, int64_t block, int64_t row) {
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
             end.add_given<W>(sums.at[r], f, out + r * c.out_row, r * c.out_row);
-            end.store<W>(sums.at[r], out + r * c.out_row);
+            end.clamp<W>(sums.at[r]);
+            store_row<W>(sums.at[r], out + r * c.out_row, c.width);
         }
     }
 }
@@ -109,7 +123,7 @@ void pairs_of(const ShiftedPairs& c) {
         int64_t f = p.filters[i];
         Sums<2 * P, W> sums;
         sums.fill(c.e.bias ? c.e.bias[f] : 0.0f);
-        sums.add(p, p.starts.data() + i * p.columns, c.response);
+        sums.add(p, p.starts.data() + i * p.parts, c.response);
         if (c.odd)
 #pragma GCC unroll 4
             for (int j = 0; j < W; ++j) sums.at[2 * P - 1][j] = sums.at[2 * P - 2][j];
@@ -136,16 +150,10 @@ void pairs_of(const ShiftedPairs& c) {
                 odd[j] = odd_lanes(line[2 * j], second);
             }
             float edge = -__builtin_inff();
-            join_columns<OUT>(even, odd, c.across, edge);
+            join_pairs<OUT>(even, odd, c.across, edge);
 #pragma GCC unroll 2
-            for (int j = 0; j < OUT; ++j) {
-                vf made = vmin(high, vmax(low, even[j]));
-                int64_t lanes = c.width - j * VL;
-                if (lanes >= VL)
-                    store(out + k * c.out_row + j * VL, made);
-                else if (lanes > 0)
-                    store_first(out + k * c.out_row + j * VL, made, lanes);
-            }
+            for (int j = 0; j < OUT; ++j) even[j] = vmin(high, vmax(low, even[j]));
+            store_row<OUT>(even, out + k * c.out_row, c.width);
         }
         if (c.rows != Pairing::two)
 #pragma GCC unroll 4

@@ -177,8 +177,8 @@ void quad_of(const QuadCall& c, int64_t x) {
                 b_odd[j] += value * load(odd_below + j * VL);
             }
         }
-        join_columns<V>(a, a_odd, c.across, c.carried.ends[2 * i]);
-        join_columns<V>(b, b_odd, c.across, c.carried.ends[2 * i + 1]);
+        join_pairs<V>(a, a_odd, c.across, c.carried.ends[2 * i]);
+        join_pairs<V>(b, b_odd, c.across, c.carried.ends[2 * i + 1]);
         float* kept = c.carried.rows + i * c.carried.stride + x;
         float* out = c.out ? c.out + c.p.filters[i] * c.out_stride + x : nullptr;
 #pragma GCC unroll 8

@@ -18,7 +18,7 @@ struct WindowOfS {
     float* rows;      // the window
     float* panel;
     int64_t first = 0;  // image row at its front
-    int64_t have = 0;   // one past the last pixel held; pixels count from the image's first one, whole rows of x.stride
+    int64_t have = 0;   // one past the last pixel held; pixels count from the image's first one, whole rows of p.row
 
     float* at(int64_t channel, int64_t pixel) const {
         return rows + channel * p.window_plane + p.window_lead + pixel - first * p.row;
