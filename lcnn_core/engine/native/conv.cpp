@@ -2,7 +2,7 @@
 //
 // A lookup step walks over tiles of output rows, and a window of S (window.h) with it. Where lookups run beside products
 // (beside.cpp), those of a tile do while S of the next one is made; where an image is a tile or two, blocks of dictionary
-// rows take the place of tiles.
+// rows take the place of tiles. With a fused max-pool: pooled.cpp.
 #include <algorithm>
 #include <cstring>
 

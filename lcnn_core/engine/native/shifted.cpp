@@ -3,11 +3,12 @@
 // Y[f][y][x] = sum of value * S[r][y + dy][x + dx] over a filter's lookups, from the last dx to the first. A row of S
 // begins at a cache line, with the first column that any lookup of its pixels reads: at dx the sums stand dx - low lanes
 // to the right of their pixels, and come one lane closer with each column (a shuffle of two vectors, of units that loads
-// leave idle). What enters at the end of a row are lanes that no output needs, and none of them is stored. Loads of 512 bits at any offset cross a
-// cache line, nearly all of them, and take two cycles instead of one: on a Zen 4, from the first cache, a loop of its own
-// has 40 to 46 GMAC/s where one at any offset has 30 to 33. Rows that fill their vectors badly lose some of it: 27 pixels
-// take 32 lanes instead of 29. A filter needs some lookups a column, as each is a loop that a branch ends (load_shifted.cpp).
-// With 256 bits, where every second load crosses, it takes 0.95 to 1.3 of the time.
+// leave idle). What enters at the end of a row are lanes that no output needs, and none of them is stored.
+//
+// Loads of 512 bits at any offset cross a cache line, nearly all of them, and take two cycles instead of one: on a Zen 4,
+// from the first cache, a loop of its own has 40 to 46 GMAC/s where one at any offset has 30 to 33. Some of it is lost in
+// lanes, as 27 pixels take 32 instead of 29, and each column is a loop that a branch ends (load_shifted.cpp weighs this).
+// With 256 bits, where every second load crosses, networks take 0.95 to 1.3 of the time.
 #define LCNN_LOOKUPS
 #include <algorithm>
 #include <array>
