@@ -30,8 +30,8 @@ struct Stream {
     const Lookup *at, *filter_end;
     vf sums[MOST];
 
-    Stream(const Lookups& c, int64_t block, int64_t pixel, int64_t lanes)
-        : c(c), end(c.epilogue, pixel, lanes, block == 0, block + 1 == c.p.blocks),
+    Stream(const Lookups& c, int64_t block, int64_t pixel, int64_t lanes, int64_t vectors)
+        : c(c), end(c.epilogue, pixel, lanes, block == 0, block + 1 == c.p.blocks, int(vectors)),
           starts(c.p.starts.data() + block * (c.p.rows + 1)), s(c.response + pixel), filter(c.first) {}
 
     bool done() const { return filter == c.last; }
@@ -193,19 +193,12 @@ void sparse_beside(const Lookups& c, Products& g) {
         int64_t to = vectors * (i + 1) / groups;
         int64_t lanes = c.epilogue.exact || c.epilogue.keep ? c.pixels - done * VL : (to - done) * VL;
         for (int64_t block = c.block0; block < c.block1; ++block) {
-            Stream lookups(c, block, done * VL, lanes);
+            Stream lookups(c, block, done * VL, lanes, to - done);
             STREAMS[to - done - 1](g, lookups);
         }
         done = to;
     }
-    if (done < vectors) {
-        Lookups rest = c;
-        rest.response += done * VL;
-        rest.out += done * VL;
-        rest.pixels -= done * VL;
-        if (rest.epilogue.residual) rest.epilogue.residual += done * VL;
-        sparse(rest);
-    }
+    if (done < vectors) sparse(c, done);
     while (!g.done()) g.finish_strip(LCNN_COLS);
 }
 #else

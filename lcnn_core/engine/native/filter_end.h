@@ -13,10 +13,18 @@ struct FilterEnd {
     bool first, last;      // block of dictionary rows
     vf low, high;
     bool clamped, capped;
+    kept_lanes kept[LCNN_ACCS];  // of each vector, where the epilogue tells
 
-    LCNN_INLINE FilterEnd(const Epilogue& e, int64_t pixel, int64_t lanes, bool first, bool last)
+    LCNN_INLINE FilterEnd(const Epilogue& e, int64_t pixel, int64_t lanes, bool first, bool last, int vectors)
         : e(e), pixel(pixel), lanes(lanes), first(first), last(last), low(splat(e.low)), high(splat(e.high)),
-          clamped(e.low > -__builtin_inff()), capped(e.high < __builtin_inff()) {}
+          clamped(e.low > -__builtin_inff()), capped(e.high < __builtin_inff()) {
+        if (!last || !e.inside) return;
+        int64_t column = pixel % e.row;
+        for (int j = 0; j < vectors; ++j) {
+            kept[j] = lanes_of(e.inside[column]);
+            for (column += VL; column >= e.row;) column -= e.row;
+        }
+    }
 
     template <int V>
     LCNN_INLINE void start(vf (&acc)[V], int64_t f) const {
@@ -36,18 +44,21 @@ struct FilterEnd {
     }
 
     template <int V>
-    LCNN_INLINE void clamp(vf (&acc)[V]) const {
+    LCNN_INLINE void finish(vf (&acc)[V]) const {
         if (last && clamped)
 #pragma GCC unroll 24
             for (int j = 0; j < V; ++j) acc[j] = vmax(low, acc[j]);
         if (last && capped)
 #pragma GCC unroll 24
             for (int j = 0; j < V; ++j) acc[j] = vmin(high, acc[j]);
+        if (last && e.inside)
+#pragma GCC unroll 24
+            for (int j = 0; j < V; ++j) acc[j] = keep(kept[j], acc[j]);
     }
 
     template <int V>
     LCNN_INLINE void store(vf (&acc)[V], float* out) const {
-        clamp<V>(acc);
+        finish<V>(acc);
 #pragma GCC unroll 24
         for (int j = 0; j < V - 1; ++j) lcnn::store(out + j * VL, acc[j]);
         float* rest_out = out + (V - 1) * VL;

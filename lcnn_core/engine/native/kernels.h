@@ -14,6 +14,10 @@ struct Epilogue {
     const float* residual = nullptr;  // at the same (row, pixel) as the output, rows residual_stride apart
     int64_t residual_stride = 0;
     float low = -__builtin_inff(), high = __builtin_inff();
+    // Pixel 0 begins a row of ``row`` columns; bit i of inside[c] says whether a vector's lane i, from column c on, is inside
+    // the image: the others are stored as zeros. Null: as they come.
+    const uint16_t* inside = nullptr;
+    int64_t row = 0;
     bool exact = false;  // write no lane past the last pixel (another thread owns it)
     bool keep = false;   // sparse: write what is there past the last pixel (the output is the residual, needed later)
 
@@ -165,7 +169,8 @@ struct Lookups {
     bool early = false;
 };
 
-void sparse(const Lookups& lookups);
+/// ``done`` vectors of pixels are done already.
+void sparse(const Lookups& lookups, int64_t done = 0);
 
 constexpr int64_t SHIFTED_VECTORS = 16, MOST_ROW = 4;  // vectors of pixels at a time, of a row
 

@@ -100,6 +100,18 @@ void turn_round(Prepared& p, int64_t phases, std::vector<int32_t>& blocks) {
     for (int32_t& block : blocks) block = p.turned ? int32_t(phases) - 1 - block : block;
 }
 
+/// Which lanes of vectors from each column on are pixels of the output, where the lookup kernels are to store zeros between
+/// its rows.
+void choose_inside(Prepared& p, const Tensor& y) {
+    if (p.s.pooled || p.single || p.shifted || p.extra_activation || y.stride == y.width) return;
+    p.inside.resize(y.stride);
+    for (int64_t column = 0; column < y.stride; ++column)
+        for (int64_t lane = 0; lane < LOOKUP_VL; ++lane)
+            p.inside[column] |= uint16_t(((column + lane) % y.stride < y.width) << lane);
+    p.epilogue.inside = p.inside.data();
+    p.epilogue.row = y.stride;
+}
+
 }  // namespace
 
 void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
@@ -137,6 +149,7 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
     p.beside = may_be_beside(p, channels);
     p.many = 2 * s.table_count > channels * s.width;
     int64_t each = choose_tiles(plan, p, x, height, width, channels);
+    choose_inside(p, y);
     std::vector<int64_t> flat(reads);
     std::vector<int32_t> blocks(s.table_count, 0), parts(s.table_count, 0);
     int64_t low = 0, high = 0;

@@ -67,6 +67,7 @@ struct Prepared {
     SlicedMatrix sliced;                  // lookups with one output pixel: instead of sparse
     std::vector<float> bias, scale;
     Epilogue epilogue;                    // bias and clamp; residual is set per call
+    std::vector<uint16_t> inside;         // see Epilogue; empty where the zeros of the output are restored afterwards
     int64_t up = 0, down = 0, low = 0, high = 0, reach = 0;  // lookups: rows above and below, columns, these aside
     int64_t tile_rows = 1, window_rows = 0, window_plane = 0, window_lead = 0;  // lookup: the sliding window of S
     int64_t planes = 0, row = 0, row_begin = 0;  // of S; floats from one row to the next; the column at its begin
@@ -137,8 +138,8 @@ void run_lookup(const Plan& plan, const Prepared& step, const Place& place, int 
 void run_gemm(const Plan& plan, const Prepared& step, const Place& place);
 void run_linear(const Plan& plan, const Prepared& step, const Place& place, int stage, bool batch_wide);
 
-/// Restores the zeros around rows [y0, y1) of channel c.
-void seal(const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1);
+/// Restores the zeros around rows [y0, y1) of channel c; or those below the last one only.
+void seal(const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1, bool below = false);
 /// The activation of a step that is no clamp, over rows [y0, y1) of a plane.
 void finish(const Prepared& step, const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1);
 

@@ -91,7 +91,7 @@ template <int R, int W>
 void rows_of(const ShiftedLookups& c, int64_t block, int64_t row) {
     const SparseMatrix& p = c.p;
     const int32_t* starts = p.starts.data() + block * p.block_starts();
-    const FilterEnd end(c.epilogue, row * c.out_row, c.width, true, true);
+    const FilterEnd end(c.epilogue, row * c.out_row, c.width, true, true, 0);
     const float* s = c.response + row * (W * VL);
     for (int64_t i = c.first; i < c.last; ++i) {
         int64_t f = p.filters[i];
@@ -108,7 +108,7 @@ void rows_of(const ShiftedLookups& c, int64_t block, int64_t row) {
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
             end.add_given<W>(sums.at[r], f, out + r * c.out_row, r * c.out_row);
-            end.clamp<W>(sums.at[r]);
+            end.finish<W>(sums.at[r]);
             store_row<W>(sums.at[r], out + r * c.out_row, c.width);
         }
     }

@@ -40,7 +40,7 @@ template <int V, bool FIRST, bool LAST>
 void group(const Lookups& c, int64_t block, int64_t pixel, int64_t lanes) {
     const int32_t* starts = c.p.starts.data() + block * (c.p.rows + 1);
     const Lookup* lookups = c.p.lookups.data();
-    const FilterEnd end(c.epilogue, pixel, lanes, FIRST, LAST);
+    const FilterEnd end(c.epilogue, pixel, lanes, FIRST, LAST, V);
     const float* s = c.response + pixel;
     for (int64_t i = c.first; i < c.last; ++i) {
         int64_t f = c.p.filters[i];
@@ -73,10 +73,10 @@ constexpr auto GROUPS = groups_of(std::make_integer_sequence<int, LCNN_ACCS>());
 
 }  // namespace
 
-void sparse(const Lookups& c) {
-    int64_t vectors = (c.pixels + VL - 1) / VL, groups = (vectors + LCNN_ACCS - 1) / LCNN_ACCS;
+void sparse(const Lookups& c, int64_t done) {
+    int64_t vectors = (c.pixels + VL - 1) / VL - done, groups = (vectors + LCNN_ACCS - 1) / LCNN_ACCS;
     for (int64_t g = 0; g < groups; ++g) {
-        int64_t from = vectors * g / groups, to = vectors * (g + 1) / groups;
+        int64_t from = done + vectors * g / groups, to = done + vectors * (g + 1) / groups;
         int64_t lanes = c.epilogue.exact || c.epilogue.keep ? c.pixels - from * VL : (to - from) * VL;
         for (int64_t block = c.block0; block < c.block1; ++block) GROUPS[to - from - 1](c, block, from * VL, lanes);
     }

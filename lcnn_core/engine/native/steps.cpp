@@ -8,10 +8,10 @@
 
 namespace lcnn {
 
-void seal(const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1) {
+void seal(const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1, bool below) {
     float* plane = base + c * t.plane;
     if (c == 0 && y0 == 0) memset(base - t.lead, 0, t.lead * sizeof(float));
-    int64_t pad = t.stride - t.width;
+    int64_t pad = below ? 0 : t.stride - t.width;
     if (pad == 1) {  // the usual case
         float* at = plane + y0 * t.stride + t.width;
         int64_t rows = y1 - y0, stride = t.stride;

@@ -102,6 +102,25 @@ static LCNN_INLINE void store_first(float* p, vf v, int64_t n) {
 #endif
 }
 
+/// Lanes to keep, by the bits of a number, lowest first; the others become zero, whatever they hold.
+#if defined(__AVX512VL__) && LCNN_VL == 16
+typedef __mmask16 kept_lanes;
+static LCNN_INLINE vf keep(kept_lanes lanes, vf v) { return _mm512_maskz_mov_ps(lanes, v); }
+static LCNN_INLINE kept_lanes lanes_of(uint32_t bits) { return kept_lanes(bits); }
+#elif defined(__AVX512VL__) && LCNN_VL == 8
+typedef __mmask8 kept_lanes;
+static LCNN_INLINE vf keep(kept_lanes lanes, vf v) { return _mm256_maskz_mov_ps(lanes, v); }
+static LCNN_INLINE kept_lanes lanes_of(uint32_t bits) { return kept_lanes(bits); }
+#else
+typedef vi kept_lanes;
+static LCNN_INLINE vf keep(kept_lanes lanes, vf v) { return (vf)((vi)v & lanes); }
+static LCNN_INLINE kept_lanes lanes_of(uint32_t bits) {
+    vi bit;
+    for (int i = 0; i < VL; ++i) bit[i] = 1 << i;
+    return (int32_t(bits) & bit) != 0;
+}
+#endif
+
 /// The first n lanes of a, the others of b.
 static LCNN_INLINE vf first_lanes(vf a, vf b, int64_t n) {
     vi lane;
