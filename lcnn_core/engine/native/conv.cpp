@@ -71,8 +71,9 @@ void lookup_tile(const Plan& plan, const Prepared& p, const Place& place, const 
     e.exact = reaches(y, q0, (q1 - q0) * y.stride, mine.y1);
     Lookups lookups{p.sparse, source, out + q0 * y.stride, y.plane, (q1 - q0) * y.stride, e, first, last, block0, block1,
                     p.beside};
+    bool same = p.block_rows && place.parts == 1;  // what the products make, these lookups read
     if (products)
-        sparse_beside(lookups, *products);
+        sparse_beside(lookups, *products, same ? p.down * p.row + p.high : -1);
     else
         sparse(lookups);
     if (block1 < p.sparse.blocks || (e.inside && 0 < q0 && q1 < y.height)) return;
@@ -97,23 +98,17 @@ void run_tiles(const Plan& plan, const Prepared& p, const Place& place, WindowOf
     }
 }
 
-/// Block after block of dictionary rows over the whole image: stage i makes S of block i beside the lookups of block
-/// i - 1, each shared out among the threads.
+/// Block after block of dictionary rows over the whole image. One thread makes S as far ahead as lookups beside it leave it;
+/// of several, stage i makes block i beside the lookups of block i - 1, each shared out among them.
 void run_blocks(const Plan& plan, const Prepared& p, const Place& place, WindowOfS& response, int stage) {
     const Tensor& y = plan.tensors[p.s.output];
-    int64_t blocks = p.sparse.blocks, height = response.x.height, block = p.turned ? blocks - 1 - stage : stage;
-    Products products;
-    if (stage < blocks) {
-        bool phases = p.s.phases > 1;  // a block is one of them
-        int64_t r0 = phases ? 0 : block * p.block_rows, r1 = std::min(r0 + p.block_rows, p.s.rows);
-        products = response.products(WindowOfS::part_of({0, height, r0, r1}, place.part, place.parts), true);
-        if (phases) products.only(block);
-    }
-    if (stage == 0) {
-        response.surround(place.part, place.parts);
-        return products.all();
-    }
+    int64_t blocks = p.sparse.blocks;
     Share mine = share_of(p, y, place.part, place.parts);
+    Products products;
+    if (stage < blocks) products = response.block(stage, place.part, place.parts);
+    if (stage == 0) response.surround(place.part, place.parts);
+    if (place.parts == 1) return lookup_tile(plan, p, place, response.row(0, 0), mine, 0, y.height, 0, blocks, &products);
+    if (stage == 0) return products.all();
     lookup_tile(plan, p, place, response.row(0, 0), mine, 0, y.height, stage - 1, stage, &products);
 }
 

@@ -171,6 +171,10 @@ void PackedMatrix::pack(const float* matrix, int64_t rows_, int64_t depth_, int6
 }
 
 void Products::start(int64_t cols) {
+    if (blocks && !done()) {
+        product.row0 = blocks[part];
+        product.row1 = blocks[part + 1];
+    }
     if (product.pixels <= 0 || product.row0 >= product.row1) part = parts;
     if (done()) return;
     product.a = matrices + part % groups;

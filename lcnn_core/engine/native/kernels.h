@@ -167,6 +167,13 @@ struct Lookups {
     Epilogue epilogue;
     int64_t first, last, block0, block1;
     bool early = false;
+
+    Lookups of(int64_t block) const {
+        Lookups one = *this;
+        one.block0 = block;
+        one.block1 = block + 1;
+        return one;
+    }
 };
 
 /// ``done`` vectors of pixels are done already.
@@ -191,11 +198,12 @@ struct ShiftedLookups {
 void sparse_shifted(const ShiftedLookups& lookups);
 
 /// Products of a tile of S that are done piece by piece: ``product``, again for each of the parts that follow, a phase or
-/// a group whose input and output lie a step on.
+/// a group whose input and output lie a step on, or a block of rows of the one matrix.
 struct Products {
     Product product;
     const PackedMatrix* matrices = nullptr;  // of part i: i % groups
     int64_t groups = 1, input_step = 0, out_step = 0;
+    const int64_t* blocks = nullptr;         // the first row of each, and one past the last
     int64_t part = 0, parts = 0;             // the one at hand, one past the last
     bool many = false;                       // lookups beside them: twice as many at a time
     Strip strip;                             // the one at hand, and the row that is next
@@ -211,6 +219,10 @@ struct Products {
     /// Opens the first strip, of at most ``cols`` vectors as all that follow. Without pixels or rows, all is done.
     void start(int64_t cols);
     bool done() const { return part >= parts; }
+    /// Whether so many pixels of a part are done.
+    bool reached(int64_t wanted, int64_t pixels) const {
+        return part > wanted || (part == wanted && strip.pixel >= pixels);
+    }
     /// The rest of the strip at hand; opens the next one.
     void finish_strip(int64_t cols);
     void all();
@@ -223,8 +235,9 @@ constexpr double beside_rate(double vectors, bool many) {
 }
 
 /// The lookups, and the products beside them: those keep the load ports busy, these the multipliers. Needs LCNN_BESIDE.
-/// Products that are left at the end are done, too.
-void sparse_beside(const Lookups& lookups, Products& products);
+/// Products that are left at the end are done, too. ``ahead``: the parts of the products are the blocks of S that the lookups
+/// read, up to so many floats behind a pixel of theirs, and are to be done before; less than 0: they are others.
+void sparse_beside(const Lookups& lookups, Products& products, int64_t ahead = -1);
 
 /// Rows or columns of outputs that a pooling window joins two by two: how a pair and what is before or after it make a
 /// pooled row or column.
