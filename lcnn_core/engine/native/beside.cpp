@@ -131,16 +131,18 @@ void blocks_beside(Products& g, Stream& lookups) {
         }
         int64_t k = 0;
         while (k + EVERY <= t.depth) {
-#pragma GCC unroll 2
-            for (int i = 0; i < EVERY; ++i) multiply(acc, last, a + (k + i) * MR, input + offsets[k + i]);
-            if (k % 2 == 0) __builtin_prefetch(a + k * MR + AHEAD);
-            k += EVERY;
 #pragma GCC unroll 8
-            for (int i = 0; i < TIMES; ++i) {
-                look_up<V>(sums, s, at);
-                if (__builtin_expect(++at != lookups.filter_end, 1)) continue;
-                lookups.advance<V>(sums, at);
-                if (lookups.done()) goto rest;
+            for (int i = 0; i < EVERY; ++i) {
+                multiply(acc, last, a + k * MR, input + offsets[k]);
+                if (i % 2 == 0) __builtin_prefetch(a + k * MR + AHEAD);
+                ++k;
+#pragma GCC unroll 8
+                for (int j = i * TIMES / EVERY; j < (i + 1) * TIMES / EVERY; ++j) {
+                    look_up<V>(sums, s, at);
+                    if (__builtin_expect(++at != lookups.filter_end, 1)) continue;
+                    lookups.advance<V>(sums, at);
+                    if (lookups.done()) goto rest;
+                }
             }
         }
     rest:
