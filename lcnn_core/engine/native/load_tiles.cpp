@@ -25,7 +25,7 @@ constexpr int64_t LEAST_ROWS = 7;      // of a thread that divides rows with oth
 /// different sets of the first cache.
 int64_t plane_of(const Prepared& p, int64_t rows) {
     int64_t over = (p.beside ? BESIDE_COLS : 1) * VL;  // what a product may write behind the last row
-    int64_t size = p.window_lead + (rows * p.row + over + 15) / 16 * 16;
+    int64_t size = p.window_lead + (LINE - 1 + rows * p.row + over + 15) / 16 * 16;
     return size % 512 ? size : size + 16;
 }
 

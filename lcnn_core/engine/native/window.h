@@ -20,8 +20,10 @@ struct WindowOfS {
     int64_t first = 0;  // image row at its front
     int64_t have = 0;   // one past the last pixel held; pixels count from the image's first one, whole rows of p.row
 
+    /// Of a channel, from whole cache lines of the image's plane on: products that read whole lines write such, too.
+    float* plane(int64_t channel) const { return rows + channel * p.window_plane; }
     float* at(int64_t channel, int64_t pixel) const {
-        return rows + channel * p.window_plane + p.window_lead + pixel - first * p.row;
+        return plane(channel) + p.window_lead + pixel - (first * p.row & -LINE);
     }
     float* row(int64_t channel, int64_t y) const { return at(channel, y * p.row); }
     /// Where the lookups of an output row read, relative to their offsets: the window, or the input itself.
@@ -31,7 +33,7 @@ struct WindowOfS {
     void start(int64_t y) {
         first = y;
         have = y * p.row;
-        for (int64_t c = 0; c < channels(); ++c) memset(row(c, first) - p.window_lead, 0, p.window_lead * 4);
+        for (int64_t c = 0; c < channels(); ++c) std::fill(plane(c), row(c, first), 0.0f);
     }
 
     /// Makes rows [from, to) available.
@@ -67,9 +69,13 @@ struct WindowOfS {
     /// Moves what is held to the front where the window is full, clears rows above the image.
     void make_room(int64_t from, int64_t to) {
         if (to - first > p.window_rows) {
-            int64_t kept = have - from * p.row;
-            for (int64_t c = 0; c < channels() && kept > 0; ++c) memmove(row(c, first), row(c, from), kept * sizeof(float));
+            int64_t kept = std::max<int64_t>(0, have - from * p.row), before = row(0, from) - rows;
             first = from;
+            for (int64_t c = 0; c < channels(); ++c) {
+                float* front = row(c, from);
+                memmove(front, plane(c) + before, kept * sizeof(float));
+                std::fill(front - p.reach, front, 0.0f);  // columns that lookups read ahead of the first one
+            }
             have = std::max(have, from * p.row);
         }
         clear(std::min<int64_t>(to, 0));
@@ -84,8 +90,8 @@ struct WindowOfS {
     /// Of all rows, the zeros around some channels: a part of those, for the other threads too.
     void surround(int part, int parts) {
         for (int64_t c = share(channels(), part, parts); c < share(channels(), part + 1, parts); ++c) {
-            memset(row(c, first) - p.window_lead, 0, (p.window_lead + p.up * p.row) * sizeof(float));
-            float *below = row(c, x.height), *end = row(c, first) - p.window_lead + p.window_plane;
+            std::fill(plane(c), row(c, first + p.up), 0.0f);
+            float *below = row(c, x.height), *end = plane(c + 1);
             if (below < end) memset(below, 0, (end - below) * sizeof(float));
         }
     }
