@@ -187,27 +187,27 @@ constexpr std::array<void (*)(Products&, Stream&), MOST> streams(std::integer_se
 }  // namespace
 
 #if LCNN_BESIDE
-void sparse_beside(const Lookups& c, Products& g, int64_t ahead) {
+void sparse_beside(const Lookups& c, Products& g) {
     static constexpr auto STREAMS = streams(std::make_integer_sequence<int, MOST>());  // by vectors, from 1 on
     int64_t vectors = (c.pixels + VL - 1) / VL, groups = (vectors + MOST - 1) / MOST;
     g.start(COLS);
     for (int64_t block = c.block0; block < c.block1; ++block) {
         int64_t done = 0;
         for (int64_t i = 0; i < groups && c.first < c.last; ++i) {
-            int64_t to = vectors * (i + 1) / groups, needed = std::min(to * VL + ahead, g.product.pixels);
-            while (ahead >= 0 && !g.reached(block, needed)) g.finish_strip(COLS);
+            int64_t to = vectors * (i + 1) / groups, needed = std::min(to * VL + g.ahead, g.product.pixels);
+            while (g.ahead >= 0 && !g.reached(block, needed)) g.finish_strip(COLS);
             if (g.done()) break;
             int64_t lanes = c.epilogue.exact || c.epilogue.keep ? c.pixels - done * VL : (to - done) * VL;
             Stream lookups(c, block, done * VL, lanes, to - done);
             STREAMS[to - done - 1](g, lookups);
             done = to;
         }
-        if (done < vectors) sparse(c.of(block), done);
+        if (done < vectors) sparse(c.of(block), done * VL);
     }
     while (!g.done()) g.finish_strip(LCNN_COLS);
 }
 #else
-void sparse_beside(const Lookups& c, Products& g, int64_t) {
+void sparse_beside(const Lookups& c, Products& g) {
     g.all();
     sparse(c);
 }

@@ -71,9 +71,8 @@ void lookup_tile(const Plan& plan, const Prepared& p, const Place& place, const 
     e.exact = reaches(y, q0, (q1 - q0) * y.stride, mine.y1);
     Lookups lookups{p.sparse, source, out + q0 * y.stride, y.plane, (q1 - q0) * y.stride, e, first, last, block0, block1,
                     p.beside};
-    bool same = p.block_rows && place.parts == 1;  // what the products make, these lookups read
     if (products)
-        sparse_beside(lookups, *products, same ? p.down * p.row + p.high : -1);
+        sparse_beside(lookups, *products);
     else
         sparse(lookups);
     if (block1 < p.sparse.blocks || (e.inside && 0 < q0 && q1 < y.height)) return;
@@ -98,18 +97,20 @@ void run_tiles(const Plan& plan, const Prepared& p, const Place& place, WindowOf
     }
 }
 
-/// Block after block of dictionary rows over the whole image. One thread makes S as far ahead as lookups beside it leave it;
-/// of several, stage i makes block i beside the lookups of block i - 1, each shared out among them.
+/// Block after block of dictionary rows over the whole image. A thread alone makes S as far ahead as the lookups beside it
+/// allow; of a team, stage i makes block i beside the lookups of block i - 1, each shared out among the threads.
 void run_blocks(const Plan& plan, const Prepared& p, const Place& place, WindowOfS& response, int stage) {
-    const Tensor& y = plan.tensors[p.s.output];
+    Share mine = share_of(p, plan.tensors[p.s.output], place.part, place.parts);
     int64_t blocks = p.sparse.blocks;
-    Share mine = share_of(p, y, place.part, place.parts);
     Products products;
-    if (stage < blocks) products = response.block(stage, place.part, place.parts);
     if (stage == 0) response.surround(place.part, place.parts);
-    if (place.parts == 1) return lookup_tile(plan, p, place, response.row(0, 0), mine, 0, y.height, 0, blocks, &products);
-    if (stage == 0) return products.all();
-    lookup_tile(plan, p, place, response.row(0, 0), mine, 0, y.height, stage - 1, stage, &products);
+    if (place.parts == 1)
+        products = response.blocks();
+    else if (stage < blocks)
+        products = response.block(stage, place.part, place.parts);
+    if (place.parts > 1 && stage == 0) return products.all();
+    int64_t from = std::max(0, stage - 1), to = place.parts == 1 ? blocks : stage;
+    lookup_tile(plan, p, place, response.row(0, 0), mine, mine.y0, mine.y1, from, to, &products);
 }
 
 }  // namespace

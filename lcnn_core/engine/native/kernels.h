@@ -176,8 +176,8 @@ struct Lookups {
     }
 };
 
-/// ``done`` vectors of pixels are done already.
-void sparse(const Lookups& lookups, int64_t done = 0);
+/// Pixels before ``from``, whole vectors of any kernel, are done already.
+void sparse(const Lookups& lookups, int64_t from = 0);
 
 constexpr int64_t SHIFTED_VECTORS = 16, MOST_ROW = 4;  // vectors of pixels at a time, of a row
 
@@ -205,16 +205,33 @@ struct Products {
     int64_t groups = 1, input_step = 0, out_step = 0;
     const int64_t* blocks = nullptr;         // the first row of each, and one past the last
     int64_t part = 0, parts = 0;             // the one at hand, one past the last
+    // Lookups beside them read what part i makes in their block i, up to so many floats behind a pixel; less than 0: they
+    // read what is made already.
+    int64_t ahead = -1;
     bool many = false;                       // lookups beside them: twice as many at a time
     Strip strip;                             // the one at hand, and the row that is next
     int64_t row = 0;
 
     /// Leaves one part to be done.
-    void only(int64_t one) {
+    Products& only(int64_t one) {
         product.input += one * input_step;
         product.out += one * out_step;
         part = one;
         parts = one + 1;
+        return *this;
+    }
+    /// From the last part to the first.
+    void turn() {
+        product.input += (parts - 1) * input_step;
+        product.out += (parts - 1) * out_step;
+        input_step = -input_step;
+        out_step = -out_step;
+    }
+    /// One part's rows, block after block.
+    void by_blocks(const std::vector<int64_t>& starts) {
+        blocks = starts.data();
+        input_step = out_step = 0;
+        parts = int64_t(starts.size()) - 1;
     }
     /// Opens the first strip, of at most ``cols`` vectors as all that follow. Without pixels or rows, all is done.
     void start(int64_t cols);
@@ -235,9 +252,8 @@ constexpr double beside_rate(double vectors, bool many) {
 }
 
 /// The lookups, and the products beside them: those keep the load ports busy, these the multipliers. Needs LCNN_BESIDE.
-/// Products that are left at the end are done, too. ``ahead``: the parts of the products are the blocks of S that the lookups
-/// read, up to so many floats behind a pixel of theirs, and are to be done before; less than 0: they are others.
-void sparse_beside(const Lookups& lookups, Products& products, int64_t ahead = -1);
+/// Products that are left at the end are done, too.
+void sparse_beside(const Lookups& lookups, Products& products);
 
 /// Rows or columns of outputs that a pooling window joins two by two: how a pair and what is before or after it make a
 /// pooled row or column.

@@ -73,8 +73,8 @@ constexpr auto GROUPS = groups_of(std::make_integer_sequence<int, LCNN_ACCS>());
 
 }  // namespace
 
-void sparse(const Lookups& c, int64_t done) {
-    int64_t vectors = (c.pixels + VL - 1) / VL - done, groups = (vectors + LCNN_ACCS - 1) / LCNN_ACCS;
+void sparse(const Lookups& c, int64_t pixel) {
+    int64_t done = pixel / VL, vectors = (c.pixels + VL - 1) / VL - done, groups = (vectors + LCNN_ACCS - 1) / LCNN_ACCS;
     for (int64_t g = 0; g < groups; ++g) {
         int64_t from = done + vectors * g / groups, to = done + vectors * (g + 1) / groups;
         int64_t lanes = c.epilogue.exact || c.epilogue.keep ? c.pixels - from * VL : (to - from) * VL;

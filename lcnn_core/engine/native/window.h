@@ -134,23 +134,24 @@ struct WindowOfS {
         }
     }
 
-    /// A part of a block of S over the whole image; where one thread makes all of it, all blocks from this one on.
+    /// A part of a block of S over the whole image.
     Products block(int64_t index, int part, int parts) {
-        bool phases = p.s.phases > 1;  // a block is one of them, in their order or from the last on
-        int64_t r0 = phases || parts == 1 ? 0 : p.blocks[index], r1 = phases || parts == 1 ? p.s.rows : p.blocks[index + 1];
-        Products made = products(part_of({0, x.height, r0, r1}, part, parts), true);
-        if (p.turned) {
-            made.product.input += (made.parts - 1) * made.input_step;
-            made.product.out += (made.parts - 1) * made.out_step;
-            made.input_step = -made.input_step;
-            made.out_step = -made.out_step;
-        }
-        if (phases && parts > 1) made.only(index);
-        if (!phases && parts == 1) {
-            made.blocks = p.blocks.data();
-            made.input_step = made.out_step = 0;
-            made.parts = int64_t(p.blocks.size()) - 1;
-        }
+        if (p.blocks.empty()) return phases(part_of({0, x.height, 0, p.s.rows}, part, parts)).only(index);
+        return products(part_of({0, x.height, p.blocks[index], p.blocks[index + 1]}, part, parts), true);
+    }
+
+    /// All blocks of it, ahead of the lookups.
+    Products blocks() {
+        Products made = phases({0, x.height, 0, p.s.rows});
+        if (!p.blocks.empty()) made.by_blocks(p.blocks);
+        made.ahead = p.down * p.row + p.high;
+        return made;
+    }
+
+    /// Phase after phase, in the order of the lookups' blocks.
+    Products phases(const Range& r) {
+        Products made = products(r, true);
+        if (p.turned) made.turn();
         return made;
     }
 
