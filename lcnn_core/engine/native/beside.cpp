@@ -61,13 +61,13 @@ LCNN_INLINE void look_up(vf (&acc)[V], const float* s, const Lookup* at) {
     vf value = splat(at->value);
     const float* x = s + at->offset;
     asm("" : "+r"(x));
-#pragma GCC unroll 8
+#pragma GCC unroll 9
     for (int j = 0; j < V; ++j) acc[j] += value * load(x + j * VL);
 }
 
 template <int V>
 LCNN_INLINE void copy(vf* to, const vf* from) {
-#pragma GCC unroll 8
+#pragma GCC unroll 9
     for (int j = 0; j < V; ++j) to[j] = from[j];
 }
 
@@ -131,7 +131,7 @@ void blocks_beside(Products& g, Stream& lookups) {
         }
         int64_t k = 0;
         while (k + EVERY <= t.depth) {
-#pragma GCC unroll 8
+#pragma GCC unroll 2
             for (int i = 0; i < EVERY; ++i) {
                 multiply(acc, last, a + k * MR, input + offsets[k]);
                 if (i % 2 == 0) __builtin_prefetch(a + k * MR + AHEAD);

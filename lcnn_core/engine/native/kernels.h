@@ -245,7 +245,7 @@ struct Products {
     void all();
 };
 
-constexpr int64_t BESIDE_VECTORS = 8, BESIDE_COLS = 2;  // vectors of pixels of a lookup, of a strip of the product
+constexpr int64_t BESIDE_VECTORS = 9, BESIDE_COLS = 2;  // vectors of pixels of a lookup, of a strip of the product
 /// Lookups for each entry of a product's depth: about a quarter of its FMAs, or twice as many.
 constexpr double beside_rate(double vectors, bool many) {
     return (vectors > 4 ? 0.5 : vectors > 2 ? 1 : vectors > 1 ? 2 : 5) * (many ? 2 : 1);
