@@ -5,7 +5,7 @@
 // a product's depth or every second one, some where V is small. On a Zen 4 both then run at the multipliers' rate: 57 to 58
 // GMAC/s of its 59, where lookups alone reach 24 from the second cache and products 57, 0.76 to 0.80 of the time of both in
 // turns; twice as many lookups beside a product run at 48 to 50. It takes 32 registers: 16 sums of the product (8 rows by 2
-// vectors), up to 8 of the lookups, and their operands; with 16 registers nothing is gained.
+// vectors), up to 9 of the lookups, and their operands; with 16 registers nothing is gained.
 #include <algorithm>
 #include <array>
 #include <utility>

@@ -75,9 +75,8 @@ void lookup_tile(const Plan& plan, const Prepared& p, const Place& place, const 
         sparse_beside(lookups, *products);
     else
         sparse(lookups);
-    if (block1 < p.sparse.blocks || (e.inside && 0 < q0 && q1 < y.height)) return;
-    for (int64_t i = first; i < last; ++i)
-        e.inside ? seal(y, out, p.sparse.filters[i], q0, q1, true) : finish(p, y, out, p.sparse.filters[i], q0, q1);
+    if (block1 < p.sparse.blocks || (e.inside && 0 < q0 && q1 < y.height)) return;  // the zeros between rows are stored
+    for (int64_t i = first; i < last; ++i) finish(p, y, out, p.sparse.filters[i], q0, q1);
 }
 
 /// Tile after tile of output rows; where lookups run beside products, these make S of the next tile.

@@ -168,6 +168,7 @@ struct Lookups {
     int64_t first, last, block0, block1;
     bool early = false;
 
+    /// Those of one block.
     Lookups of(int64_t block) const {
         Lookups one = *this;
         one.block0 = block;

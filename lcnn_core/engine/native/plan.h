@@ -139,9 +139,11 @@ void run_lookup(const Plan& plan, const Prepared& step, const Place& place, int 
 void run_gemm(const Plan& plan, const Prepared& step, const Place& place);
 void run_linear(const Plan& plan, const Prepared& step, const Place& place, int stage, bool batch_wide);
 
-/// Restores the zeros around rows [y0, y1) of channel c; or those below the last one only.
-void seal(const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1, bool below = false);
-/// The activation of a step that is no clamp, over rows [y0, y1) of a plane.
+/// Restores the zeros around rows [y0, y1) of channel c.
+void seal(const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1);
+/// Of these, those behind the last row and ahead of the first plane.
+void seal_ends(const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1);
+/// The activation of a step that is no clamp, over rows [y0, y1) of a plane, and the zeros around them that are lacking.
 void finish(const Prepared& step, const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1);
 
 inline int64_t share(int64_t total, int part, int parts) { return total * part / parts; }

@@ -8,10 +8,17 @@
 
 namespace lcnn {
 
-void seal(const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1, bool below) {
-    float* plane = base + c * t.plane;
+void seal_ends(const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1) {
     if (c == 0 && y0 == 0) memset(base - t.lead, 0, t.lead * sizeof(float));
-    int64_t pad = below ? 0 : t.stride - t.width;
+    if (y1 < t.height) return;
+    float *at = base + c * t.plane + t.height * t.stride, *end = base + (c + 1) * t.plane;  // at least 16 floats
+    for (; at < end - VL; at += VL) store(at, zero());
+    store(end - VL, zero());
+}
+
+void seal(const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1) {
+    float* plane = base + c * t.plane;
+    int64_t pad = t.stride - t.width;
     if (pad == 1) {  // the usual case
         float* at = plane + y0 * t.stride + t.width;
         int64_t rows = y1 - y0, stride = t.stride;
@@ -20,10 +27,7 @@ void seal(const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1, bool 
     } else if (pad) {
         for (int64_t y = y0; y < y1; ++y) memset(plane + y * t.stride + t.width, 0, pad * sizeof(float));
     }
-    if (y1 < t.height) return;
-    float *at = plane + t.height * t.stride, *end = plane + t.plane;  // at least 16 floats
-    for (; at < end - VL; at += VL) store(at, zero());
-    store(end - VL, zero());
+    seal_ends(t, base, c, y0, y1);
 }
 
 void finish(const Prepared& p, const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1) {
@@ -34,7 +38,10 @@ void finish(const Prepared& p, const Tensor& t, float* base, int64_t c, int64_t 
         memcpy(&b, &bits_b, 4);
         activate(Activation(p.s.activation), base + c * t.plane + y0 * t.stride, (y1 - y0) * t.stride, a, b);
     }
-    seal(t, base, c, y0, y1);
+    if (p.inside.empty())
+        seal(t, base, c, y0, y1);
+    else
+        seal_ends(t, base, c, y0, y1);
 }
 
 namespace {

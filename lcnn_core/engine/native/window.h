@@ -20,8 +20,8 @@ struct WindowOfS {
     int64_t first = 0;  // image row at its front
     int64_t have = 0;   // one past the last pixel held; pixels count from the image's first one, whole rows of p.row
 
-    /// Of a channel, from whole cache lines of the image's plane on: products that read whole lines write such, too.
     float* plane(int64_t channel) const { return rows + channel * p.window_plane; }
+    /// Pixels that lie at a cache line in the image's plane do so here, too: products that read whole lines write such.
     float* at(int64_t channel, int64_t pixel) const {
         return plane(channel) + p.window_lead + pixel - (first * p.row & -LINE);
     }
