@@ -36,6 +36,18 @@ class Chain(nn.Module):
         return self.third(torch.relu(self.second(before) + before)).clamp(-1, 1)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("rows", [904, 910, 920])
+def test_blocks_where_all_of_the_response_just_fits(isa: str, rows: int) -> None:
+    """Threads that share blocks are a team, whichever side of the cache's size the response lies on."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.ReLU(), LookupConv2d(64, 512, 3, 1, 1, dictionary_size=rows, threshold=0.0))
+    x = torch.randn(1, 64, 14, 14)
+    sparsify(model, 0.006, 0)
+    for threads in (1, 2, 3):
+        assert error(model, native(compile(model.eval(), x, threads=threads, isa=isa)), x) <= 1e-5
+
+
 @settings(max_examples=60, deadline=None)
 @example(64, 40, 120, 3, 1, 1, (70, 57), 0.1, 1, 1, ISA)  # S larger than the cache: a window of tiles
 @example(64, 40, 300, 5, 1, 1, (40, 60), 0.05, 1, 1, ISA)  # the same, tiles lower than what is read around them

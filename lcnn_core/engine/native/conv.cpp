@@ -102,14 +102,19 @@ void run_blocks(const Plan& plan, const Prepared& p, const Place& place, WindowO
     Share mine = share_of(p, plan.tensors[p.s.output], place.part, place.parts);
     int64_t blocks = p.sparse.blocks;
     Products products;
+    auto look_up = [&](int64_t from, int64_t to) {
+        lookup_tile(plan, p, place, response.row(0, 0), mine, mine.y0, mine.y1, from, to, &products);
+    };
     if (stage == 0) response.surround(place.part, place.parts);
-    if (place.parts == 1)
+    if (place.parts == 1) {
         products = response.blocks();
-    else if (stage < blocks)
-        products = response.block(stage, place.part, place.parts);
-    if (place.parts > 1 && stage == 0) return products.all();
-    int64_t from = std::max(0, stage - 1), to = place.parts == 1 ? blocks : stage;
-    lookup_tile(plan, p, place, response.row(0, 0), mine, mine.y0, mine.y1, from, to, &products);
+        return look_up(0, blocks);
+    }
+    if (stage < blocks) products = response.block(stage, place.part, place.parts);
+    if (stage == 0)
+        products.all();
+    else
+        look_up(stage - 1, stage);
 }
 
 }  // namespace

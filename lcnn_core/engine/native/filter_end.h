@@ -13,8 +13,9 @@ struct FilterEnd {
     bool first, last;      // block of dictionary rows
     vf low, high;
     bool clamped, capped;
-    kept_lanes kept[LCNN_ACCS];  // of each vector, where the epilogue tells
+    kept_lanes kept[LCNN_ACCS];  // of each vector, where the epilogue tells what is inside
 
+    /// ``vectors``: of the group; 0 where the epilogue does not tell.
     LCNN_INLINE FilterEnd(const Epilogue& e, int64_t pixel, int64_t lanes, bool first, bool last, int vectors)
         : e(e), pixel(pixel), lanes(lanes), first(first), last(last), low(splat(e.low)), high(splat(e.high)),
           clamped(e.low > -__builtin_inff()), capped(e.high < __builtin_inff()) {
@@ -43,8 +44,9 @@ struct FilterEnd {
             for (int j = 0; j < V; ++j) acc[j] += load(given + j * VL);
     }
 
+    /// Clamp, and zeros between an image's rows.
     template <int V>
-    LCNN_INLINE void finish(vf (&acc)[V]) const {
+    LCNN_INLINE void bound(vf (&acc)[V]) const {
         if (last && clamped)
 #pragma GCC unroll 24
             for (int j = 0; j < V; ++j) acc[j] = vmax(low, acc[j]);
@@ -58,7 +60,7 @@ struct FilterEnd {
 
     template <int V>
     LCNN_INLINE void store(vf (&acc)[V], float* out) const {
-        finish<V>(acc);
+        bound<V>(acc);
 #pragma GCC unroll 24
         for (int j = 0; j < V - 1; ++j) lcnn::store(out + j * VL, acc[j]);
         float* rest_out = out + (V - 1) * VL;

@@ -16,6 +16,7 @@ struct Epilogue {
     float low = -__builtin_inff(), high = __builtin_inff();
     // Pixel 0 begins a row of ``row`` columns; bit i of inside[c] says whether a vector's lane i, from column c on, is inside
     // the image: the others are stored as zeros. Null: as they come.
+    static constexpr int64_t LANES = 16;  // the most that any kernel has
     const uint16_t* inside = nullptr;
     int64_t row = 0;
     bool exact = false;  // write no lane past the last pixel (another thread owns it)

@@ -130,7 +130,8 @@ void choose_team(Plan& plan, Prepared& p, const Tensor& x, int64_t height, int64
         p.team_from = height <= FEW_ROWS ? 2 : 0;
         return;
     }
-    if (!p.s.rows || !holds_whole(p, x, height, channels)) return;  // copies may as well be made twice
+    // Copies may as well be made twice. Blocks were chosen as S would fit; a window's lead may lie between.
+    if (!p.s.rows || (!p.block_rows && !holds_whole(p, x, height, channels))) return;
     p.team_from = p.block_rows ? 2 : int(std::max<int64_t>(2, height / LEAST_ROWS + 1));
     p.window_rows = std::max(height + p.down, x.height) + p.up;
     p.window_plane = whole_plane(p, x, height);

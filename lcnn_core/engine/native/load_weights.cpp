@@ -106,7 +106,7 @@ void choose_inside(Prepared& p, const Tensor& y) {
     if (p.s.pooled || p.single || p.shifted || p.extra_activation || y.stride == y.width) return;
     p.inside.resize(y.stride);
     for (int64_t column = 0; column < y.stride; ++column)
-        for (int64_t lane = 0; lane < 16; ++lane)
+        for (int64_t lane = 0; lane < Epilogue::LANES; ++lane)
             p.inside[column] |= uint16_t(((column + lane) % y.stride < y.width) << lane);
     p.epilogue.inside = p.inside.data();
     p.epilogue.row = y.stride;

@@ -108,7 +108,7 @@ void rows_of(const ShiftedLookups& c, int64_t block, int64_t row) {
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
             end.add_given<W>(sums.at[r], f, out + r * c.out_row, r * c.out_row);
-            end.finish<W>(sums.at[r]);
+            end.bound<W>(sums.at[r]);
             store_row<W>(sums.at[r], out + r * c.out_row, c.width);
         }
     }

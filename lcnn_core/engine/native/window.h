@@ -74,7 +74,7 @@ struct WindowOfS {
             for (int64_t c = 0; c < channels(); ++c) {
                 float* front = row(c, from);
                 memmove(front, plane(c) + before, kept * sizeof(float));
-                std::fill(front - p.reach, front, 0.0f);  // columns that lookups read ahead of the first one
+                std::fill(front - std::min(p.reach, p.window_lead), front, 0.0f);  // columns ahead of the first one
             }
             have = std::max(have, from * p.row);
         }
@@ -134,7 +134,7 @@ struct WindowOfS {
         }
     }
 
-    /// A part of a block of S over the whole image.
+    /// A part of a block of S over the whole image: of dictionary rows or, where there are none, a phase.
     Products block(int64_t index, int part, int parts) {
         if (p.blocks.empty()) return phases(part_of({0, x.height, 0, p.s.rows}, part, parts)).only(index);
         return products(part_of({0, x.height, p.blocks[index], p.blocks[index + 1]}, part, parts), true);
