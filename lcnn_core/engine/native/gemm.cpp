@@ -171,9 +171,9 @@ void PackedMatrix::pack(const float* matrix, int64_t rows_, int64_t depth_, int6
 }
 
 void Products::start(int64_t cols) {
-    if (blocks && !done()) {
-        product.row0 = blocks[part];
-        product.row1 = blocks[part + 1];
+    if (block_rows) {
+        product.row0 = part * block_rows;
+        product.row1 = std::min(product.row0 + block_rows, matrices->rows);
     }
     if (product.pixels <= 0 || product.row0 >= product.row1) part = parts;
     if (done()) return;

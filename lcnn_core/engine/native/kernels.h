@@ -205,7 +205,7 @@ struct Products {
     Product product;
     const PackedMatrix* matrices = nullptr;  // of part i: i % groups
     int64_t groups = 1, input_step = 0, out_step = 0;
-    const int64_t* blocks = nullptr;         // the first row of each, and one past the last
+    int64_t block_rows = 0;                  // of each part, where these are blocks of rows
     int64_t part = 0, parts = 0;             // the one at hand, one past the last
     // Lookups beside them read what part i makes in their block i, up to so many floats behind a pixel; less than 0: they
     // read what is made already.
@@ -230,10 +230,10 @@ struct Products {
         out_step = -out_step;
     }
     /// One part's rows, block after block.
-    void by_blocks(const std::vector<int64_t>& starts) {
-        blocks = starts.data();
+    void by_blocks(int64_t each) {
+        block_rows = each;
         input_step = out_step = 0;
-        parts = int64_t(starts.size()) - 1;
+        parts = (matrices->rows + each - 1) / each;
     }
     /// Opens the first strip, of at most ``cols`` vectors as all that follow. Without pixels or rows, all is done.
     void start(int64_t cols);

@@ -74,7 +74,8 @@ double cost_of_blocks(const Prepared& p, const Tensor& x, int64_t height, int64_
 
 int64_t beside_rows(const Prepared& p, const Tensor& x, int64_t height, int64_t tile_rows) {
     int64_t halo = p.up + p.down;
-    int64_t between = BESIDE_COLS * VL + LINE - 1 + p.reach, over = (between + x.stride - 1) / x.stride;  // strip and reads
+    int64_t between = BESIDE_COLS * VL + LINE - 1 + p.reach;  // the last strip, moved by up to a line, and what is read
+    int64_t over = (between + x.stride - 1) / x.stride;
     int64_t tiles = 2 + (halo + over + tile_rows - 1) / tile_rows;
     return std::min(height, tiles * tile_rows) + halo;
 }

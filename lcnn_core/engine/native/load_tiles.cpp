@@ -116,7 +116,7 @@ void choose_rows(Prepared& p, const Tensor& x, int64_t height, int64_t channels)
 }
 
 void choose_window(Prepared& p, const Tensor& x, int64_t height) {
-    p.window_lead = p.shifted ? 0 : (p.reach + 15) / 16 * 16;
+    if (p.shifted) p.window_lead = 0;
     p.window_rows = p.beside ? beside_rows(p, x, height, p.tile_rows) : window_rows(p, height, p.tile_rows);
     p.window_plane = plane_of(p, p.window_rows);
 }
@@ -130,8 +130,7 @@ void choose_team(Plan& plan, Prepared& p, const Tensor& x, int64_t height, int64
         p.team_from = height <= FEW_ROWS ? 2 : 0;
         return;
     }
-    // Copies may as well be made twice. Blocks were chosen as S would fit; a window's lead may lie between.
-    if (!p.s.rows || (!p.block_rows && !holds_whole(p, x, height, channels))) return;
+    if (!p.s.rows || !holds_whole(p, x, height, channels)) return;  // copies may as well be made twice
     p.team_from = p.block_rows ? 2 : int(std::max<int64_t>(2, height / LEAST_ROWS + 1));
     p.window_rows = std::max(height + p.down, x.height) + p.up;
     p.window_plane = whole_plane(p, x, height);
@@ -158,6 +157,7 @@ int64_t blocks_for(const Step& s, int64_t floats, double part) {
 
 int64_t choose_tiles(Plan& plan, Prepared& p, const Tensor& x, int64_t height, int64_t width, int64_t channels) {
     p.row = x.stride;
+    p.window_lead = (p.reach + 15) / 16 * 16;
     choose_rows(p, x, height, channels);
     bool shifted = choose_shifted(p, x, height, width);
     choose_window(p, x, height);

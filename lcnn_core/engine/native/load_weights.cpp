@@ -149,10 +149,6 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
     p.beside = may_be_beside(p, channels);
     p.many = 2 * s.table_count > channels * s.width;
     int64_t each = choose_tiles(plan, p, x, height, width, channels);
-    if (p.block_rows && phases == 1) {
-        for (int64_t row = 0; row < s.rows; row += each) p.blocks.push_back(row);
-        p.blocks.push_back(s.rows);
-    }
     choose_inside(p, y);
     std::vector<int64_t> flat(reads);
     std::vector<int32_t> blocks(s.table_count, 0), parts(s.table_count, 0);

@@ -87,7 +87,6 @@ struct Prepared {
     bool turned = false;                  // then: blocks are phases, from the last to the first
     int64_t block_rows = 0;               // then, where blocks of dictionary rows are gone through over the whole image:
                                           // rows of each
-    std::vector<int64_t> blocks;          // then: the first of each, and one past the last
     bool direct = false;                  // lookup: reads its input itself (identity dictionary)
     int64_t made_rows() const { return s.rows ? s.rows : planes; }  // dictionary rows of S, or all planes of a copy
     bool as_team(int parts) const { return team_from && parts >= team_from; }

@@ -263,8 +263,8 @@ void run_concat(const Plan& plan, const Prepared& p, const Place& at) {
 }  // namespace
 
 int stages(const Prepared& p, bool batch_wide, int parts) {
-    if (Op(p.s.op) == Op::lookup && !p.as_team(parts)) return 1;
-    if (Op(p.s.op) == Op::lookup) return p.block_rows ? int(p.sparse.blocks) + 1 : p.direct ? 1 : 2;
+    if (Op(p.s.op) == Op::lookup && (p.direct || !p.as_team(parts))) return 1;
+    if (Op(p.s.op) == Op::lookup) return p.block_rows ? int(p.sparse.blocks) + 1 : 2;
     if (Op(p.s.op) != Op::lookup_linear) return 1;
     return batch_wide ? 4 : 2;
 }

@@ -134,16 +134,17 @@ struct WindowOfS {
         }
     }
 
-    /// A part of a block of S over the whole image: of dictionary rows or, where there are none, a phase.
+    /// A part of a block of S over the whole image: a phase or, where there is but one, of dictionary rows.
     Products block(int64_t index, int part, int parts) {
-        if (p.blocks.empty()) return phases(part_of({0, x.height, 0, p.s.rows}, part, parts)).only(index);
-        return products(part_of({0, x.height, p.blocks[index], p.blocks[index + 1]}, part, parts), true);
+        if (p.s.phases > 1) return phases(part_of({0, x.height, 0, p.s.rows}, part, parts)).only(index);
+        int64_t r0 = index * p.block_rows, r1 = std::min(r0 + p.block_rows, p.s.rows);
+        return products(part_of({0, x.height, r0, r1}, part, parts), true);
     }
 
     /// All blocks of it, ahead of the lookups.
     Products blocks() {
         Products made = phases({0, x.height, 0, p.s.rows});
-        if (!p.blocks.empty()) made.by_blocks(p.blocks);
+        if (p.s.phases <= 1) made.by_blocks(p.block_rows);
         made.ahead = p.down * p.row + p.high;
         return made;
     }
