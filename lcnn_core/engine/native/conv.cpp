@@ -28,7 +28,7 @@ int64_t first_filter(const SparseMatrix& p, int part, int parts) {
 }
 
 Share share_of(const Prepared& p, const Tensor& y, int part, int parts) {
-    if (!p.as_team(parts))
+    if (p.division(parts) != Division::filters)
         return {share(y.height, part, parts), share(y.height, part + 1, parts), 0,
                 p.single ? p.sliced.chunks() : p.s.filters};
     if (p.single) {
@@ -98,23 +98,22 @@ void run_tiles(const Plan& plan, const Prepared& p, const Place& place, WindowOf
 
 /// Block after block of dictionary rows over the whole image. A thread alone makes S as far ahead as the lookups beside it
 /// allow; of a team, stage i makes block i beside the lookups of block i - 1, each shared out among the threads.
-void run_blocks(const Plan& plan, const Prepared& p, const Place& place, WindowOfS& response, int stage) {
-    Share mine = share_of(p, plan.tensors[p.s.output], place.part, place.parts);
+void run_blocks(const Plan& plan, const Prepared& p, const Place& place, WindowOfS& response, const Share& mine, int stage) {
     int64_t blocks = p.sparse.blocks;
     Products products;
     auto look_up = [&](int64_t from, int64_t to) {
-        lookup_tile(plan, p, place, response.row(0, 0), mine, mine.y0, mine.y1, from, to, &products);
+        lookup_tile(plan, p, place, response.row(0, mine.y0), mine, mine.y0, mine.y1, from, to, &products);
     };
-    if (stage == 0) response.surround(place.part, place.parts);
+    if (stage == 0) response.surround(place);
     if (place.parts == 1) {
         products = response.blocks();
         return look_up(0, blocks);
     }
-    if (stage < blocks) products = response.block(stage, place.part, place.parts);
-    if (stage == 0)
-        products.all();
-    else
-        look_up(stage - 1, stage);
+    if (stage < blocks) products = response.block(stage, place);
+    if (stage == 0) return products.all();
+    auto [first, last] = response.planes_of(stage - 1);
+    response.borrow_rows(place, mine.y0, mine.y1, first, last);
+    look_up(stage - 1, stage);
 }
 
 }  // namespace
@@ -122,19 +121,25 @@ void run_blocks(const Plan& plan, const Prepared& p, const Place& place, WindowO
 void run_lookup(const Plan& plan, const Prepared& p, const Place& place, int stage) {
     const Step& s = p.s;
     const Tensor &x = plan.tensors[s.input], &y = plan.tensors[s.output];
-    bool shared = place.parts > 1 && stages(p, false, place.parts) > 1, ready = p.direct || shared;
-    float* window = shared ? place.shared : place.scratch + PANEL;
+    Division division = p.direct ? Division::rows : p.division(place.parts);
+    bool whole = division != Division::rows;
+    float* window = division == Division::filters ? place.shared : place.scratch + PANEL;
     const float* input = s.split_x ? place.inputs[s.port] + place.image * plan.inputs[s.port].size() : plan.at(place, s.input);
     WindowOfS response{plan, p, x, input, window, place.scratch};
-    if (shared || p.block_rows) response.first = -p.up;
-    if (p.block_rows) return run_blocks(plan, p, place, response, stage);
-    if (shared && stage == 0) {
-        response.surround(place.part, place.parts);
-        return response.compute(WindowOfS::part_of({0, x.height, 0, p.made_rows()}, place.part, place.parts), true);
+    if (whole || p.block_rows) response.first = -p.up;
+    Share mine = share_of(p, y, place.part, place.parts);
+    if (p.block_rows) return run_blocks(plan, p, place, response, mine, stage);
+    if (whole && stage == 0) {
+        response.surround(place);
+        return response.make_part(place);
     }
     float* out = plan.at(place, s.output);
-    Share mine = share_of(p, y, place.part, place.parts);
     if (mine.y0 == mine.y1 || mine.first == mine.last) return;
+    if (whole)
+        response.borrow_rows(place, mine.y0, mine.y1, 0, p.planes);
+    else if (s.rows && !s.split_x)
+        borrow(plan, place, s.input, mine.y0 - p.up, mine.y1 + p.down, 0, x.channels);
+    bool ready = p.direct || whole;
     s.pooled ? run_pooled(response, own_scratch(p, place), out, mine, ready) : run_tiles(plan, p, place, response, mine, ready);
 }
 
@@ -145,7 +150,7 @@ void run_gemm(const Plan& plan, const Prepared& p, const Place& place) {
     float* out = plan.at(place, s.output);
     int64_t n = s.filters / s.groups;
     int64_t r0 = 0, r1 = n, y0 = 0, y1 = y.height;
-    if (y.height >= 4 * place.parts || n < 2 * LCNN_ROWS * place.parts) {
+    if (place.parts <= p.rows_to || n < 2 * LCNN_ROWS * place.parts) {
         y0 = share(y.height, place.part, place.parts);
         y1 = share(y.height, place.part + 1, place.parts);
     } else {

@@ -10,10 +10,13 @@
 namespace {
 
 #if defined(LCNN_WIDE)
-/// AMD's: there wide lookups are as fast or faster, see sparse.cpp.
+/// AMD's and, from Sapphire Rapids on, Intel's, which have AVX512-FP16: there wide lookups are as fast or faster, see
+/// sparse.cpp.
 bool prefers_wide_lookups() {
-    unsigned most, vendor[3];
-    return __get_cpuid(0, &most, &vendor[0], &vendor[2], &vendor[1]) && !memcmp(vendor, "AuthenticAMD", 12);
+    unsigned a, b, c, d, vendor[3];
+    if (!__get_cpuid(0, &a, &vendor[0], &vendor[2], &vendor[1])) return false;
+    if (!memcmp(vendor, "AuthenticAMD", 12)) return true;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & 1u << 23);
 }
 #endif
 

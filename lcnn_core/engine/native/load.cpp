@@ -147,6 +147,7 @@ void prepare_shape(Plan& plan, Prepared& p, const Reader& in) {
         between("stride", s.sy, 1, 1 << 16);
         between("stride", s.sx, 1, 1 << 16);
         p.phases = read_phases(in, s, s.sy, s.sx);
+        p.rows_to = y.vector() ? 0 : int(y.height / LEAST_ROWS);
         if (y.vector() && s.phases != 1) fail("a vector has no phases");
         if (y.vector() ? y.channels != s.width * s.conv_height * s.conv_width : y.channels != s.width * s.phases)
             fail("relayout changes the number of channels");
@@ -284,7 +285,6 @@ void place_scratch(Plan& plan) {
         Prepared& p = plan.steps[i];
         p.scratch += PANEL + 2 * GUARD;
         p.work = (top[i] + GUARD + 15) / 16 * 16;
-        plan.scratch = std::max(plan.scratch, p.scratch);
         plan.space = std::max(plan.space, p.work + p.scratch);
     }
 }
@@ -309,6 +309,7 @@ std::unique_ptr<Plan> load_plan(const void* bytes, int64_t size, std::string& er
         plan->steps.resize(words[5]);
         prepare_steps(*plan, at + words[4] * TENSOR_WORDS, Reader{reinterpret_cast<const float*>(words + words[2]), words[3]});
         place_scratch(*plan);
+        choose_own(*plan);
         return plan;
     } catch (const std::exception& e) {
         error = e.what();

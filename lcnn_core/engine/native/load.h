@@ -17,6 +17,8 @@ int64_t floats_of(const char* what, std::initializer_list<int64_t> counts);
 const Tensor& tensor(const Plan& plan, const char* what, int64_t index);
 void same_grid(const char* what, const Tensor& a, const Tensor& b);
 
+constexpr int64_t LEAST_ROWS = 3;  // of a thread that divides rows with others
+
 /// The data section of a plan.
 struct Reader {
     const float* data;
@@ -71,6 +73,9 @@ Beside choose_beside(const Prepared& p, const Tensor& x, int64_t height, int64_t
 /// Rows of the window where lookups of one tile run beside products that make S of the next: those start at the front
 /// when the window is full, and the tile at hand is to lie behind them.
 int64_t beside_rows(const Prepared& p, const Tensor& x, int64_t height, int64_t tile_rows);
+
+/// Chooses the tensors whose rows the threads of a team keep apart (team.cpp).
+void choose_own(Plan& plan);
 
 /// Check a step with weights, pack them, choose its tiles (load_weights.cpp).
 void prepare_lookup(Plan& plan, Prepared& p, const Reader& in);

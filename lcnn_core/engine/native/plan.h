@@ -5,6 +5,7 @@
 // reads zeros. Every step that writes a tensor restores those zeros ("seals" it).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -56,6 +57,10 @@ struct Step {
 static_assert(sizeof(Step) == STEP_WORDS * 8 && sizeof(Tensor) == TENSOR_WORDS * 8 && sizeof(Port) == PORT_WORDS * 8,
               "plan records");
 
+/// How the threads of a team divide a step: rows, each making the S that it needs; rows, each making its own of S, and
+/// borrowing those around them; or filters, of one S that they make together.
+enum class Division { rows, exchanged, filters };
+
 /// A step ready to run: weights packed for this instruction set, tiles chosen.
 struct Prepared {
     Step s;
@@ -79,8 +84,10 @@ struct Prepared {
     Pairing pairing = Pairing::two, across = Pairing::two;
     std::vector<std::pair<int32_t, int32_t>> phases;
     Split split;                          // lookup that reads its port
-    int team_from = 0;                    // lookup: from so many threads on these share S, where it has to be made, and
-                                          // divide the filters; 0: never
+    int rows_to = 0;                      // a team of up to so many threads divides rows of the output; larger ones divide
+                                          // filters or, in other steps than lookups and products, channels
+    int exchange_from = 0;                // lookup: from so many threads on these exchange rows of S; 0: never
+    bool pointwise = false;               // gemm: of 1x1 kernels
     bool single = false;                  // lookup: one output pixel
     bool beside = false;                  // lookup: beside the products that make S of the next tile, or block
     bool many = false;                    // then: more than half as many lookups as multiplications by D
@@ -89,18 +96,23 @@ struct Prepared {
                                           // rows of each
     bool direct = false;                  // lookup: reads its input itself (identity dictionary)
     int64_t made_rows() const { return s.rows ? s.rows : planes; }  // dictionary rows of S, or all planes of a copy
-    bool as_team(int parts) const { return team_from && parts >= team_from; }
+    Division division(int parts) const {
+        if (parts > 1 && parts > rows_to) return Division::filters;
+        return parts > 1 && exchange_from && parts >= exchange_from ? Division::exchanged : Division::rows;
+    }
     bool extra_activation = false;        // not a clamp: applied after the epilogue
 };
 
 struct Team;
 
-/// Where one call works: arena of one image, batch space, and scratch of one thread.
+/// Where one thread works: the arena of its image, which may be another's, its own, the batch space, its scratch.
 struct Place {
     float* arena;
+    float* own;
     float* batch;
     float* scratch;
-    float* shared;     // scratch of all threads of a team, for batch-wide steps
+    float* shared;     // scratch of all threads of a team
+    float* const* arenas;  // of all threads
     int64_t image, images;
     const float* const* inputs;
     float* const* outputs;
@@ -112,14 +124,17 @@ struct Plan {
     std::vector<Prepared> steps;
     std::vector<Port> inputs, outputs;
     int64_t arena = 0, batch = 0, first_batch_step = 0;
-    int64_t scratch = 0;         // floats of the step that needs most
     int64_t space = 0;           // the arena and, above what lives during each step, its scratch
     int64_t shared_window = 0;   // floats of the largest S that a team shares
     int64_t shared_rows = 0;     // floats per (padded) image shared by a team in batch-wide steps
+    std::vector<int> own_to;     // of each tensor: a team of up to so many threads keeps its rows in their own arenas
 
+    /// Whether the tensor's rows are kept by the threads that make them; of others, it holds what is borrowed.
+    bool owns(const Place& p, int64_t tensor) const { return p.parts > 1 && p.parts <= own_to[tensor]; }
     float* at(const Place& p, int64_t tensor) const {
         const Tensor& t = tensors[tensor];
-        return t.batched ? p.batch + t.offset * p.images + p.image * t.channels : p.arena + t.offset;
+        if (t.batched) return p.batch + t.offset * p.images + p.image * t.channels;
+        return (owns(p, tensor) ? p.own : p.arena) + t.offset;
     }
 };
 
@@ -145,6 +160,20 @@ void seal_ends(const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1);
 /// The activation of a step that is no clamp, over rows [y0, y1) of a plane, and the zeros around them that are lacking.
 void finish(const Prepared& step, const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1);
 
-inline int64_t share(int64_t total, int part, int parts) { return total * part / parts; }
+/// Where a thread's part begins. The first one's is the larger: its core is the caller's, and awake.
+inline int64_t share(int64_t total, int part, int parts) { return (total * part + parts - 1) / parts; }
+
+/// Of rows [from, to) of a grid, those that the other threads of the team make: visit(part, first row, one past the last).
+template <class Visit>
+void of_others(int64_t height, const Place& at, int64_t from, int64_t to, Visit visit) {
+    for (int part = 0; part < at.parts; ++part) {
+        int64_t y0 = std::max(from, share(height, part, at.parts)), y1 = std::min(to, share(height, part + 1, at.parts));
+        if (part != at.part && y0 < y1) visit(part, y0, y1);
+    }
+}
+
+/// Copies rows [from, to) of channels [c0, c1) of a tensor that others of the team made to this thread's arena, where
+/// rows are kept apart.
+void borrow(const Plan& plan, const Place& at, int64_t tensor, int64_t from, int64_t to, int64_t c0, int64_t c1);
 
 }  // namespace lcnn

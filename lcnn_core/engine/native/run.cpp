@@ -202,7 +202,7 @@ struct Run {
         for (int64_t i = from; i < to; ++i) {
             double start = seconds ? thread_seconds() : 0;
             const Prepared& step = plan.steps[i];
-            if (place.part == 0 && !batch_wide) place.scratch = place.arena + step.work;
+            if (!batch_wide) place.scratch = place.own + step.work;
             for (int stage = 0; stage < stages(step, batch_wide, place.parts); ++stage) {
                 run_step(plan, step, place, stage, batch_wide);
                 barrier.wait(place.parts);
@@ -223,11 +223,12 @@ struct Run {
     void images(int part, int parts) {
         Place place = base;
         int64_t split = plan.first_batch_step, end = int64_t(plan.steps.size());
-        place.scratch = arenas[part];
+        place.scratch = place.own = arenas[part];
+        place.arenas = arenas.data();
         bool alone = place.images > 1;  // one image a thread, else all threads on the one image
         place.part = alone ? 0 : part;
         place.parts = alone ? 1 : parts;
-        place.arena = arenas[alone ? part : 0];  // of one that works alone, scratch too
+        place.arena = arenas[alone ? part : 0];
         place.shared = alone ? place.arena + plan.space : base.shared;
         for (int64_t image; alone && (image = next.fetch_add(1)) < place.images;) {
             place.image = image;
@@ -272,10 +273,7 @@ void run_chunk(lcnn_plan* handle, const float* const* inputs, float* const* outp
     r.base.batch = work->need(0, plan.batch * images);
     int64_t window = images == 1 && threads > 1 ? plan.shared_window : 0;
     r.base.shared = work->need(1, std::max(plan.shared_rows * lanes, window) + GUARD);
-    for (int t = 0; t < threads; ++t) {
-        bool alone = t == 0 || images > 1;  // others help with the first one's image
-        r.arenas.push_back(work->need(2 + t, alone ? plan.space + own : plan.scratch));
-    }
+    for (int t = 0; t < threads; ++t) r.arenas.push_back(work->need(2 + t, plan.space + own));
     pool().run(threads, [&](int part, int parts) { r.thread(part, parts); });
     handle->give(std::move(work));
     if (r.barrier.given_up()) throw std::bad_alloc();

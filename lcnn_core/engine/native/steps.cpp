@@ -48,7 +48,8 @@ namespace {
 
 struct Span {
     int64_t from, to;
-    Span(int64_t total, const Place& at) : from(share(total, at.part, at.parts)), to(share(total, at.part + 1, at.parts)) {}
+    Span(int64_t total, int part, int parts) : from(share(total, part, parts)), to(share(total, part + 1, parts)) {}
+    Span(int64_t total, const Place& at) : Span(total, at.part, at.parts) {}
 };
 
 /// ``vectors`` vectors of every SX-th float of each of ``rows`` rows.
@@ -62,48 +63,73 @@ void copy_rows(const float* from, int64_t from_stride, float* to, int64_t to_str
         }
 }
 
-/// Every sx-th pixel of every sy-th row. Vectors may write past the end of a row (rows are written in ascending order,
-/// and the output is sealed afterwards) and read past it, but not past ``end``: such last rows go pixel by pixel.
-void copy_phase(const float* from, int64_t from_stride, int64_t h, int64_t w, int64_t sy, int64_t sx, int64_t py,
-                int64_t px, const Tensor& t, float* to, const float* end) {
-    int64_t rows = py < h ? std::min(t.height, (h - py + sy - 1) / sy) : 0;
-    int64_t count = px < w ? std::min(t.width, (w - px + sx - 1) / sx) : 0;
-    int64_t step = sy * from_stride, vectors = (count + VL - 1) / VL, fast = 0;
-    from += py * from_stride + px;
-    if (sx == 1 || sx == 2 || sx == 4) {
-        fast = rows;
-        while (fast > 0 && from + (fast - 1) * step + sx * vectors * VL > end) --fast;
+/// A phase of a grid, and how it is copied: every sx-th pixel of every sy-th row from (py, px) on.
+struct Phase {
+    int64_t sx, step, begin;            // floats from one row to the next, to the first pixel
+    int64_t rows, count, vectors;       // inside the source; vectors of a row
+    Phase(const Step& s, const Tensor& t, std::pair<int32_t, int32_t> at, int64_t stride)
+        : sx(s.sx), step(s.sy * stride), begin(at.first * stride + at.second),
+          rows(inside(s.conv_height, at.first, s.sy, t.height)), count(inside(s.conv_width, at.second, s.sx, t.width)),
+          vectors((count + VL - 1) / VL) {}
+
+    static int64_t inside(int64_t size, int64_t at, int64_t step, int64_t most) {
+        return at < size ? std::min(most, (size - at + step - 1) / step) : 0;
     }
-    if (sx == 1) copy_rows<1>(from, step, to, t.stride, fast, vectors);
-    if (sx == 2) copy_rows<2>(from, step, to, t.stride, fast, vectors);
-    if (sx == 4) copy_rows<4>(from, step, to, t.stride, fast, vectors);
+};
+
+/// Rows [y0, y1) of it. Vectors may write past the end of a row (rows are written in ascending order, and the output is
+/// sealed afterwards) and read past it, but not past ``end``, nor write to row y1: such last rows go pixel by pixel.
+void copy_phase(const Phase& p, const float* from, const Tensor& t, float* to, int64_t y0, int64_t y1, const float* end) {
+    int64_t rows = std::min(y1, p.rows), fast = y0;
+    from += p.begin;
+    if (p.sx == 1 || p.sx == 2 || p.sx == 4) {
+        fast = std::max(y0, rows - (y1 < t.height));
+        while (fast > y0 && from + (fast - 1) * p.step + p.sx * p.vectors * VL > end) --fast;
+    }
+    const float* first = from + y0 * p.step;
+    float* out = to + y0 * t.stride;
+    if (p.sx == 1) copy_rows<1>(first, p.step, out, t.stride, fast - y0, p.vectors);
+    if (p.sx == 2) copy_rows<2>(first, p.step, out, t.stride, fast - y0, p.vectors);
+    if (p.sx == 4) copy_rows<4>(first, p.step, out, t.stride, fast - y0, p.vectors);
     for (int64_t y = fast; y < rows; ++y)
-        for (int64_t x = 0; x < count; ++x) to[y * t.stride + x] = from[y * step + x * sx];
-    if (rows == t.height && count == t.width) return;
-    for (int64_t y = 0; y < t.height; ++y)
-        for (int64_t x = y < rows ? count : 0; x < t.width; ++x) to[y * t.stride + x] = 0;
+        for (int64_t x = 0; x < p.count; ++x) to[y * t.stride + x] = from[y * p.step + x * p.sx];
+    if (rows == y1 && p.count == t.width) return;
+    for (int64_t y = y0; y < y1; ++y)
+        for (int64_t x = y < rows ? p.count : 0; x < t.width; ++x) to[y * t.stride + x] = 0;
 }
 
-/// Planes of ``width`` channels to the output's grid, one output plane per phase and channel; or to a dense vector.
+/// Planes of ``width`` channels to the output's grid, one output plane per phase and channel; or to a dense vector. Threads
+/// divide rows, or channels.
 void relayout(const Plan& plan, const Prepared& p, const Place& at, const float* source, int64_t plane, int64_t stride,
               const float* end) {
     const Step& s = p.s;
     const Tensor& y = plan.tensors[s.output];
     float* out = plan.at(at, s.output);
-    int64_t phases = int64_t(p.phases.size());
-    Span span(s.width * phases, at);
-    for (int64_t i = span.from; i < span.to; ++i) {  // the phases of a channel one after the other: it is in the cache
-        int64_t c = i / phases, phase = i % phases, channel = phase * s.width + c;
-        const float* from = source + c * plane;
-        if (y.vector()) {
+    bool by_rows = at.parts <= p.rows_to;
+    Span channels = by_rows ? Span(s.width, 0, 1) : Span(s.width, at), rows = by_rows ? Span(y.height, at) : Span(y.height, 0, 1);
+    if (y.vector()) {
+        for (int64_t c = channels.from; c < channels.to; ++c)
             for (int64_t row = 0; row < s.conv_height; ++row)
-                memcpy(out + (c * s.conv_height + row) * s.conv_width, from + row * stride, s.conv_width * sizeof(float));
-            continue;
-        }
-        copy_phase(from, stride, s.conv_height, s.conv_width, s.sy, s.sx, p.phases[phase].first, p.phases[phase].second,
-                   y, out + channel * y.plane, end);
-        seal(y, out, channel, 0, y.height);
+                memcpy(out + (c * s.conv_height + row) * s.conv_width, source + c * plane + row * stride, s.conv_width * sizeof(float));
+        return;
     }
+    std::vector<Phase> phases;
+    for (auto phase : p.phases) phases.emplace_back(s, y, phase, stride);
+    for (int64_t c = channels.from; c < channels.to; ++c)  // the phases of a channel one after the other: it is in the cache
+        for (size_t i = 0; i < phases.size(); ++i) {
+            int64_t channel = int64_t(i) * s.width + c;
+            copy_phase(phases[i], source + c * plane, y, out + channel * y.plane, rows.from, rows.to, end);
+            seal(y, out, channel, rows.from, rows.to);
+        }
+}
+
+void run_relayout(const Plan& plan, const Prepared& p, const Place& at) {
+    const Step& s = p.s;
+    const Tensor &x = plan.tensors[s.input], &y = plan.tensors[s.output];
+    int64_t y0 = share(y.height, at.part, at.parts), y1 = share(y.height, at.part + 1, at.parts);
+    borrow(plan, at, s.input, y0 * s.sy, y1 * s.sy, 0, x.channels);
+    const float* image = plan.at(at, s.input);  // an arena has a guard behind its last plane
+    relayout(plan, p, at, image, x.plane, x.stride, image + x.channels * x.plane + GUARD / 2);
 }
 
 void run_export(const Plan& plan, const Prepared& p, const Place& at) {
@@ -161,6 +187,7 @@ float reduce_cell(const float* plane, int64_t stride, int64_t y0, int64_t y1, in
 void run_adaptive(const Plan& plan, const Prepared& p, const Place& at) {
     const Tensor &x = plan.tensors[p.s.input], &y = plan.tensors[p.s.output];
     Span span(y.channels, at);
+    borrow(plan, at, p.s.input, 0, x.height, span.from, span.to);
     bool sum = p.s.mode != 0;
     for (int64_t c = span.from; c < span.to; ++c) {
         const float* plane = plan.at(at, p.s.input) + c * x.plane;
@@ -263,7 +290,7 @@ void run_concat(const Plan& plan, const Prepared& p, const Place& at) {
 }  // namespace
 
 int stages(const Prepared& p, bool batch_wide, int parts) {
-    if (Op(p.s.op) == Op::lookup && (p.direct || !p.as_team(parts))) return 1;
+    if (Op(p.s.op) == Op::lookup && (p.direct || p.division(parts) == Division::rows)) return 1;
     if (Op(p.s.op) == Op::lookup) return p.block_rows ? int(p.sparse.blocks) + 1 : 2;
     if (Op(p.s.op) != Op::lookup_linear) return 1;
     return batch_wide ? 4 : 2;
@@ -278,11 +305,7 @@ void run_step(const Plan& plan, const Prepared& p, const Place& at, int stage, b
             return relayout(plan, p, at, image, plane, s.conv_width, image + s.width * plane);
         }
         case Op::export_: return run_export(plan, p, at);
-        case Op::relayout: {
-            const Tensor& x = plan.tensors[s.input];
-            const float* image = plan.at(at, s.input);  // an arena has a guard behind its last plane
-            return relayout(plan, p, at, image, x.plane, x.stride, image + x.channels * x.plane + GUARD / 2);
-        }
+        case Op::relayout: return run_relayout(plan, p, at);
         case Op::gemm: return run_gemm(plan, p, at);
         case Op::lookup: return run_lookup(plan, p, at, stage);
         case Op::pool: return run_pool(plan, p, at);

@@ -87,13 +87,31 @@ struct WindowOfS {
         if (zeros > 0) have += zeros;
     }
 
-    /// Of all rows, the zeros around some channels: a part of those, for the other threads too.
-    void surround(int part, int parts) {
-        for (int64_t c = share(channels(), part, parts); c < share(channels(), part + 1, parts); ++c) {
+    /// Of a window of all rows, the zeros around them; a part of the channels where threads share it.
+    void surround(const Place& at) {
+        bool shared = p.division(at.parts) == Division::filters;
+        int64_t c = shared ? share(channels(), at.part, at.parts) : 0;
+        int64_t last = shared ? share(channels(), at.part + 1, at.parts) : channels();
+        for (; c < last; ++c) {
             std::fill(plane(c), row(c, first + p.up), 0.0f);
             float *below = row(c, x.height), *end = plane(c + 1);
             if (below < end) memset(below, 0, (end - below) * sizeof(float));
         }
+    }
+
+    /// Where rows of S are exchanged: of some channels, those around output rows [y0, y1) that other threads made, and zeros
+    /// ahead of the first one, which lookups to the left read.
+    void borrow_rows(const Place& at, int64_t y0, int64_t y1, int64_t c0, int64_t c1) {
+        if (p.division(at.parts) != Division::exchanged || y0 == y1) return;
+        int64_t from = y0 - p.up;
+        of_others(x.height, at, from, y1 + p.down, [&](int part, int64_t row0, int64_t row1) {
+            const float* theirs = at.arenas[part] + (rows - at.own);
+            for (int64_t c = c0; c < c1; ++c) {
+                float* mine = row(c, row0);
+                memcpy(mine, theirs + (mine - rows), (row1 - row0) * p.row * sizeof(float));
+            }
+        });
+        for (int64_t c = c0; c < c1 && from > 0; ++c) std::fill(row(c, from) - p.reach, row(c, from), 0.0f);
     }
 
     /// Rows [from, to) of what dictionary vectors [r0, r1) of every phase and group answer.
@@ -101,15 +119,19 @@ struct WindowOfS {
         int64_t from, to, r0, r1;
     };
 
-    /// A part of these: rows or some of the vectors, whichever divides more evenly.
-    static Range part_of(const Range& all, int part, int parts) {
-        int64_t height = all.to - all.from, panels = (all.r1 - all.r0 + LCNN_ROWS - 1) / LCNN_ROWS;
-        auto most = [&](int64_t total) { return (total + parts - 1) / parts; };
-        if (most(height) * panels <= most(panels) * height)
-            return {all.from + share(height, part, parts), all.from + share(height, part + 1, parts), all.r0, all.r1};
-        auto row = [&](int i) { return std::min(all.r1, all.r0 + share(panels, i, parts) * LCNN_ROWS); };
-        return {all.from, all.to, row(part), row(part + 1)};
+    /// A thread's part of all rows and some vectors: as the lookups are divided, rows; where these are of all rows, rows or
+    /// some of the vectors, whichever divides more evenly.
+    Range part_of(const Place& at, int64_t r0, int64_t r1) const {
+        int64_t height = x.height, panels = (r1 - r0 + LCNN_ROWS - 1) / LCNN_ROWS;
+        auto most = [&](int64_t total) { return (total + at.parts - 1) / at.parts; };
+        if (p.division(at.parts) != Division::filters || most(height) * panels <= most(panels) * height)
+            return {share(height, at.part, at.parts), share(height, at.part + 1, at.parts), r0, r1};
+        auto row = [&](int part) { return std::min(r1, r0 + share(panels, part, at.parts) * LCNN_ROWS); };
+        return {0, height, row(at.part), row(at.part + 1)};
     }
+
+    /// A thread's part of all S.
+    void make_part(const Place& at) { compute(part_of(at, 0, p.made_rows()), true); }
 
     /// exact: no lane past the last pixel, which another thread owns, or which is zero.
     void compute(const Range& r, bool exact) {
@@ -134,11 +156,18 @@ struct WindowOfS {
         }
     }
 
-    /// A part of a block of S over the whole image: a phase or, where there is but one, of dictionary rows.
-    Products block(int64_t index, int part, int parts) {
-        if (p.s.phases > 1) return phases(part_of({0, x.height, 0, p.s.rows}, part, parts)).only(index);
+    /// A thread's part of a block of S over the whole image: a phase or, where there is but one, of dictionary rows.
+    Products block(int64_t index, const Place& at) {
+        if (p.s.phases > 1) return phases(part_of(at, 0, p.s.rows)).only(index);
         int64_t r0 = index * p.block_rows, r1 = std::min(r0 + p.block_rows, p.s.rows);
-        return products(part_of({0, x.height, r0, r1}, part, parts), true);
+        return products(part_of(at, r0, r1), true);
+    }
+
+    /// Planes of S that it makes: from the first one to one past the last.
+    std::pair<int64_t, int64_t> planes_of(int64_t index) const {
+        int64_t each = p.s.phases > 1 ? p.s.rows : p.block_rows, blocks = p.sparse.blocks;
+        int64_t c = (p.turned ? blocks - 1 - index : index) * each;
+        return {c, std::min(c + each, channels())};
     }
 
     /// All blocks of it, ahead of the lookups.
