@@ -28,14 +28,22 @@ int64_t first_filter(const SparseMatrix& p, int part, int parts) {
 }
 
 Share share_of(const Prepared& p, const Tensor& y, int part, int parts) {
-    if (p.division(parts) != Division::filters)
-        return {share(y.height, part, parts), share(y.height, part + 1, parts), 0,
-                p.single ? p.sliced.chunks() : p.s.filters};
+    int64_t all = y.height * y.stride;
+    if (p.division(parts) != Division::filters) {
+        int64_t from = cut(y, p.by_lines, part, parts), to = cut(y, p.by_lines, part + 1, parts);
+        return {from, to, from / y.stride, (to + y.stride - 1) / y.stride, 0, p.single ? p.sliced.chunks() : p.s.filters};
+    }
     if (p.single) {
         int64_t chunks = p.sliced.chunks();
-        return {0, 1, share(chunks, part, parts), share(chunks, part + 1, parts)};
+        return {0, all, 0, 1, share(chunks, part, parts), share(chunks, part + 1, parts)};
     }
-    return {0, y.height, first_filter(p.sparse, part, parts), first_filter(p.sparse, part + 1, parts)};
+    return {0, all, 0, y.height, first_filter(p.sparse, part, parts), first_filter(p.sparse, part + 1, parts)};
+}
+
+/// One past the last pixel of S, in rows of p.row, that a thread's output rows up to ``q`` read.
+int64_t pixels_read(const Prepared& p, const Tensor& y, const Share& mine, int64_t q) {
+    int64_t rows = (q + p.down) * p.row;
+    return q * y.stride > mine.to ? std::min(rows, mine.to + p.down * p.row + p.reach) : rows;
 }
 
 /// Behind the window of S.
@@ -43,19 +51,19 @@ float* own_scratch(const Prepared& p, const Place& place) {
     return place.scratch + PANEL + (p.direct ? 0 : p.planes * p.window_plane + GUARD);
 }
 
-/// Rows [q0, q1) of the output, without pooling, of one pixel or whole vectors; ``source`` points at row q0 of S. Of
-/// blocks [block0, block1) of dictionary rows; beside ``products`` where there are such.
+/// Pixels [from, to) of the output, without pooling, whole rows unless ``p.by_lines``; ``source`` points at the first of S.
+/// Of blocks [block0, block1) of dictionary rows; beside ``products`` where there are such.
 void lookup_tile(const Plan& plan, const Prepared& p, const Place& place, const float* source, const Share& mine,
-                 int64_t q0, int64_t q1, int64_t block0, int64_t block1, Products* products) {
+                 int64_t from, int64_t to, int64_t block0, int64_t block1, Products* products) {
     const Tensor& y = plan.tensors[p.s.output];
     float* out = plan.at(place, p.s.output);
     Epilogue e = p.epilogue;
     if (p.s.second >= 0) {
-        e.residual = plan.at(place, p.s.second) + q0 * y.stride;
+        e.residual = plan.at(place, p.s.second) + from;
         e.residual_stride = plan.tensors[p.s.second].plane;
-        e.keep = e.residual == out + q0 * y.stride;
+        e.keep = e.residual == out + from;
     }
-    int64_t first = mine.first, last = mine.last;
+    int64_t first = mine.first, last = mine.last, q0 = from / y.stride, q1 = to / y.stride;  // rows that end in these pixels
     if (p.single) {
         sparse_single(p.sliced, source, out, y.plane, e, first, last);
         for (int64_t f = first * SLICED_FILTERS; f < std::min(p.s.filters, last * SLICED_FILTERS); ++f)
@@ -63,14 +71,14 @@ void lookup_tile(const Plan& plan, const Prepared& p, const Place& place, const 
         return;
     }
     if (p.shifted) {
-        sparse_shifted({p.sparse, source, p.row, out + q0 * y.stride, y.plane, y.stride, y.width, q1 - q0, e, first, last,
+        sparse_shifted({p.sparse, source, p.row, out + from, y.plane, y.stride, y.width, q1 - q0, e, first, last,
                         own_scratch(p, place)});
         for (int64_t i = first; i < last; ++i) finish(p, y, out, p.sparse.filters[i], q0, q1);
         return;
     }
-    e.exact = reaches(y, q0, (q1 - q0) * y.stride, mine.y1);
-    Lookups lookups{p.sparse, source, out + q0 * y.stride, y.plane, (q1 - q0) * y.stride, e, first, last, block0, block1,
-                    p.beside};
+    e.exact = reaches(y, from, to - from, mine.to);
+    e.column = from % y.stride;
+    Lookups lookups{p.sparse, source, out + from, y.plane, to - from, e, first, last, block0, block1, p.beside};
     if (products)
         sparse_beside(lookups, *products);
     else
@@ -81,17 +89,19 @@ void lookup_tile(const Plan& plan, const Prepared& p, const Place& place, const 
 
 /// Tile after tile of output rows; where lookups run beside products, these make S of the next tile.
 void run_tiles(const Plan& plan, const Prepared& p, const Place& place, WindowOfS& response, const Share& mine, bool ready) {
+    const Tensor& y = plan.tensors[p.s.output];
     bool beside = p.beside && !ready;
     if (!ready) response.start(mine.y0 - p.up);
     for (int64_t q0 = mine.y0, q1; q0 < mine.y1; q0 = q1) {
         q1 = std::min(q0 + p.tile_rows, mine.y1);
-        if (!ready && (!beside || q0 == mine.y0)) response.fill(q0 - p.up, q1 + p.down);
-        const float* source = response.source(q0);
+        if (!ready && (!beside || q0 == mine.y0)) response.fill(q0 - p.up, pixels_read(p, y, mine, q1));
+        int64_t from = std::max(mine.from, q0 * y.stride), to = std::min(mine.to, q1 * y.stride);
         bool more = beside && q1 < mine.y1;
-        int64_t next = std::min(q1 + p.tile_rows, mine.y1) + p.down;
+        int64_t next = pixels_read(p, y, mine, std::min(q1 + p.tile_rows, mine.y1));
+        const float* source = response.source(q0, from - q0 * y.stride);
         Products products;
         if (more) products = response.begin(q1 - p.up, next);
-        lookup_tile(plan, p, place, source, mine, q0, q1, 0, p.sparse.blocks, more ? &products : nullptr);
+        lookup_tile(plan, p, place, source, mine, from, to, 0, p.sparse.blocks, more ? &products : nullptr);
         if (more) response.end(next);
     }
 }
@@ -102,7 +112,7 @@ void run_blocks(const Plan& plan, const Prepared& p, const Place& place, WindowO
     int64_t blocks = p.sparse.blocks;
     Products products;
     auto look_up = [&](int64_t from, int64_t to) {
-        lookup_tile(plan, p, place, response.row(0, mine.y0), mine, mine.y0, mine.y1, from, to, &products);
+        lookup_tile(plan, p, place, response.row(0, 0) + mine.from, mine, mine.from, mine.to, from, to, &products);
     };
     if (stage == 0) response.surround(place);
     if (place.parts == 1) {
@@ -111,8 +121,9 @@ void run_blocks(const Plan& plan, const Prepared& p, const Place& place, WindowO
     }
     if (stage < blocks) products = response.block(stage, place);
     if (stage == 0) return products.all();
+    if (stage == 1 && p.s.second >= 0) borrow(plan, place, p.s.second, mine.from, mine.to, 0, p.s.filters);
     auto [first, last] = response.planes_of(stage - 1);
-    response.borrow_rows(place, mine.y0, mine.y1, first, last);
+    response.borrow_pixels(place, mine.from, mine.to, first, last);
     look_up(stage - 1, stage);
 }
 
@@ -128,17 +139,24 @@ void run_lookup(const Plan& plan, const Prepared& p, const Place& place, int sta
     WindowOfS response{plan, p, x, input, window, place.scratch};
     if (whole || p.block_rows) response.first = -p.up;
     Share mine = share_of(p, y, place.part, place.parts);
+    if (division == Division::exchanged && stage == 0) {
+        auto begin = [&](int part) { return cut(x, true, part, place.parts); };
+        borrow(plan, place, s.input, begin(place.part), begin(place.part + 1), 0, x.channels);
+    }
     if (p.block_rows) return run_blocks(plan, p, place, response, mine, stage);
     if (whole && stage == 0) {
         response.surround(place);
         return response.make_part(place);
     }
     float* out = plan.at(place, s.output);
-    if (mine.y0 == mine.y1 || mine.first == mine.last) return;
+    if (mine.from == mine.to || mine.first == mine.last) return;
+    if (s.second >= 0) borrow(plan, place, s.second, mine.from, mine.to, 0, y.channels);
     if (whole)
-        response.borrow_rows(place, mine.y0, mine.y1, 0, p.planes);
-    else if (s.rows && !s.split_x)
-        borrow(plan, place, s.input, mine.y0 - p.up, mine.y1 + p.down, 0, x.channels);
+        response.borrow_pixels(place, mine.from, mine.to, 0, p.planes);
+    else if (p.direct)
+        borrow(plan, place, s.input, mine.from - p.up * x.stride - p.reach, mine.to + p.down * x.stride + p.reach, 0, x.channels);
+    else if (!s.split_x)
+        borrow(plan, place, s.input, response.begins(mine.y0 - p.up), pixels_read(p, y, mine, mine.y1), 0, x.channels);
     bool ready = p.direct || whole;
     s.pooled ? run_pooled(response, own_scratch(p, place), out, mine, ready) : run_tiles(plan, p, place, response, mine, ready);
 }
@@ -148,28 +166,29 @@ void run_gemm(const Plan& plan, const Prepared& p, const Place& place) {
     const Tensor &x = plan.tensors[s.input], &y = plan.tensors[s.output];
     const float* input = plan.at(place, s.input);
     float* out = plan.at(place, s.output);
-    int64_t n = s.filters / s.groups;
-    int64_t r0 = 0, r1 = n, y0 = 0, y1 = y.height;
+    int64_t n = s.filters / s.groups, panels = (n + LCNN_ROWS - 1) / LCNN_ROWS;
+    int64_t r0 = 0, r1 = n, from = 0, to = y.height * y.stride;
     if (place.parts <= p.rows_to || n < 2 * LCNN_ROWS * place.parts) {
-        y0 = share(y.height, place.part, place.parts);
-        y1 = share(y.height, place.part + 1, place.parts);
+        from = cut(y, p.by_lines, place.part, place.parts);
+        to = cut(y, p.by_lines, place.part + 1, place.parts);
     } else {
-        int64_t panels = (n + LCNN_ROWS - 1) / LCNN_ROWS;
         r0 = share(panels, place.part, place.parts) * LCNN_ROWS;
         r1 = std::min(n, share(panels, place.part + 1, place.parts) * LCNN_ROWS);
     }
-    if (y0 == y1 || r0 == r1) return;
+    if (from == to || r0 == r1) return;
+    borrow(plan, place, s.input, from - p.up * x.stride - p.reach, to + p.down * x.stride + p.reach, 0, x.channels);
+    if (s.second >= 0) borrow(plan, place, s.second, from, to, 0, y.channels);
     for (int64_t g = 0; g < s.groups; ++g) {
         Epilogue e = p.epilogue;
         if (e.bias) e.bias += g * n;
         if (s.second >= 0) {
-            e.residual = plan.at(place, s.second) + y0 * y.stride + g * n * plan.tensors[s.second].plane;
+            e.residual = plan.at(place, s.second) + from + g * n * plan.tensors[s.second].plane;
             e.residual_stride = plan.tensors[s.second].plane;
         }
-        e.exact = y1 < y.height;
-        gemm({&p.matrices[g], input + g * s.width * x.plane + y0 * x.stride, p.offsets.data(),
-              out + g * n * y.plane + y0 * y.stride, y.plane, (y1 - y0) * y.stride, e, place.scratch, r0, r1});
-        for (int64_t f = g * n + r0; f < g * n + r1; ++f) finish(p, y, out, f, y0, y1);
+        e.exact = to < y.height * y.stride;
+        gemm({&p.matrices[g], input + g * s.width * x.plane + from, p.offsets.data(), out + g * n * y.plane + from, y.plane,
+              to - from, e, place.scratch, r0, r1});
+        for (int64_t f = g * n + r0; f < g * n + r1; ++f) finish(p, y, out, f, from / y.stride, to / y.stride);
     }
 }
 

@@ -7,14 +7,15 @@
 
 namespace lcnn {
 
-/// What one thread computes: rows [y0, y1) of the output, of the filters at sorted positions [first, last).
+/// What one thread computes: pixels [from, to) of the output, which lie in rows [y0, y1), of the filters at sorted positions
+/// [first, last).
 struct Share {
-    int64_t y0, y1, first, last;
+    int64_t from, to, y0, y1, first, last;
 };
 
-/// Whether whole vectors over ``floats`` from row y on would reach row ``end``, which is another thread's.
-inline bool reaches(const Tensor& t, int64_t y, int64_t floats, int64_t end) {
-    return end < t.height && y * t.stride + (floats + VL - 1) / VL * VL > end * t.stride;
+/// Whether whole vectors over ``floats`` from a pixel on would reach pixel ``end``, which is another thread's.
+inline bool reaches(const Tensor& t, int64_t pixel, int64_t floats, int64_t end) {
+    return end < t.height * t.stride && pixel + (floats + VL - 1) / VL * VL > end;
 }
 
 /// Lookups under a max-pool (pooled.cpp). ``own``: scratch behind the window; ``ready``: S is made, or not needed.

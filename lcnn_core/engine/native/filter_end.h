@@ -20,7 +20,7 @@ struct FilterEnd {
         : e(e), pixel(pixel), lanes(lanes), first(first), last(last), low(splat(e.low)), high(splat(e.high)),
           clamped(e.low > -__builtin_inff()), capped(e.high < __builtin_inff()) {
         if (!last || !e.inside) return;
-        int64_t column = pixel % e.row;
+        int64_t column = (pixel + e.column) % e.row;
         for (int j = 0; j < vectors; ++j) {
             kept[j] = lanes_of(e.inside[column]);
             for (column += VL; column >= e.row;) column -= e.row;

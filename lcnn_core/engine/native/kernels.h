@@ -8,17 +8,19 @@
 
 namespace lcnn {
 
+constexpr int64_t LINE = 16;  // floats of a cache line
+
 /// What happens to an output before it is stored: + bias[row], + residual, clamp to [low, high].
 struct Epilogue {
     const float* bias = nullptr;
     const float* residual = nullptr;  // at the same (row, pixel) as the output, rows residual_stride apart
     int64_t residual_stride = 0;
     float low = -__builtin_inff(), high = __builtin_inff();
-    // Pixel 0 begins a row of ``row`` columns; bit i of inside[c] says whether a vector's lane i, from column c on, is inside
-    // the image: the others are stored as zeros. Null: as they come.
+    // Pixel 0 is ``column`` of a row of ``row``; bit i of inside[c] says whether a vector's lane i, from column c on, is
+    // inside the image: the others are stored as zeros. Null: as they come.
     static constexpr int64_t LANES = 16;  // the most that any kernel has
     const uint16_t* inside = nullptr;
-    int64_t row = 0;
+    int64_t row = 0, column = 0;
     bool exact = false;  // write no lane past the last pixel (another thread owns it)
     bool keep = false;   // sparse: write what is there past the last pixel (the output is the residual, needed later)
 

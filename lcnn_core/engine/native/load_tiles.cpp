@@ -127,7 +127,8 @@ void choose_window(Prepared& p, const Tensor& x, int64_t height) {
 /// are not many, so that much of S would be made twice, they exchange rows of S. The window then holds all rows.
 void choose_team(Plan& plan, Prepared& p, const Tensor& x, int64_t height, int64_t channels) {
     auto env = [](const char* name, int64_t v) { return getenv(name) ? atoll(getenv(name)) : v; };
-    p.rows_to = p.direct && height <= FEW_ROWS ? 1 : INT_MAX;
+    p.by_lines = !p.s.pooled && !p.s.split_x && !p.single && !p.shifted && !p.extra_activation;
+    p.rows_to = p.direct && height <= FEW_ROWS ? std::max(1, int(height / LEAST_ROWS)) : INT_MAX;
     if (p.direct || !p.s.rows || !holds_whole(p, x, height, channels)) return;  // copies may as well be made twice
     bool exchanges = !p.s.split_x && !p.s.pooled && !p.shifted && !p.single && env("LCNN_EX", 1);
     p.rows_to = exchanges ? int(height / env(p.block_rows ? "LCNN_LEASTB" : "LCNN_LEAST", LEAST_ROWS)) : p.block_rows ? 1 : int(height / LEAST_SHARED);

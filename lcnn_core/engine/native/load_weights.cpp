@@ -210,7 +210,7 @@ void prepare_gemm(Plan& plan, Prepared& p, const Reader& in) {
     const float* w = in.floats("weights", s.weights, s.weights_count);
     int64_t low = 0, high = 0, last = (s.groups - 1) * s.width;
     p.rows_to = int(y.height / LEAST_ROWS);
-    p.pointwise = true;
+    p.by_lines = y.stride - y.width <= 1 && !p.extra_activation;  // a row's zeros are never another thread's in part
     for (int64_t i = 0; i < s.table_count; ++i) {
         between("kernel channel", table[3 * i], 0, x.channels - 1 - last);
         between("kernel row", table[3 * i + 1], -4096, 4096);
@@ -218,7 +218,9 @@ void prepare_gemm(Plan& plan, Prepared& p, const Reader& in) {
         int64_t offset = table[3 * i] * x.plane + table[3 * i + 1] * x.stride + table[3 * i + 2];
         low = std::min(low, offset);
         high = std::max(high, offset);
-        p.pointwise = p.pointwise && !table[3 * i + 1] && !table[3 * i + 2];
+        p.up = std::max<int64_t>(p.up, -table[3 * i + 1]);
+        p.down = std::max<int64_t>(p.down, table[3 * i + 1]);
+        p.reach = std::max<int64_t>(p.reach, std::abs(table[3 * i + 2]));
         p.offsets.push_back(int32_t(offset));
     }
     if (high + last * x.plane > INT32_MAX || low < INT32_MIN) fail("tensor too large for 32-bit offsets");

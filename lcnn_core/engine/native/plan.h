@@ -73,7 +73,7 @@ struct Prepared {
     std::vector<float> bias, scale;
     Epilogue epilogue;                    // bias and clamp; residual is set per call
     std::vector<uint16_t> inside;         // see Epilogue; empty where the zeros of the output are restored afterwards
-    int64_t up = 0, down = 0, low = 0, high = 0, reach = 0;  // lookups: rows above and below, columns, these aside
+    int64_t up = 0, down = 0, low = 0, high = 0, reach = 0;  // of a kernel: rows above and below, columns, these aside
     int64_t tile_rows = 1, window_rows = 0, window_plane = 0, window_lead = 0;  // lookup: the sliding window of S
     int64_t planes = 0, row = 0, row_begin = 0;  // of S; floats from one row to the next; the column at its begin
     bool shifted = false;                 // lookup: by kernel column (shifted.cpp), rows of S begin at the first one
@@ -87,7 +87,7 @@ struct Prepared {
     int rows_to = 0;                      // a team of up to so many threads divides rows of the output; larger ones divide
                                           // filters or, in other steps than lookups and products, channels
     int exchange_from = 0;                // lookup: from so many threads on these exchange rows of S; 0: never
-    bool pointwise = false;               // gemm: of 1x1 kernels
+    bool by_lines = false;                // that team divides pixels, at cache lines, instead of rows
     bool single = false;                  // lookup: one output pixel
     bool beside = false;                  // lookup: beside the products that make S of the next tile, or block
     bool many = false;                    // then: more than half as many lookups as multiplications by D
@@ -119,6 +119,13 @@ struct Place {
     int part, parts;
 };
 
+/// Of a tensor, how a team of up to so many threads keeps apart what each makes: rows, or pixels at cache lines; and whether
+/// zeros around the image are read.
+struct Kept {
+    int most;
+    bool by_lines, zeros;
+};
+
 struct Plan {
     std::vector<Tensor> tensors;
     std::vector<Prepared> steps;
@@ -127,10 +134,10 @@ struct Plan {
     int64_t space = 0;           // the arena and, above what lives during each step, its scratch
     int64_t shared_window = 0;   // floats of the largest S that a team shares
     int64_t shared_rows = 0;     // floats per (padded) image shared by a team in batch-wide steps
-    std::vector<int> own_to;     // of each tensor: a team of up to so many threads keeps its rows in their own arenas
+    std::vector<Kept> kept;      // of each tensor
 
-    /// Whether the tensor's rows are kept by the threads that make them; of others, it holds what is borrowed.
-    bool owns(const Place& p, int64_t tensor) const { return p.parts > 1 && p.parts <= own_to[tensor]; }
+    /// Whether each thread of a team keeps the tensor's pixels that it makes in its own arena, and those that it borrows.
+    bool owns(const Place& p, int64_t tensor) const { return p.parts > 1 && p.parts <= kept[tensor].most; }
     float* at(const Place& p, int64_t tensor) const {
         const Tensor& t = tensors[tensor];
         if (t.batched) return p.batch + t.offset * p.images + p.image * t.channels;
@@ -163,17 +170,28 @@ void finish(const Prepared& step, const Tensor& t, float* base, int64_t c, int64
 /// Where a thread's part begins. The first one's is the larger: its core is the caller's, and awake.
 inline int64_t share(int64_t total, int part, int parts) { return (total * part + parts - 1) / parts; }
 
-/// Of rows [from, to) of a grid, those that the other threads of the team make: visit(part, first row, one past the last).
+/// The pixel of a grid where a thread's part begins: that of a row or, ``by_lines``, of a cache line, so that vectors are
+/// whole lines in every part.
+inline int64_t cut(const Tensor& t, bool by_lines, int part, int parts) {
+    if (!by_lines || t.height < parts) return share(t.height, part, parts) * t.stride;
+    int64_t pixels = t.height * t.stride;
+    return std::min(pixels, (share(pixels, part, parts) + LINE - 1) & -LINE);
+}
+
+/// Of pixels [from, to) of a grid, those that the other threads of the team make: visit(part, first one, one past the last).
 template <class Visit>
-void of_others(int64_t height, const Place& at, int64_t from, int64_t to, Visit visit) {
+void of_others(const Tensor& t, bool by_lines, const Place& at, int64_t from, int64_t to, Visit visit) {
     for (int part = 0; part < at.parts; ++part) {
-        int64_t y0 = std::max(from, share(height, part, at.parts)), y1 = std::min(to, share(height, part + 1, at.parts));
-        if (part != at.part && y0 < y1) visit(part, y0, y1);
+        int64_t begin = std::max(from, cut(t, by_lines, part, at.parts)), end = std::min(to, cut(t, by_lines, part + 1, at.parts));
+        if (part != at.part && begin < end) visit(part, begin, end);
     }
 }
 
-/// Copies rows [from, to) of channels [c0, c1) of a tensor that others of the team made to this thread's arena, where
-/// rows are kept apart.
+/// Where each thread keeps its part of a tensor: the zeros around the image in its arena, if they are read.
+void surround(const Plan& plan, const Place& at, int64_t tensor);
+
+/// Copies pixels [from, to) of channels [c0, c1) of a tensor that others of the team made to this thread's arena, where
+/// they are kept apart.
 void borrow(const Plan& plan, const Place& at, int64_t tensor, int64_t from, int64_t to, int64_t c0, int64_t c1);
 
 }  // namespace lcnn

@@ -48,7 +48,7 @@ struct Pooling {
             sparse({p.sparse, response, plane + kept, 0, fresh, p.epilogue, i, i + 1, 0, p.sparse.blocks});
             for (int64_t q = q0; q < q1; ++q)
                 max_pool_row(plane - c0 * x.stride, p.s.conv_height, p.s.conv_width, x.stride, win, q,
-                             out + f * y.plane + q * y.stride, y.width, line, reaches(y, q, y.width, mine.y1));
+                             out + f * y.plane + q * y.stride, y.width, line, reaches(y, q * y.stride, y.width, mine.to));
             memcpy(carry + i * most, plane + kept + fresh - saved, saved * sizeof(float));
             finish(p, y, out, f, q0, q1);
         }
@@ -76,7 +76,7 @@ struct Pairs {
         sparse_pair(p.sparse, response, below(p, q), s.conv_width, p.epilogue.bias, p.pairing, lines + s.px, carries, p.line,
                     mine.first, mine.last);
         if (row < mine.y0 || row >= mine.y1) return;
-        bool exact = reaches(y, row, y.width, mine.y1);
+        bool exact = reaches(y, row * y.stride, y.width, mine.to);
         int64_t length = (y.width - 1) * s.sx + (s.kw - 1) * s.dx + 1;
         for (int64_t i = mine.first; i < mine.last; ++i) {
             float* line = lines + i * p.line;
@@ -103,7 +103,7 @@ struct Joined {
         Epilogue e = p.epilogue;
         int64_t row = pooled_row(p, q);
         bool wanted = row >= mine.y0 && row < mine.y1;
-        e.exact = wanted && reaches(y, row, y.width, mine.y1);
+        e.exact = wanted && reaches(y, row * y.stride, y.width, mine.to);
         sparse_quad(p.sparse, response, below(p, q), p.pairing, p.across, carried, wanted ? out + row * y.stride : nullptr,
                     y.plane, y.width, e, mine.first, mine.last);
     }
@@ -137,10 +137,10 @@ void run_pairs(const Pairs& pairs, WindowOfS& response, float* out, const Share&
     if (!ready) response.start(2 * first - p.up);
     for (int64_t q0 = first; q0 < last; q0 += tile) {
         int64_t q1 = std::min(q0 + tile, last);
-        if (!ready) response.fill(2 * q0 - p.up, std::min(2 * q1, p.s.conv_height) + p.down);
+        if (!ready) response.fill(2 * q0 - p.up, (std::min(2 * q1, p.s.conv_height) + p.down) * p.row);
         for (int64_t q = q0, end; q < q1; q = end) {
             end = std::min(q + pairs.most(), q1);
-            pairs.make(response.source(2 * q), q, end, out, mine);
+            pairs.make(response.source(2 * q, 0), q, end, out, mine);
         }
         int64_t from = std::max(pooled_row(p, q0), mine.y0), to = std::min(pooled_row(p, q1), mine.y1);
         for (int64_t i = mine.first; i < mine.last && from < to; ++i)
@@ -158,9 +158,9 @@ void run_windows(Pooling pooling, WindowOfS& response, float* out, const Share& 
         int64_t c0 = pooling.next_row(q0), c1 = std::max(pooling.end_row(q1), c0);
         if (!ready) {
             if (q0 == mine.y0) response.start(c0 - p.up);
-            response.fill(c0 - p.up, c1 + p.down);
+            response.fill(c0 - p.up, (c1 + p.down) * p.row);
         }
-        pooling.tile(response.source(c0), out, q0, q1, mine);
+        pooling.tile(response.source(c0, 0), out, q0, q1, mine);
     }
 }
 

@@ -48,8 +48,8 @@ namespace {
 
 struct Span {
     int64_t from, to;
-    Span(int64_t total, int part, int parts) : from(share(total, part, parts)), to(share(total, part + 1, parts)) {}
-    Span(int64_t total, const Place& at) : Span(total, at.part, at.parts) {}
+    Span(int64_t from, int64_t to) : from(from), to(to) {}
+    Span(int64_t total, const Place& at) : Span(share(total, at.part, at.parts), share(total, at.part + 1, at.parts)) {}
 };
 
 /// ``vectors`` vectors of every SX-th float of each of ``rows`` rows.
@@ -77,13 +77,13 @@ struct Phase {
     }
 };
 
-/// Rows [y0, y1) of it. Vectors may write past the end of a row (rows are written in ascending order, and the output is
-/// sealed afterwards) and read past it, but not past ``end``, nor write to row y1: such last rows go pixel by pixel.
-void copy_phase(const Phase& p, const float* from, const Tensor& t, float* to, int64_t y0, int64_t y1, const float* end) {
-    int64_t rows = std::min(y1, p.rows), fast = y0;
+/// Some rows of it. Vectors may write past the end of a row (rows are written in ascending order, and the output is sealed
+/// afterwards) and read past it, but not past ``end``: such last rows go pixel by pixel.
+void copy_phase(const Phase& p, const float* from, const Tensor& t, float* to, const Span& wanted, const float* end) {
+    int64_t y0 = wanted.from, rows = std::min(wanted.to, p.rows), fast = y0;
     from += p.begin;
     if (p.sx == 1 || p.sx == 2 || p.sx == 4) {
-        fast = std::max(y0, rows - (y1 < t.height));
+        fast = std::max(y0, rows);
         while (fast > y0 && from + (fast - 1) * p.step + p.sx * p.vectors * VL > end) --fast;
     }
     const float* first = from + y0 * p.step;
@@ -93,32 +93,37 @@ void copy_phase(const Phase& p, const float* from, const Tensor& t, float* to, i
     if (p.sx == 4) copy_rows<4>(first, p.step, out, t.stride, fast - y0, p.vectors);
     for (int64_t y = fast; y < rows; ++y)
         for (int64_t x = 0; x < p.count; ++x) to[y * t.stride + x] = from[y * p.step + x * p.sx];
-    if (rows == y1 && p.count == t.width) return;
-    for (int64_t y = y0; y < y1; ++y)
+    if (rows == wanted.to && p.count == t.width) return;
+    for (int64_t y = y0; y < wanted.to; ++y)
         for (int64_t x = y < rows ? p.count : 0; x < t.width; ++x) to[y * t.stride + x] = 0;
 }
 
 /// Planes of ``width`` channels to the output's grid, one output plane per phase and channel; or to a dense vector. Threads
-/// divide rows, or channels.
+/// divide pixels, or channels; where each keeps its own, rows that are its in part are made as a whole.
 void relayout(const Plan& plan, const Prepared& p, const Place& at, const float* source, int64_t plane, int64_t stride,
               const float* end) {
     const Step& s = p.s;
     const Tensor& y = plan.tensors[s.output];
     float* out = plan.at(at, s.output);
-    bool by_rows = at.parts <= p.rows_to;
-    Span channels = by_rows ? Span(s.width, 0, 1) : Span(s.width, at), rows = by_rows ? Span(y.height, at) : Span(y.height, 0, 1);
+    Span channels(s.width, at), rows(0, y.height);
     if (y.vector()) {
         for (int64_t c = channels.from; c < channels.to; ++c)
             for (int64_t row = 0; row < s.conv_height; ++row)
-                memcpy(out + (c * s.conv_height + row) * s.conv_width, source + c * plane + row * stride, s.conv_width * sizeof(float));
+                memcpy(out + (c * s.conv_height + row) * s.conv_width, source + c * plane + row * stride,
+                       s.conv_width * sizeof(float));
         return;
+    }
+    if (plan.owns(at, s.output)) {
+        channels = {0, s.width};
+        rows.from = cut(y, p.by_lines, at.part, at.parts) / y.stride;
+        rows.to = (cut(y, p.by_lines, at.part + 1, at.parts) + y.stride - 1) / y.stride;
     }
     std::vector<Phase> phases;
     for (auto phase : p.phases) phases.emplace_back(s, y, phase, stride);
     for (int64_t c = channels.from; c < channels.to; ++c)  // the phases of a channel one after the other: it is in the cache
         for (size_t i = 0; i < phases.size(); ++i) {
             int64_t channel = int64_t(i) * s.width + c;
-            copy_phase(phases[i], source + c * plane, y, out + channel * y.plane, rows.from, rows.to, end);
+            copy_phase(phases[i], source + c * plane, y, out + channel * y.plane, rows, end);
             seal(y, out, channel, rows.from, rows.to);
         }
 }
@@ -126,8 +131,16 @@ void relayout(const Plan& plan, const Prepared& p, const Place& at, const float*
 void run_relayout(const Plan& plan, const Prepared& p, const Place& at) {
     const Step& s = p.s;
     const Tensor &x = plan.tensors[s.input], &y = plan.tensors[s.output];
-    int64_t y0 = share(y.height, at.part, at.parts), y1 = share(y.height, at.part + 1, at.parts);
-    borrow(plan, at, s.input, y0 * s.sy, y1 * s.sy, 0, x.channels);
+    if (plan.owns(at, s.output)) {
+        int64_t from = cut(y, p.by_lines, at.part, at.parts), last = cut(y, p.by_lines, at.part + 1, at.parts) - 1;
+        auto read = [&](int64_t pixel) { return pixel / y.stride * s.sy * x.stride + pixel % y.stride * s.sx; };
+        int64_t farthest = 0;
+        for (auto [row, column] : p.phases) farthest = std::max(farthest, row * x.stride + column);
+        borrow(plan, at, s.input, read(from), read(last) + farthest + 1, 0, x.channels);
+    } else {
+        Span channels(x.channels, at);
+        borrow(plan, at, s.input, 0, x.height * x.stride, channels.from, channels.to);
+    }
     const float* image = plan.at(at, s.input);  // an arena has a guard behind its last plane
     relayout(plan, p, at, image, x.plane, x.stride, image + x.channels * x.plane + GUARD / 2);
 }
@@ -187,7 +200,7 @@ float reduce_cell(const float* plane, int64_t stride, int64_t y0, int64_t y1, in
 void run_adaptive(const Plan& plan, const Prepared& p, const Place& at) {
     const Tensor &x = plan.tensors[p.s.input], &y = plan.tensors[p.s.output];
     Span span(y.channels, at);
-    borrow(plan, at, p.s.input, 0, x.height, span.from, span.to);
+    borrow(plan, at, p.s.input, 0, x.height * x.stride, span.from, span.to);
     bool sum = p.s.mode != 0;
     for (int64_t c = span.from; c < span.to; ++c) {
         const float* plane = plan.at(at, p.s.input) + c * x.plane;
@@ -296,7 +309,9 @@ int stages(const Prepared& p, bool batch_wide, int parts) {
     return batch_wide ? 4 : 2;
 }
 
-void run_step(const Plan& plan, const Prepared& p, const Place& at, int stage, bool batch_wide) {
+namespace {
+
+void run_kind(const Plan& plan, const Prepared& p, const Place& at, int stage, bool batch_wide) {
     const Step& s = p.s;
     switch (Op(s.op)) {
         case Op::import_: {
@@ -315,6 +330,13 @@ void run_step(const Plan& plan, const Prepared& p, const Place& at, int stage, b
         case Op::concat: return run_concat(plan, p, at);
         default: return run_elementwise(plan, p, at);
     }
+}
+
+}  // namespace
+
+void run_step(const Plan& plan, const Prepared& p, const Place& at, int stage, bool batch_wide) {
+    run_kind(plan, p, at, stage, batch_wide);
+    surround(plan, at, p.s.output);
 }
 
 }  // namespace lcnn

@@ -1,7 +1,7 @@
-// How the threads of a team work on one image: they divide the rows of every step that allows it, each in an arena of its
+// How the threads of a team work on one image: they divide the pixels of every step that allows it, each in an arena of its
 // own, so that a core reads what it wrote itself. A line that another one wrote last takes it 20 to 130 ns, and in one
 // arena what is fetched ahead of a thread's part of a plane would be the other's part. Of others, a thread borrows the few
-// rows that a kernel reaches over. Steps that go by channels, or by filters where rows are few, use the first arena.
+// pixels that a kernel reaches over. Steps that go by channels, or by filters where pixels are few, use the first arena.
 #include <climits>
 #include <cstring>
 
@@ -10,12 +10,12 @@
 namespace lcnn {
 namespace {
 
-/// A team of how many threads may keep the rows of the step's input apart.
-int reads_rows_to(const Prepared& p) {
+/// A team of up to how many threads may keep the pixels of the step's input apart.
+int reads_pixels_to(const Prepared& p) {
     switch (Op(p.s.op)) {
-        case Op::lookup: return p.s.rows && !p.s.split_x && !p.s.pooled && !p.shifted ? p.rows_to : 0;
-        case Op::gemm: return p.pointwise ? p.rows_to : 0;
-        case Op::relayout: return p.rows_to;
+        case Op::lookup: return !p.s.split_x && !p.s.pooled && !p.shifted && !p.single ? p.rows_to : 0;
+        case Op::gemm: return p.rows_to;
+        case Op::relayout:
         case Op::adaptive: return INT_MAX;
         default: return 0;
     }
@@ -24,26 +24,38 @@ int reads_rows_to(const Prepared& p) {
 }  // namespace
 
 void choose_own(Plan& plan) {
-    for (const Tensor& t : plan.tensors) plan.own_to.push_back(int(std::min<int64_t>(t.height, INT_MAX)));
+    for (const Tensor& t : plan.tensors) plan.kept.push_back({int(std::min<int64_t>(t.height, INT_MAX)), false, false});
+    std::vector<bool> made(plan.tensors.size());
     auto limit = [&](int64_t t, int most) {
-        if (t >= 0) plan.own_to[t] = std::min(plan.own_to[t], most);
+        if (t >= 0) plan.kept[t].most = std::min(plan.kept[t].most, most);
     };
     for (const Prepared& p : plan.steps) {
-        limit(p.s.input, reads_rows_to(p));
+        limit(p.s.input, reads_pixels_to(p));
         limit(p.s.second, p.rows_to);
         limit(p.s.output, p.rows_to);
+        if (p.s.input >= 0 && (p.direct || Op(p.s.op) == Op::gemm)) plan.kept[p.s.input].zeros |= p.up + p.down + p.reach > 0;
+        if (p.s.output < 0) continue;
+        if (made[p.s.output]) limit(p.s.output, 0);
+        made[p.s.output] = true;
+        plan.kept[p.s.output].by_lines = p.by_lines;
     }
 }
 
 void borrow(const Plan& plan, const Place& at, int64_t tensor, int64_t from, int64_t to, int64_t c0, int64_t c1) {
     const Tensor& t = plan.tensors[tensor];
     if (!plan.owns(at, tensor)) return;
-    of_others(t.height, at, from, to, [&](int part, int64_t y0, int64_t y1) {
+    of_others(t, plan.kept[tensor].by_lines, at, from, to, [&](int part, int64_t begin, int64_t end) {
         for (int64_t c = c0; c < c1; ++c) {
-            int64_t begin = t.offset + c * t.plane + y0 * t.stride;
-            memcpy(at.own + begin, at.arenas[part] + begin, (y1 - y0) * t.stride * sizeof(float));
+            int64_t first = t.offset + c * t.plane + begin;
+            memcpy(at.own + first, at.arenas[part] + first, (end - begin) * sizeof(float));
         }
     });
+}
+
+void surround(const Plan& plan, const Place& at, int64_t tensor) {
+    if (tensor < 0 || !plan.owns(at, tensor) || !plan.kept[tensor].zeros) return;
+    const Tensor& t = plan.tensors[tensor];
+    for (int64_t c = 0; c < t.channels; ++c) seal_ends(t, at.own + t.offset, c, 0, t.height);
 }
 
 }  // namespace lcnn

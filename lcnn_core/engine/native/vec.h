@@ -46,7 +46,6 @@
 namespace lcnn {
 
 constexpr int VL = LCNN_VL;
-constexpr int64_t LINE = 16;  // floats of a cache line
 /// Floats of pixels that a product copies first (gemm.cpp): of 256 entries of depth. With AVX-512 none.
 constexpr int64_t PANEL = LCNN_VL == 16 ? 0 : 256 * LCNN_COLS * LCNN_VL;
 typedef float vf __attribute__((vector_size(LCNN_VL * 4)));

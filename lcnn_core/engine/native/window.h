@@ -26,49 +26,54 @@ struct WindowOfS {
         return plane(channel) + p.window_lead + pixel - (first * p.row & -LINE);
     }
     float* row(int64_t channel, int64_t y) const { return at(channel, y * p.row); }
-    /// Where the lookups of an output row read, relative to their offsets: the window, or the input itself.
-    const float* source(int64_t y) const { return p.direct ? input + y * x.stride : row(0, y); }
+    /// Where the lookups of a pixel of an output row read, relative to their offsets: the window, or the input itself.
+    const float* source(int64_t y, int64_t column) const {
+        return (p.direct ? input + y * x.stride : row(0, y)) + column;
+    }
     int64_t channels() const { return p.planes; }
+
+    /// The pixel from which S is made where it begins at a row of the image: whole lines, from the first one on that it has.
+    int64_t begins(int64_t y) const { return y > 0 && p.by_lines ? y * p.row & -LINE : y * p.row; }
 
     void start(int64_t y) {
         first = y;
-        have = y * p.row;
-        for (int64_t c = 0; c < channels(); ++c) std::fill(plane(c), row(c, first), 0.0f);
+        have = begins(y);
+        for (int64_t c = 0; c < channels(); ++c) std::fill(plane(c), at(c, have), 0.0f);
     }
 
-    /// Makes rows [from, to) available.
-    void fill(int64_t from, int64_t to) {
+    /// Makes rows from ``from`` on up to pixel ``until`` available.
+    void fill(int64_t from, int64_t until) {
         if (p.s.split_x || p.shifted) {
-            make_room(from, to);
-            int64_t inside = std::min(to, x.height);
-            if (have < inside * p.row) compute({have / p.row, inside, 0, p.made_rows()}, false);
-            have = std::max(have, inside * p.row);
+            make_room(from, until);
+            int64_t inside = std::min(until, x.height * p.row);
+            if (have < inside) compute({have / p.row, inside / p.row, 0, p.made_rows()}, false);
+            have = std::max(have, inside);
         } else {
-            begin(from, to).all();
+            begin(from, until).all();
         }
-        end(to);
+        end(until);
     }
 
     /// As fill, but the products are left to be done; then ``end``. The tile before may be read meanwhile where it lies, by
     /// addresses taken before (beside_rows). Beside lookups, whole strips are made where the image goes on, so that none is
     /// cut where a tile ends.
-    Products begin(int64_t from, int64_t to) {
-        make_room(from, to);
-        int64_t wanted = std::max<int64_t>(0, to * x.stride - have), pixel = have;
+    Products begin(int64_t from, int64_t until) {
+        make_room(from, until);
+        int64_t wanted = std::max<int64_t>(0, until - have), pixel = have;
         int64_t strip = p.beside ? BESIDE_COLS * VL : 1;
         int64_t after = std::min(have + (wanted + strip - 1) / strip * strip, x.height * x.stride);
         have = std::max(have, after);
         return products(pixel, after, 0, p.s.rows, false);
     }
 
-    /// Zeros of the rows below the image up to row ``to``.
-    void end(int64_t to) {
-        if (to > x.height) clear(to);
+    /// Zeros below the image up to pixel ``until``.
+    void end(int64_t until) {
+        if (until > x.height * p.row) clear(until);
     }
 
     /// Moves what is held to the front where the window is full, clears rows above the image.
-    void make_room(int64_t from, int64_t to) {
-        if (to - first > p.window_rows) {
+    void make_room(int64_t from, int64_t until) {
+        if (until > (first + p.window_rows) * p.row) {
             int64_t kept = std::max<int64_t>(0, have - from * p.row), before = row(0, from) - rows;
             first = from;
             for (int64_t c = 0; c < channels(); ++c) {
@@ -78,11 +83,11 @@ struct WindowOfS {
             }
             have = std::max(have, from * p.row);
         }
-        clear(std::min<int64_t>(to, 0));
+        clear(std::min<int64_t>(until, 0));
     }
 
-    void clear(int64_t to) {
-        int64_t zeros = to * p.row - have;
+    void clear(int64_t until) {
+        int64_t zeros = until - have;
         for (int64_t c = 0; c < channels() && zeros > 0; ++c) memset(at(c, have), 0, zeros * sizeof(float));
         if (zeros > 0) have += zeros;
     }
@@ -99,19 +104,18 @@ struct WindowOfS {
         }
     }
 
-    /// Where rows of S are exchanged: of some channels, those around output rows [y0, y1) that other threads made, and zeros
-    /// ahead of the first one, which lookups to the left read.
-    void borrow_rows(const Place& at, int64_t y0, int64_t y1, int64_t c0, int64_t c1) {
-        if (p.division(at.parts) != Division::exchanged || y0 == y1) return;
-        int64_t from = y0 - p.up;
-        of_others(x.height, at, from, y1 + p.down, [&](int part, int64_t row0, int64_t row1) {
-            const float* theirs = at.arenas[part] + (rows - at.own);
+    /// Where S is exchanged: of some channels, what other threads made of it around output pixels [from, to).
+    void borrow_pixels(const Place& place, int64_t from, int64_t to, int64_t c0, int64_t c1) {
+        if (p.division(place.parts) != Division::exchanged) return;
+        from -= p.up * p.row + p.reach;
+        to += p.down * p.row + p.reach;
+        of_others(x, true, place, from, to, [&](int part, int64_t begin, int64_t end) {
+            const float* theirs = place.arenas[part] + (rows - place.own);
             for (int64_t c = c0; c < c1; ++c) {
-                float* mine = row(c, row0);
-                memcpy(mine, theirs + (mine - rows), (row1 - row0) * p.row * sizeof(float));
+                float* mine = at(c, begin);
+                memcpy(mine, theirs + (mine - rows), (end - begin) * sizeof(float));
             }
         });
-        for (int64_t c = c0; c < c1 && from > 0; ++c) std::fill(row(c, from) - p.reach, row(c, from), 0.0f);
     }
 
     /// Rows [from, to) of what dictionary vectors [r0, r1) of every phase and group answer.
@@ -119,19 +123,28 @@ struct WindowOfS {
         int64_t from, to, r0, r1;
     };
 
-    /// A thread's part of all rows and some vectors: as the lookups are divided, rows; where these are of all rows, rows or
-    /// some of the vectors, whichever divides more evenly.
-    Range part_of(const Place& at, int64_t r0, int64_t r1) const {
+    /// A thread's part of all rows of some vectors, where lookups are divided by filters: rows or some of the vectors,
+    /// whichever divides more evenly.
+    Range range_of(const Place& at, int64_t r0, int64_t r1) const {
         int64_t height = x.height, panels = (r1 - r0 + LCNN_ROWS - 1) / LCNN_ROWS;
         auto most = [&](int64_t total) { return (total + at.parts - 1) / at.parts; };
-        if (p.division(at.parts) != Division::filters || most(height) * panels <= most(panels) * height)
+        if (most(height) * panels <= most(panels) * height)
             return {share(height, at.part, at.parts), share(height, at.part + 1, at.parts), r0, r1};
         auto row = [&](int part) { return std::min(r1, r0 + share(panels, part, at.parts) * LCNN_ROWS); };
         return {0, height, row(at.part), row(at.part + 1)};
     }
 
+    /// A thread's part of what dictionary vectors [r0, r1) of every phase and group answer.
+    Products part_of(const Place& at, int64_t r0, int64_t r1) {
+        if (p.division(at.parts) == Division::filters) return products(range_of(at, r0, r1), true);
+        return products(cut(x, true, at.part, at.parts), cut(x, true, at.part + 1, at.parts), r0, r1, true);
+    }
+
     /// A thread's part of all S.
-    void make_part(const Place& at) { compute(part_of(at, 0, p.made_rows()), true); }
+    void make_part(const Place& at) {
+        if (p.s.split_x || p.shifted) return compute(range_of(at, 0, p.made_rows()), true);
+        part_of(at, 0, p.s.rows).all();
+    }
 
     /// exact: no lane past the last pixel, which another thread owns, or which is zero.
     void compute(const Range& r, bool exact) {
@@ -158,9 +171,9 @@ struct WindowOfS {
 
     /// A thread's part of a block of S over the whole image: a phase or, where there is but one, of dictionary rows.
     Products block(int64_t index, const Place& at) {
-        if (p.s.phases > 1) return phases(part_of(at, 0, p.s.rows)).only(index);
+        if (p.s.phases > 1) return in_turn(part_of(at, 0, p.s.rows)).only(index);
         int64_t r0 = index * p.block_rows, r1 = std::min(r0 + p.block_rows, p.s.rows);
-        return products(part_of(at, r0, r1), true);
+        return part_of(at, r0, r1);
     }
 
     /// Planes of S that it makes: from the first one to one past the last.
@@ -172,15 +185,14 @@ struct WindowOfS {
 
     /// All blocks of it, ahead of the lookups.
     Products blocks() {
-        Products made = phases({0, x.height, 0, p.s.rows});
+        Products made = in_turn(products({0, x.height, 0, p.s.rows}, true));
         if (p.s.phases <= 1) made.by_blocks(p.block_rows);
         made.ahead = p.down * p.row + p.high;
         return made;
     }
 
     /// Phase after phase, in the order of the lookups' blocks.
-    Products phases(const Range& r) {
-        Products made = products(r, true);
+    Products in_turn(Products made) {
         if (p.turned) made.turn();
         return made;
     }
