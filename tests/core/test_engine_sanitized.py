@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
 ]
-FILES = [f"test_engine{part}.py" for part in ("", "_beside", "_shifted", "_linear", "_native")]
+FILES = [f"test_engine{part}.py" for part in ("", "_beside", "_shifted", "_linear", "_native", "_team")]
 ELSEWHERE = "not runs_out_of_memory"
 """Left out: a test that bounds the memory of a process, of which the sanitizer's shadow takes terabytes."""
 

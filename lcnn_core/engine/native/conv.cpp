@@ -55,6 +55,7 @@ float* own_scratch(const Prepared& p, const Place& place) {
 /// Of blocks [block0, block1) of dictionary rows; beside ``products`` where there are such.
 void lookup_tile(const Plan& plan, const Prepared& p, const Place& place, const float* source, const Share& mine,
                  int64_t from, int64_t to, int64_t block0, int64_t block1, Products* products) {
+    if (from == to) return;
     const Tensor& y = plan.tensors[p.s.output];
     float* out = plan.at(place, p.s.output);
     Epilogue e = p.epilogue;
@@ -132,8 +133,8 @@ void run_blocks(const Plan& plan, const Prepared& p, const Place& place, WindowO
 void run_lookup(const Plan& plan, const Prepared& p, const Place& place, int stage) {
     const Step& s = p.s;
     const Tensor &x = plan.tensors[s.input], &y = plan.tensors[s.output];
-    Division division = p.direct ? Division::rows : p.division(place.parts);
-    bool whole = division != Division::rows;
+    Division division = p.direct ? Division::pixels : p.division(place.parts);
+    bool whole = division != Division::pixels;
     float* window = division == Division::filters ? place.shared : place.scratch + PANEL;
     const float* input = s.split_x ? place.inputs[s.port] + place.image * plan.inputs[s.port].size() : plan.at(place, s.input);
     WindowOfS response{plan, p, x, input, window, place.scratch};
@@ -168,7 +169,7 @@ void run_gemm(const Plan& plan, const Prepared& p, const Place& place) {
     float* out = plan.at(place, s.output);
     int64_t n = s.filters / s.groups, panels = (n + LCNN_ROWS - 1) / LCNN_ROWS;
     int64_t r0 = 0, r1 = n, from = 0, to = y.height * y.stride;
-    if (place.parts <= p.rows_to || n < 2 * LCNN_ROWS * place.parts) {
+    if (place.parts <= p.pixels_to || n < 2 * LCNN_ROWS * place.parts) {
         from = cut(y, p.by_lines, place.part, place.parts);
         to = cut(y, p.by_lines, place.part + 1, place.parts);
     } else {

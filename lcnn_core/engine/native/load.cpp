@@ -147,7 +147,7 @@ void prepare_shape(Plan& plan, Prepared& p, const Reader& in) {
         between("stride", s.sy, 1, 1 << 16);
         between("stride", s.sx, 1, 1 << 16);
         p.phases = read_phases(in, s, s.sy, s.sx);
-        p.rows_to = y.vector() ? 0 : int(y.height / LEAST_ROWS);
+        p.pixels_to = y.vector() ? 0 : int(y.height / LEAST_ROWS);
         p.by_lines = true;
         if (y.vector() && s.phases != 1) fail("a vector has no phases");
         if (y.vector() ? y.channels != s.width * s.conv_height * s.conv_width : y.channels != s.width * s.phases)

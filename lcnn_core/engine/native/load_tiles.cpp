@@ -1,9 +1,8 @@
 // Tiles of rows and blocks of dictionary rows of the lookup steps, from the cache sizes and a model of the kernels.
 #include <unistd.h>
-#include <climits>
-#include <cstdlib>
 
 #include <algorithm>
+#include <climits>
 
 #include "load.h"
 #include "vec.h"
@@ -21,7 +20,8 @@ constexpr int64_t FEW_ROWS = 8;
 constexpr int64_t JOINED_ROWS = 8;     // of outputs a tile; 4 to 12 differ by 0.05 of the time
 constexpr double CLOSE = 1.025;        // what a smaller window may cost
 constexpr int64_t LEAST_LOOKUPS = 12;  // of a filter in a block, to pay for its partial sums
-constexpr int64_t LEAST_SHARED = 7;    // rows of a thread, where it makes rows of S around them anew
+constexpr int64_t LEAST_ALONE = 7;     // rows of a thread that makes rows of S around them anew
+constexpr int64_t MOST_EXCHANGED = 28;  // of one that borrows those
 
 /// Floats of a channel of the window of S: whole cache lines, and not a multiple of 2 KiB, so that channels lie in
 /// different sets of the first cache.
@@ -123,17 +123,18 @@ void choose_window(Prepared& p, const Tensor& x, int64_t height) {
     p.window_plane = plane_of(p, p.window_rows);
 }
 
-/// Threads divide rows, unless these are few each and all of S fits the cache of a core: then filters. Where a thread's rows
-/// are not many, so that much of S would be made twice, they exchange rows of S. The window then holds all rows.
+/// Threads divide pixels, unless rows are few and S is not to be made anew around them: then filters, of one S that they make
+/// together. Where all of S fits the cache of a core and rows of a thread are not many, so that much of S would be made
+/// twice, they exchange it. The window then holds all rows.
 void choose_team(Plan& plan, Prepared& p, const Tensor& x, int64_t height, int64_t channels) {
-    auto env = [](const char* name, int64_t v) { return getenv(name) ? atoll(getenv(name)) : v; };
-    p.by_lines = !p.s.pooled && !p.s.split_x && !p.single && !p.shifted && !p.extra_activation;
-    p.rows_to = p.direct && height <= FEW_ROWS ? std::max(1, int(height / LEAST_ROWS)) : INT_MAX;
+    bool plain = !p.s.split_x && !p.s.pooled && !p.single && !p.shifted;
+    auto teams = [&](int64_t least) { return int(std::max<int64_t>(1, height / least)); };
+    p.by_lines = plain && !p.extra_activation;
+    p.pixels_to = INT_MAX;
+    if (p.direct && height <= FEW_ROWS) p.pixels_to = teams(LEAST_ROWS);
     if (p.direct || !p.s.rows || !holds_whole(p, x, height, channels)) return;  // copies may as well be made twice
-    bool exchanges = !p.s.split_x && !p.s.pooled && !p.shifted && !p.single && env("LCNN_EX", 1);
-    p.rows_to = exchanges ? int(height / env(p.block_rows ? "LCNN_LEASTB" : "LCNN_LEAST", LEAST_ROWS)) : p.block_rows ? 1 : int(height / LEAST_SHARED);
-    p.rows_to = std::max(1, p.rows_to);
-    if (exchanges) p.exchange_from = p.block_rows ? 2 : int(std::max<int64_t>(2, height / env("LCNN_MOST", 28)));
+    p.pixels_to = plain ? teams(LEAST_ROWS) : teams(LEAST_ALONE);
+    if (plain) p.exchange_from = p.block_rows ? 2 : std::max(2, teams(MOST_EXCHANGED));
     p.window_rows = std::max(height + p.down, x.height) + p.up;
     p.window_plane = whole_plane(p, x, height);
     plan.shared_window = std::max(plan.shared_window, floats_of("shared S", {channels, p.window_plane}) + p.reach + GUARD);

@@ -209,7 +209,7 @@ void prepare_gemm(Plan& plan, Prepared& p, const Reader& in) {
     const int32_t* table = in.ints("kernel", s.table, 3 * s.table_count);
     const float* w = in.floats("weights", s.weights, s.weights_count);
     int64_t low = 0, high = 0, last = (s.groups - 1) * s.width;
-    p.rows_to = int(y.height / LEAST_ROWS);
+    p.pixels_to = int(y.height / LEAST_ROWS);
     p.by_lines = y.stride - y.width <= 1 && !p.extra_activation;  // a row's zeros are never another thread's in part
     for (int64_t i = 0; i < s.table_count; ++i) {
         between("kernel channel", table[3 * i], 0, x.channels - 1 - last);

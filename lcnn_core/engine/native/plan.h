@@ -57,9 +57,9 @@ struct Step {
 static_assert(sizeof(Step) == STEP_WORDS * 8 && sizeof(Tensor) == TENSOR_WORDS * 8 && sizeof(Port) == PORT_WORDS * 8,
               "plan records");
 
-/// How the threads of a team divide a step: rows, each making the S that it needs; rows, each making its own of S, and
-/// borrowing those around them; or filters, of one S that they make together.
-enum class Division { rows, exchanged, filters };
+/// How the threads of a team divide a lookup step: pixels, each making the S that it needs; pixels, each making its part of
+/// S and borrowing what is around it; or filters, of one S that they make together.
+enum class Division { pixels, exchanged, filters };
 
 /// A step ready to run: weights packed for this instruction set, tiles chosen.
 struct Prepared {
@@ -84,10 +84,10 @@ struct Prepared {
     Pairing pairing = Pairing::two, across = Pairing::two;
     std::vector<std::pair<int32_t, int32_t>> phases;
     Split split;                          // lookup that reads its port
-    int rows_to = 0;                      // a team of up to so many threads divides rows of the output; larger ones divide
-                                          // filters or, in other steps than lookups and products, channels
-    int exchange_from = 0;                // lookup: from so many threads on these exchange rows of S; 0: never
-    bool by_lines = false;                // that team divides pixels, at cache lines, instead of rows
+    int pixels_to = 0;                    // a team of up to so many threads divides pixels of the output; a larger one
+                                          // filters, or channels
+    int exchange_from = 0;                // lookup: from so many threads on these exchange S; 0: never
+    bool by_lines = false;                // pixels are divided at cache lines, not at rows
     bool single = false;                  // lookup: one output pixel
     bool beside = false;                  // lookup: beside the products that make S of the next tile, or block
     bool many = false;                    // then: more than half as many lookups as multiplications by D
@@ -97,8 +97,8 @@ struct Prepared {
     bool direct = false;                  // lookup: reads its input itself (identity dictionary)
     int64_t made_rows() const { return s.rows ? s.rows : planes; }  // dictionary rows of S, or all planes of a copy
     Division division(int parts) const {
-        if (parts > 1 && parts > rows_to) return Division::filters;
-        return parts > 1 && exchange_from && parts >= exchange_from ? Division::exchanged : Division::rows;
+        if (parts > 1 && parts > pixels_to) return Division::filters;
+        return parts > 1 && exchange_from && parts >= exchange_from ? Division::exchanged : Division::pixels;
     }
     bool extra_activation = false;        // not a clamp: applied after the epilogue
 };
@@ -119,8 +119,8 @@ struct Place {
     int part, parts;
 };
 
-/// Of a tensor, how a team of up to so many threads keeps apart what each makes: rows, or pixels at cache lines; and whether
-/// zeros around the image are read.
+/// Of a tensor: a team of up to how many threads keeps apart what each makes of it, whether that is divided at cache lines,
+/// and whether zeros around the image are read.
 struct Kept {
     int most;
     bool by_lines, zeros;
@@ -188,7 +188,7 @@ void of_others(const Tensor& t, bool by_lines, const Place& at, int64_t from, in
 }
 
 /// Where each thread keeps its part of a tensor: the zeros around the image in its arena, if they are read.
-void surround(const Plan& plan, const Place& at, int64_t tensor);
+void seal_own(const Plan& plan, const Place& at, int64_t tensor);
 
 /// Copies pixels [from, to) of channels [c0, c1) of a tensor that others of the team made to this thread's arena, where
 /// they are kept apart.

@@ -191,8 +191,11 @@ float reduce_cell(const float* plane, int64_t stride, int64_t y0, int64_t y1, in
         for (; x + VL <= x1; x += VL) lanes = sum ? lanes + load(row + x) : larger(lanes, load(row + x));
         for (; x < x1; ++x) rest = sum ? rest + row[x] : larger(rest, row[x]);
     }
-    for (int i = 0; i < VL; ++i) rest = sum ? rest + lanes[i] : larger(rest, lanes[i]);
-    return rest;
+    float left[VL];
+    store(left, lanes);
+    for (int half = VL / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) left[i] = sum ? left[i] + left[i + half] : larger(left[i], left[i + half]);
+    return sum ? rest + left[0] : larger(rest, left[0]);
 }
 
 /// Output cell (i, j) covers rows floor(i h / oh) to ceil((i + 1) h / oh), as PyTorch's adaptive pooling. A whole image
@@ -303,7 +306,7 @@ void run_concat(const Plan& plan, const Prepared& p, const Place& at) {
 }  // namespace
 
 int stages(const Prepared& p, bool batch_wide, int parts) {
-    if (Op(p.s.op) == Op::lookup && (p.direct || p.division(parts) == Division::rows)) return 1;
+    if (Op(p.s.op) == Op::lookup && (p.direct || p.division(parts) == Division::pixels)) return 1;
     if (Op(p.s.op) == Op::lookup) return p.block_rows ? int(p.sparse.blocks) + 1 : 2;
     if (Op(p.s.op) != Op::lookup_linear) return 1;
     return batch_wide ? 4 : 2;
@@ -336,7 +339,7 @@ void run_kind(const Plan& plan, const Prepared& p, const Place& at, int stage, b
 
 void run_step(const Plan& plan, const Prepared& p, const Place& at, int stage, bool batch_wide) {
     run_kind(plan, p, at, stage, batch_wide);
-    surround(plan, at, p.s.output);
+    seal_own(plan, at, p.s.output);
 }
 
 }  // namespace lcnn

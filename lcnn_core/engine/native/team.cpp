@@ -11,10 +11,10 @@ namespace lcnn {
 namespace {
 
 /// A team of up to how many threads may keep the pixels of the step's input apart.
-int reads_pixels_to(const Prepared& p) {
+int reads_apart_to(const Prepared& p) {
     switch (Op(p.s.op)) {
-        case Op::lookup: return !p.s.split_x && !p.s.pooled && !p.shifted && !p.single ? p.rows_to : 0;
-        case Op::gemm: return p.rows_to;
+        case Op::lookup: return !p.s.split_x && !p.s.pooled && !p.shifted && !p.single ? p.pixels_to : 0;
+        case Op::gemm: return p.pixels_to;
         case Op::relayout:
         case Op::adaptive: return INT_MAX;
         default: return 0;
@@ -25,19 +25,15 @@ int reads_pixels_to(const Prepared& p) {
 
 void choose_own(Plan& plan) {
     for (const Tensor& t : plan.tensors) plan.kept.push_back({int(std::min<int64_t>(t.height, INT_MAX)), false, false});
-    std::vector<bool> made(plan.tensors.size());
     auto limit = [&](int64_t t, int most) {
         if (t >= 0) plan.kept[t].most = std::min(plan.kept[t].most, most);
     };
     for (const Prepared& p : plan.steps) {
-        limit(p.s.input, reads_pixels_to(p));
-        limit(p.s.second, p.rows_to);
-        limit(p.s.output, p.rows_to);
+        limit(p.s.input, reads_apart_to(p));
+        limit(p.s.second, p.pixels_to);
+        limit(p.s.output, p.pixels_to);
         if (p.s.input >= 0 && (p.direct || Op(p.s.op) == Op::gemm)) plan.kept[p.s.input].zeros |= p.up + p.down + p.reach > 0;
-        if (p.s.output < 0) continue;
-        if (made[p.s.output]) limit(p.s.output, 0);
-        made[p.s.output] = true;
-        plan.kept[p.s.output].by_lines = p.by_lines;
+        if (p.s.output >= 0) plan.kept[p.s.output].by_lines = p.by_lines;
     }
 }
 
@@ -52,7 +48,7 @@ void borrow(const Plan& plan, const Place& at, int64_t tensor, int64_t from, int
     });
 }
 
-void surround(const Plan& plan, const Place& at, int64_t tensor) {
+void seal_own(const Plan& plan, const Place& at, int64_t tensor) {
     if (tensor < 0 || !plan.owns(at, tensor) || !plan.kept[tensor].zeros) return;
     const Tensor& t = plan.tensors[tensor];
     for (int64_t c = 0; c < t.channels; ++c) seal_ends(t, at.own + t.offset, c, 0, t.height);

@@ -1,0 +1,106 @@
+"""Threads that divide one image, each in an arena of its own, borrowing of the others: they make what one makes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from engine_cases import error, native, sparsify
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lcnn_core.engine import compile, libraries
+from lcnn_core.layers import LookupConv2d
+
+ISAS = list(libraries())
+pytestmark = pytest.mark.skipif(not ISAS, reason="no native library was built")
+ISA = (ISAS or ["none"])[0]
+WIDTH = 24
+KINDS = ["lookup", "lookup", "lookup", "pruned", "dense", "pool"]
+KERNELS = [(1, 1), (3, 3), (3, 3), (5, 5), (1, 3), (3, 1), (1, 7)]
+
+
+class Step(nn.Module):
+    """A layer of ``WIDTH`` channels; what comes in may be added, or stand beside it, or go around it as in a ResNet."""
+
+    def __init__(
+        self, kind: str, kernel: tuple[int, int], stride: int, dilation: int, rows: int, density: float, join: str
+    ):
+        super().__init__()
+        padding = (dilation * (kernel[0] // 2), dilation * (kernel[1] // 2))
+        shape = (WIDTH, WIDTH, kernel, stride, padding, dilation)
+        self.join = join if (stride == 1 or join == "around") and kind != "pool" else "none"
+        if kind == "pool":
+            self.layer: nn.Module = nn.MaxPool2d(3, stride, 1)
+        elif kind == "dense":
+            self.layer = nn.Conv2d(*shape)
+        else:
+            size = None if kind == "pruned" else rows
+            self.layer = sparsify(LookupConv2d(*shape, dictionary_size=size, threshold=0.0), density, rows)
+        around = LookupConv2d(WIDTH, WIDTH, 3, 1, 1, dictionary_size=rows, threshold=0.0)
+        self.around = sparsify(around, density, rows)
+        self.side = sparsify(LookupConv2d(WIDTH, WIDTH, 1, stride, dictionary_size=rows, threshold=0.0), 0.2, rows)
+        self.back = sparsify(LookupConv2d(2 * WIDTH, WIDTH, 1, dictionary_size=rows, threshold=0.0), 0.2, rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        if self.join == "add":
+            return torch.relu(y + x)
+        if self.join == "around":
+            return torch.relu(self.around(torch.relu(y)) + nn.functional.leaky_relu(self.side(x), 0.1))
+        if self.join == "beside":
+            return self.back(torch.cat([y, x], 1))
+        if isinstance(self.layer, nn.MaxPool2d):
+            return y
+        return nn.functional.leaky_relu(y, 0.1) if self.join == "leaky" else torch.relu(y)
+
+
+def made_of(steps: list[Any], end: str) -> nn.Module:
+    first = sparsify(LookupConv2d(3, WIDTH, 3, 1, 1, dictionary_size=8, threshold=0.0), 0.3, 1)
+    ends: dict[str, list[nn.Module]] = {
+        "mean": [nn.AdaptiveAvgPool2d(1), nn.Flatten()], "cells": [nn.AdaptiveAvgPool2d(2)], "none": [],
+    }  # fmt: skip
+    return nn.Sequential(first, nn.ReLU(), *(Step(*step) for step in steps), *ends[end]).eval()
+
+
+STEP = st.tuples(
+    st.sampled_from(KINDS), st.sampled_from(KERNELS), st.sampled_from([1, 1, 2]), st.sampled_from([1, 1, 2]),
+    st.sampled_from([4, 16, 40]), st.sampled_from([0.08, 0.3]),
+    st.sampled_from(["none", "add", "around", "beside", "leaky"]),
+)  # fmt: skip
+PLAIN = ("lookup", (3, 3), 1, 1, 16, 0.3, "none")
+ADDED = ("lookup", (3, 3), 1, 1, 16, 0.3, "add")
+AROUND = ("lookup", (3, 3), 1, 1, 16, 0.3, "around")
+BESIDE = ("lookup", (3, 3), 1, 1, 40, 0.08, "around")
+HALVED = ("lookup", (3, 3), 2, 1, 16, 0.3, "none")
+LEAKY = ("lookup", (3, 3), 1, 1, 40, 0.08, "leaky")
+POOL = ("pool", (3, 3), 2, 1, 4, 0.3, "none")
+
+
+@settings(max_examples=100, deadline=None)
+@example([PLAIN, ADDED, HALVED, PLAIN, ADDED], "mean", (28, 28), 2, ISA)  # as in a ResNet: all kept apart
+@example([PLAIN, ("lookup", (1, 7), 1, 1, 16, 0.3, "add"), PLAIN], "mean", (9, 20), 3, ISA)  # only columns are borrowed
+@example([("pruned", (5, 5), 1, 1, 4, 0.3, "add"), ("dense", (3, 3), 1, 2, 4, 0.3, "add")], "none", (17, 12), 4, ISA)
+@example([HALVED, HALVED, PLAIN], "cells", (25, 31), 2, ISA)  # rows that end within a line
+@example([POOL, AROUND], "none", (40, 21), 2, ISA)  # what is added was divided at rows, the sums are at lines
+@example([LEAKY, BESIDE, ADDED], "mean", (13, 13), 2, ISA)  # the same in blocks of dictionary rows
+@example([PLAIN, ADDED], "mean", (100, 6), 2, ISA)  # so tall that each makes all the S that it reads
+@example([BESIDE, BESIDE], "none", (90, 19), 2, ISA)  # the same beside products
+@given(
+    st.lists(STEP, min_size=1, max_size=5), st.sampled_from(["mean", "cells", "none"]),
+    st.tuples(st.integers(3, 40), st.integers(2, 40)), st.sampled_from([2, 2, 3, 4, 9]),
+    st.sampled_from(ISAS or ["none"]),
+)  # fmt: skip
+def test_any_network_on_any_team(steps: list[Any], end: str, size: tuple[int, int], threads: int, isa: str) -> None:
+    """No number before the first image: what is left in an arena, and not borrowed again, would show."""
+    torch.manual_seed(len(steps) + sum(size))
+    model = made_of(steps, end)
+    x = torch.randn(3, 3, *size)
+    team = native(compile(model, x[:1], threads=threads, isa=isa))
+    alone = native(compile(model, x[:1], threads=1, isa=isa))
+    team(torch.full_like(x[:1], torch.nan))
+    for image in x.split(1):
+        assert torch.equal(team(image), alone(image))
+    assert error(model, team, x[:1]) <= 2e-5
