@@ -101,6 +101,6 @@ def test_any_network_on_any_team(steps: list[Any], end: str, size: tuple[int, in
     team = native(compile(model, x[:1], threads=threads, isa=isa))
     alone = native(compile(model, x[:1], threads=1, isa=isa))
     team(torch.full_like(x[:1], torch.nan))
-    for image in x.split(1):
+    for image in 3 * x.split(1):  # the threads' parts change with how fast they were
         assert torch.equal(team(image), alone(image))
     assert error(model, team, x[:1]) <= 2e-5

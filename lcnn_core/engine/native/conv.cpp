@@ -12,14 +12,14 @@ namespace lcnn {
 namespace {
 
 /// The first filter of a part that has as many lookups as the others.
-int64_t first_filter(const SparseMatrix& p, int part, int parts) {
+int64_t first_filter(const SparseMatrix& p, const Place& at, int part) {
     auto before = [&](int64_t i) {
         int64_t sum = 0;
         for (int64_t block = 0; block < p.blocks; ++block)
             sum += p.starts[block * p.block_starts() + i * p.parts] - p.starts[block * p.block_starts()];
         return sum + i;  // storing a filter without lookups takes time too
     };
-    int64_t wanted = share(before(p.rows), part, parts), low = 0, high = p.rows;
+    int64_t wanted = at.begin(before(p.rows), part), low = 0, high = p.rows;
     while (low < high) {
         int64_t middle = (low + high) / 2;
         before(middle) < wanted ? low = middle + 1 : high = middle;
@@ -27,17 +27,18 @@ int64_t first_filter(const SparseMatrix& p, int part, int parts) {
     return low;
 }
 
-Share share_of(const Prepared& p, const Tensor& y, int part, int parts) {
+Share share_of(const Prepared& p, const Tensor& y, const Place& at) {
     int64_t all = y.height * y.stride;
-    if (p.division(parts) != Division::filters) {
-        int64_t from = cut(y, p.by_lines, part, parts), to = cut(y, p.by_lines, part + 1, parts);
-        return {from, to, from / y.stride, (to + y.stride - 1) / y.stride, 0, p.single ? p.sliced.chunks() : p.s.filters};
+    if (p.division(at.parts) != Division::filters) {
+        Span mine = pixels_of(y, p.by_lines, at);
+        int64_t filters = p.single ? p.sliced.chunks() : p.s.filters;
+        return {mine.from, mine.to, mine.from / y.stride, (mine.to + y.stride - 1) / y.stride, 0, filters};
     }
     if (p.single) {
-        int64_t chunks = p.sliced.chunks();
-        return {0, all, 0, 1, share(chunks, part, parts), share(chunks, part + 1, parts)};
+        Span chunks(p.sliced.chunks(), at);
+        return {0, all, 0, 1, chunks.from, chunks.to};
     }
-    return {0, all, 0, y.height, first_filter(p.sparse, part, parts), first_filter(p.sparse, part + 1, parts)};
+    return {0, all, 0, y.height, first_filter(p.sparse, at, at.part), first_filter(p.sparse, at, at.part + 1)};
 }
 
 /// One past the last pixel of S, in rows of p.row, that a thread's output rows up to ``q`` read.
@@ -139,10 +140,10 @@ void run_lookup(const Plan& plan, const Prepared& p, const Place& place, int sta
     const float* input = s.split_x ? place.inputs[s.port] + place.image * plan.inputs[s.port].size() : plan.at(place, s.input);
     WindowOfS response{plan, p, x, input, window, place.scratch};
     if (whole || p.block_rows) response.first = -p.up;
-    Share mine = share_of(p, y, place.part, place.parts);
+    Share mine = share_of(p, y, place);
     if (division == Division::exchanged && stage == 0) {
-        auto begin = [&](int part) { return cut(x, true, part, place.parts); };
-        borrow(plan, place, s.input, begin(place.part), begin(place.part + 1), 0, x.channels);
+        Span made = pixels_of(x, true, place);
+        borrow(plan, place, s.input, made.from, made.to, 0, x.channels);
     }
     if (p.block_rows) return run_blocks(plan, p, place, response, mine, stage);
     if (whole && stage == 0) {
@@ -168,15 +169,15 @@ void run_gemm(const Plan& plan, const Prepared& p, const Place& place) {
     const float* input = plan.at(place, s.input);
     float* out = plan.at(place, s.output);
     int64_t n = s.filters / s.groups, panels = (n + LCNN_ROWS - 1) / LCNN_ROWS;
-    int64_t r0 = 0, r1 = n, from = 0, to = y.height * y.stride;
+    Span pixels(0, y.height * y.stride), rows(0, n);
     if (place.parts <= p.pixels_to || n < 2 * LCNN_ROWS * place.parts) {
-        from = cut(y, p.by_lines, place.part, place.parts);
-        to = cut(y, p.by_lines, place.part + 1, place.parts);
+        pixels = pixels_of(y, p.by_lines, place);
     } else {
-        r0 = share(panels, place.part, place.parts) * LCNN_ROWS;
-        r1 = std::min(n, share(panels, place.part + 1, place.parts) * LCNN_ROWS);
+        Span mine(panels, place);
+        rows = {mine.from * LCNN_ROWS, std::min(n, mine.to * LCNN_ROWS)};
     }
-    if (from == to || r0 == r1) return;
+    int64_t from = pixels.from, to = pixels.to;
+    if (from == to || rows.from == rows.to) return;
     borrow(plan, place, s.input, from - p.up * x.stride - p.reach, to + p.down * x.stride + p.reach, 0, x.channels);
     if (s.second >= 0) borrow(plan, place, s.second, from, to, 0, y.channels);
     for (int64_t g = 0; g < s.groups; ++g) {
@@ -188,8 +189,8 @@ void run_gemm(const Plan& plan, const Prepared& p, const Place& place) {
         }
         e.exact = to < y.height * y.stride;
         gemm({&p.matrices[g], input + g * s.width * x.plane + from, p.offsets.data(), out + g * n * y.plane + from, y.plane,
-              to - from, e, place.scratch, r0, r1});
-        for (int64_t f = g * n + r0; f < g * n + r1; ++f) finish(p, y, out, f, from / y.stride, to / y.stride);
+              to - from, e, place.scratch, rows.from, rows.to});
+        for (int64_t f = g * n + rows.from; f < g * n + rows.to; ++f) finish(p, y, out, f, from / y.stride, to / y.stride);
     }
 }
 

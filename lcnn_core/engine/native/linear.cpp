@@ -26,16 +26,12 @@ void transpose_out(const float* y, int64_t features, int64_t images, float* out,
 }
 
 /// Rows are shared out in whole cache lines of the columns.
-int64_t row_share(int64_t rows, int part, int parts) {
-    return std::min(rows, share(ColumnMatrix::padded(rows) / 16, part, parts) * 16);
+Span rows_of(int64_t rows, const Place& at) {
+    Span lines(ColumnMatrix::padded(rows) / LINE, at);
+    return {std::min(rows, lines.from * LINE), std::min(rows, lines.to * LINE)};
 }
 
-struct Rows {
-    int64_t from, to;
-    Rows(int64_t rows, const Place& at) : from(row_share(rows, at.part, at.parts)), to(row_share(rows, at.part + 1, at.parts)) {}
-};
-
-void finish_sums(const float* sums, float* out, const Epilogue& e, const Rows& rows) {
+void finish_sums(const float* sums, float* out, const Epilogue& e, const Span& rows) {
     for (int64_t r = rows.from; r < rows.to; ++r) {
         float v = sums[r - rows.from] + (e.bias ? e.bias[r] : 0.0f);
         if (e.residual) v += e.residual[r];
@@ -48,14 +44,14 @@ void finish_sums(const float* sums, float* out, const Epilogue& e, const Rows& r
 bool one_pixel(const Prepared& p) { return p.columns.rows || p.stored.rows; }
 
 /// This thread's rows of them times the input of each image: sums[b][r].
-void sums_of(const Prepared& p, const float* x, int64_t images, float* sums, int64_t stride, const Rows& rows) {
+void sums_of(const Prepared& p, const float* x, int64_t images, float* sums, int64_t stride, const Span& rows) {
     if (p.stored.rows) return products(p.stored, x, images, sums, stride, rows.from, rows.to);
     if (images == 1) return columns(p.columns, x, sums, rows.from, rows.to);
     columns(p.columns, x, images, sums, stride, rows.from, rows.to);
 }
 
 /// This thread's rows of other dictionaries times ``pixels`` vectors side by side.
-void product(const Prepared& p, const Place& at, const float* x, int64_t pixels, float* out, const Rows& rows) {
+void product(const Prepared& p, const Place& at, const float* x, int64_t pixels, float* out, const Span& rows) {
     std::vector<int32_t> offsets(p.s.width);
     for (int64_t c = 0; c < p.s.width; ++c) offsets[c] = int32_t(c * pixels);
     Epilogue exact;
@@ -74,7 +70,7 @@ void one_image(const Plan& plan, const Prepared& p, const Place& at, int stage) 
     }
     bool lookups = Op(s.op) == Op::lookup_linear;
     int64_t count = lookups ? s.rows : s.filters;
-    Rows rows(count, at);
+    Span rows = rows_of(count, at);
     if (stage == 0 && rows.from < rows.to) {
         float* out = lookups ? at.shared : y;
         Epilogue own = lookups ? Epilogue{} : e;
@@ -82,10 +78,8 @@ void one_image(const Plan& plan, const Prepared& p, const Place& at, int stage) 
         sums_of(p, x, 1, at.scratch, 0, rows);
         finish_sums(at.scratch, out, own, rows);
     }
-    int64_t chunks = p.sliced.chunks();
-    if (stage == 1)
-        sparse_single(p.sliced, s.rows ? at.shared : x, y, 1, e, share(chunks, at.part, at.parts),
-                      share(chunks, at.part + 1, at.parts));
+    Span chunks(p.sliced.chunks(), at);
+    if (stage == 1) sparse_single(p.sliced, s.rows ? at.shared : x, y, 1, e, chunks.from, chunks.to);
 }
 
 /// Where a batch-wide step works: its input side by side or, with one pixel, the sums of each image; S; the output.
@@ -103,13 +97,13 @@ struct Batch {
         response = first + std::max(features, ColumnMatrix::padded(rows)) * stride;
         last = response + (rows ? ColumnMatrix::padded(rows) * p.s.positions : features) * stride;
     }
-    int64_t from(int64_t n) const { return share(n, at.part, at.parts); }
-    int64_t to(int64_t n) const { return share(n, at.part + 1, at.parts); }
+    int64_t from(int64_t n) const { return at.begin(n, at.part); }
+    int64_t to(int64_t n) const { return at.begin(n, at.part + 1); }
 
     /// With one pixel no transposition is needed before the weights, and none of the output where there are no lookups.
     void by_image(const float* x, float* y, int stage) const {
         int64_t sums = ColumnMatrix::padded(rows);
-        Rows own(rows, at);
+        Span own = rows_of(rows, at);
         if (stage == 0 && own.from < own.to) {
             sums_of(p, x, at.images, first + own.from, sums, own);
             for (int64_t b = 0; b < at.images && !lookups; ++b)
@@ -120,7 +114,7 @@ struct Batch {
     void side_by_side(const float* x, int stage) const {
         float* to_first = rows ? first : response;
         if (stage == 0) transpose_in(x, features, at.images, to_first, from(features), to(features));
-        Rows own(rows, at);
+        Span own = rows_of(rows, at);
         if (stage == 1 && own.from < own.to) product(p, at, first, p.s.positions * stride, response, own);
     }
 };

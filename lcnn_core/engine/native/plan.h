@@ -18,6 +18,7 @@ namespace lcnn {
 constexpr int64_t MAGIC = 0x4e414c504e4e434cLL;  // "LCNNPLAN"
 constexpr int64_t VERSION = 5, HEADER_WORDS = 16, PORT_WORDS = 4, TENSOR_WORDS = 8, STEP_WORDS = 42;
 constexpr int64_t CHECKSUM_WORD = 15;
+constexpr int32_t CUTS = 1 << 16;
 constexpr int64_t GUARD = 1024;  // floats around an arena that kernels may read, never use
 
 /// One image of an input or output as the caller sees it: a vector (rank 1) or channels, height, width (rank 3).
@@ -117,6 +118,16 @@ struct Place {
     const float* const* inputs;
     float* const* outputs;
     int part, parts;
+    const int32_t* cuts;  // where each part begins, in 1 / CUTS of a whole; one more at the end
+
+    int64_t begin(int64_t total, int of) const { return (total * cuts[of] + CUTS / 2) / CUTS; }
+};
+
+/// What a thread takes of a total.
+struct Span {
+    int64_t from, to;
+    Span(int64_t from, int64_t to) : from(from), to(to) {}
+    Span(int64_t total, const Place& at) : from(at.begin(total, at.part)), to(at.begin(total, at.part + 1)) {}
 };
 
 /// Of a tensor: a team of up to how many threads keeps apart what each makes of it, whether that is divided at cache lines,
@@ -167,22 +178,24 @@ void seal_ends(const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1);
 /// The activation of a step that is no clamp, over rows [y0, y1) of a plane, and the zeros around them that are lacking.
 void finish(const Prepared& step, const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1);
 
-/// Where a thread's part begins. The first one's is the larger: its core is the caller's, and awake.
-inline int64_t share(int64_t total, int part, int parts) { return (total * part + parts - 1) / parts; }
-
-/// The pixel of a grid where a thread's part begins: that of a row or, ``by_lines``, of a cache line, so that vectors are
-/// whole lines in every part.
-inline int64_t cut(const Tensor& t, bool by_lines, int part, int parts) {
-    if (!by_lines || t.height < parts) return share(t.height, part, parts) * t.stride;
+/// The pixel of a grid where a part begins: that of a row or, ``by_lines``, of a cache line, so that vectors are whole lines
+/// in every part.
+inline int64_t cut(const Tensor& t, bool by_lines, const Place& at, int part) {
+    if (!by_lines || t.height < at.parts) return at.begin(t.height, part) * t.stride;
     int64_t pixels = t.height * t.stride;
-    return std::min(pixels, (share(pixels, part, parts) + LINE - 1) & -LINE);
+    return part == at.parts ? pixels : std::min(pixels, (at.begin(pixels, part) + LINE / 2) & -LINE);
+}
+
+/// A thread's pixels of it.
+inline Span pixels_of(const Tensor& t, bool by_lines, const Place& at) {
+    return {cut(t, by_lines, at, at.part), cut(t, by_lines, at, at.part + 1)};
 }
 
 /// Of pixels [from, to) of a grid, those that the other threads of the team make: visit(part, first one, one past the last).
 template <class Visit>
 void of_others(const Tensor& t, bool by_lines, const Place& at, int64_t from, int64_t to, Visit visit) {
     for (int part = 0; part < at.parts; ++part) {
-        int64_t begin = std::max(from, cut(t, by_lines, part, at.parts)), end = std::min(to, cut(t, by_lines, part + 1, at.parts));
+        int64_t begin = std::max(from, cut(t, by_lines, at, part)), end = std::min(to, cut(t, by_lines, at, part + 1));
         if (part != at.part && begin < end) visit(part, begin, end);
     }
 }

@@ -1,128 +1,18 @@
-// Runs a plan: the C interface, the team of threads, and the workspaces.
+// Runs a plan: the C interface, what each thread does, and the workspaces.
 #include <algorithm>
-#include <atomic>
-#include <chrono>
-#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
-#include <functional>
-#include <mutex>
-#include <new>
 #include <string>
-#include <thread>
-#include <pthread.h>
 #include <sys/mman.h>
 
 #include "lcnn_engine.h"
-#include "plan.h"
+#include "threads.h"
 #include "vec.h"
 
 namespace lcnn {
 namespace {
-
-/// Sense-reversing barrier; spins a little, then gives the core away (another process may need it). A thread that fails
-/// breaks it, so that the others fail too instead of waiting.
-class Barrier {
-    std::atomic<int> waiting{0}, round{0};
-    std::atomic<bool> broken{false};
-
-  public:
-    void give_up() { broken.store(true); }
-    bool given_up() const { return broken.load(); }
-    void wait(int parts) {
-        if (parts == 1) return;
-        int now = round.load(std::memory_order_acquire);
-        if (waiting.fetch_add(1, std::memory_order_acq_rel) + 1 == parts) {
-            waiting.store(0, std::memory_order_relaxed);
-            round.store(now + 1, std::memory_order_release);
-            return;
-        }
-        for (int spins = 0; round.load(std::memory_order_acquire) == now; ++spins) {
-            if (given_up()) throw std::bad_alloc();
-            if (spins > 4000) std::this_thread::yield();
-        }
-    }
-};
-
-/// Looks for up to 30 microseconds whether ``ready``: to sleep and be woken takes as long.
-template <class Ready>
-void look(Ready ready) {
-    using Clock = std::chrono::steady_clock;
-    for (auto end = Clock::now() + std::chrono::microseconds(30); !ready() && Clock::now() < end;) {
-#if defined(__x86_64__)
-        __builtin_ia32_pause();
-#endif
-    }
-}
-
-/// Threads that live as long as the process. One call at a time uses them; a call that finds them busy runs alone. Jobs
-/// throw nothing. After a job of no more threads than cores, these look for the next one before they sleep.
-class Pool {
-    std::mutex users, lock;
-    std::condition_variable wake, done;
-    const std::function<void(int, int)>* job = nullptr;
-    int started = 0, parts = 0;
-    std::atomic<int> left{0};
-    std::atomic<int64_t> generation{0};
-    const int cores = int(std::thread::hardware_concurrency());
-
-    void work(int index) {
-        int64_t seen = 0;
-        bool used = true;
-        auto called = [&] { return generation != seen; };
-        for (;;) {
-            if (used) look(called);
-            std::unique_lock<std::mutex> hold(lock);
-            wake.wait(hold, called);
-            seen = generation;
-            used = index < parts && parts <= cores;
-            if (index >= parts) continue;
-            auto* current = job;
-            int total = parts;
-            hold.unlock();
-            (*current)(index, total);
-            hold.lock();
-            if (--left == 0) done.notify_one();
-        }
-    }
-
-  public:
-    void run(int threads, const std::function<void(int, int)>& f) {
-        std::unique_lock<std::mutex> mine(users, std::try_to_lock);
-        if (threads <= 1 || !mine.owns_lock()) return f(0, 1);
-        {
-            std::lock_guard<std::mutex> hold(lock);
-            for (; started < threads - 1; ++started) {
-                int index = started + 1;
-                std::thread([this, index] { work(index); }).detach();
-            }
-            job = &f;
-            parts = threads;
-            left = threads - 1;
-            ++generation;
-        }
-        wake.notify_all();
-        f(0, threads);
-        auto finished = [&] { return left == 0; };
-        if (threads <= cores) look(finished);
-        std::unique_lock<std::mutex> hold(lock);
-        done.wait(hold, finished);
-    }
-};
-
-/// Never destroyed: its threads may outlive main. A forked process has none of them, and starts its own.
-std::atomic<Pool*> the_pool{nullptr};
-
-Pool& pool() {
-    static int registered = [] {
-        the_pool = new Pool;
-        return pthread_atfork(nullptr, nullptr, [] { the_pool = new Pool; });
-    }();
-    (void)registered;
-    return *the_pool;
-}
 
 /// Floats in huge pages where the system grants them: planes are kilobytes apart, small pages would miss the TLB. What
 /// they hold at first is never used: every step seals what it writes.
@@ -150,6 +40,7 @@ class Memory {
 
 struct Workspace {
     std::vector<std::unique_ptr<Memory>> memory;
+    Shares shares;  // of a team on one image
     float* need(size_t index, int64_t floats) {
         while (memory.size() <= index) memory.push_back(std::make_unique<Memory>());
         return memory[index]->need(floats);
@@ -195,20 +86,24 @@ struct Run {
     Place base;
     std::vector<float*> arenas;
     double* seconds;
+    std::vector<double> worked;  // seconds of each thread
     Barrier barrier;
     std::atomic<int64_t> next{0};
 
-    void steps(int64_t from, int64_t to, Place place, bool batch_wide) {
+    /// Seconds that it waited for other threads.
+    double steps(int64_t from, int64_t to, Place place, bool batch_wide) {
+        double waited = 0;
         for (int64_t i = from; i < to; ++i) {
             double start = seconds ? thread_seconds() : 0;
             const Prepared& step = plan.steps[i];
             if (!batch_wide) place.scratch = place.own + step.work;
             for (int stage = 0; stage < stages(step, batch_wide, place.parts); ++stage) {
                 run_step(plan, step, place, stage, batch_wide);
-                barrier.wait(place.parts);
+                waited += barrier.wait(place.parts);
             }
             if (seconds) seconds[i] += thread_seconds() - start;
         }
+        return waited;
     }
 
     /// What one thread does. Where it runs out of memory, the whole call fails.
@@ -221,24 +116,31 @@ struct Run {
     }
 
     void images(int part, int parts) {
+        static constexpr int32_t WHOLE[] = {0, CUTS};
         Place place = base;
+        auto start = Clock::now();
         int64_t split = plan.first_batch_step, end = int64_t(plan.steps.size());
         place.scratch = place.own = arenas[part];
         place.arenas = arenas.data();
         bool alone = place.images > 1;  // one image a thread, else all threads on the one image
         place.part = alone ? 0 : part;
         place.parts = alone ? 1 : parts;
+        place.cuts = place.parts == 1 ? WHOLE : base.cuts;  // where the pool is busy, there is but one part, too
         place.arena = arenas[alone ? part : 0];
         place.shared = alone ? place.arena + plan.space : base.shared;
         for (int64_t image; alone && (image = next.fetch_add(1)) < place.images;) {
             place.image = image;
             steps(0, split, place, false);
         }
-        if (!alone) steps(0, end, place, false);
-        if (!alone) return;
+        if (!alone) {
+            double waited = steps(0, end, place, false);
+            worked[part] = seconds_since(start) - waited;
+            return;
+        }
         barrier.wait(parts);
         place.part = part;
         place.parts = parts;
+        place.cuts = parts == 1 ? WHOLE : base.cuts;
         place.image = 0;
         place.shared = base.shared;
         batch_steps(split, end, place);
@@ -265,7 +167,9 @@ void run_chunk(lcnn_plan* handle, const float* const* inputs, float* const* outp
     auto work = handle->take();
     int64_t lanes = images == 1 ? 1 : padded_images(images), own = images == 1 ? 0 : plan.shared_rows + GUARD;
     if (images > 1) threads = int(std::min<int64_t>(threads, images));
-    Run r{plan, {}, {}, seconds, {}, {}};
+    Shares even, &shares = images == 1 ? work->shares : even;
+    Run r{plan, {}, {}, seconds, std::vector<double>(threads), {}, {}};
+    r.base.cuts = shares.cuts(threads);
     r.base.inputs = inputs;
     r.base.outputs = outputs;
     r.base.images = images;
@@ -275,6 +179,7 @@ void run_chunk(lcnn_plan* handle, const float* const* inputs, float* const* outp
     r.base.shared = work->need(1, std::max(plan.shared_rows * lanes, window) + GUARD);
     for (int t = 0; t < threads; ++t) r.arenas.push_back(work->need(2 + t, plan.space + own));
     pool().run(threads, [&](int part, int parts) { r.thread(part, parts); });
+    if (images == 1 && threads > 1) shares.learn(r.worked);
     handle->give(std::move(work));
     if (r.barrier.given_up()) throw std::bad_alloc();
 }

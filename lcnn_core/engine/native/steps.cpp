@@ -46,12 +46,6 @@ void finish(const Prepared& p, const Tensor& t, float* base, int64_t c, int64_t 
 
 namespace {
 
-struct Span {
-    int64_t from, to;
-    Span(int64_t from, int64_t to) : from(from), to(to) {}
-    Span(int64_t total, const Place& at) : Span(share(total, at.part, at.parts), share(total, at.part + 1, at.parts)) {}
-};
-
 /// ``vectors`` vectors of every SX-th float of each of ``rows`` rows.
 template <int SX>
 void copy_rows(const float* from, int64_t from_stride, float* to, int64_t to_stride, int64_t rows, int64_t vectors) {
@@ -115,8 +109,8 @@ void relayout(const Plan& plan, const Prepared& p, const Place& at, const float*
     }
     if (plan.owns(at, s.output)) {
         channels = {0, s.width};
-        rows.from = cut(y, p.by_lines, at.part, at.parts) / y.stride;
-        rows.to = (cut(y, p.by_lines, at.part + 1, at.parts) + y.stride - 1) / y.stride;
+        Span pixels = pixels_of(y, p.by_lines, at);
+        rows = {pixels.from / y.stride, (pixels.to + y.stride - 1) / y.stride};
     }
     std::vector<Phase> phases;
     for (auto phase : p.phases) phases.emplace_back(s, y, phase, stride);
@@ -132,11 +126,11 @@ void run_relayout(const Plan& plan, const Prepared& p, const Place& at) {
     const Step& s = p.s;
     const Tensor &x = plan.tensors[s.input], &y = plan.tensors[s.output];
     if (plan.owns(at, s.output)) {
-        int64_t from = cut(y, p.by_lines, at.part, at.parts), last = cut(y, p.by_lines, at.part + 1, at.parts) - 1;
+        Span pixels = pixels_of(y, p.by_lines, at);
         auto read = [&](int64_t pixel) { return pixel / y.stride * s.sy * x.stride + pixel % y.stride * s.sx; };
         int64_t farthest = 0;
         for (auto [row, column] : p.phases) farthest = std::max(farthest, row * x.stride + column);
-        borrow(plan, at, s.input, read(from), read(last) + farthest + 1, 0, x.channels);
+        borrow(plan, at, s.input, read(pixels.from), read(pixels.to - 1) + farthest + 1, 0, x.channels);
     } else {
         Span channels(x.channels, at);
         borrow(plan, at, s.input, 0, x.height * x.stride, channels.from, channels.to);

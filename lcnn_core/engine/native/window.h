@@ -95,9 +95,8 @@ struct WindowOfS {
     /// Of a window of all rows, the zeros around them; a part of the channels where threads share it.
     void surround(const Place& at) {
         bool shared = p.division(at.parts) == Division::filters;
-        int64_t c = shared ? share(channels(), at.part, at.parts) : 0;
-        int64_t last = shared ? share(channels(), at.part + 1, at.parts) : channels();
-        for (; c < last; ++c) {
+        Span mine = shared ? Span(channels(), at) : Span(0, channels());
+        for (int64_t c = mine.from; c < mine.to; ++c) {
             std::fill(plane(c), row(c, first + p.up), 0.0f);
             float *below = row(c, x.height), *end = plane(c + 1);
             if (below < end) memset(below, 0, (end - below) * sizeof(float));
@@ -128,16 +127,17 @@ struct WindowOfS {
     Range range_of(const Place& at, int64_t r0, int64_t r1) const {
         int64_t height = x.height, panels = (r1 - r0 + LCNN_ROWS - 1) / LCNN_ROWS;
         auto most = [&](int64_t total) { return (total + at.parts - 1) / at.parts; };
-        if (most(height) * panels <= most(panels) * height)
-            return {share(height, at.part, at.parts), share(height, at.part + 1, at.parts), r0, r1};
-        auto row = [&](int part) { return std::min(r1, r0 + share(panels, part, at.parts) * LCNN_ROWS); };
-        return {0, height, row(at.part), row(at.part + 1)};
+        bool by_rows = most(height) * panels <= most(panels) * height;
+        Span mine(by_rows ? height : panels, at);
+        if (by_rows) return {mine.from, mine.to, r0, r1};
+        return {0, height, std::min(r1, r0 + mine.from * LCNN_ROWS), std::min(r1, r0 + mine.to * LCNN_ROWS)};
     }
 
     /// A thread's part of what dictionary vectors [r0, r1) of every phase and group answer.
     Products part_of(const Place& at, int64_t r0, int64_t r1) {
         if (p.division(at.parts) == Division::filters) return products(range_of(at, r0, r1), true);
-        return products(cut(x, true, at.part, at.parts), cut(x, true, at.part + 1, at.parts), r0, r1, true);
+        Span mine = pixels_of(x, true, at);
+        return products(mine.from, mine.to, r0, r1, true);
     }
 
     /// A thread's part of all S.
