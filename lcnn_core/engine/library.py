@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ def _declare(library: Any) -> Any:
     library.lcnn_load.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_char_p, ctypes.c_int64]
     library.lcnn_free.argtypes = [ctypes.c_void_p]
     library.lcnn_run.argtypes = [ctypes.c_void_p, _FLOATS, _FLOATS, ctypes.c_int64, ctypes.c_int]
+    library.lcnn_divide.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_double), ctypes.c_int]
     library.lcnn_profile.argtypes = [ctypes.c_void_p, _FLOATS, _FLOATS, ctypes.c_int64, ctypes.c_void_p]
     library.lcnn_probe.restype = ctypes.c_double
     library.lcnn_probe.argtypes = [ctypes.c_int, ctypes.c_double]
@@ -134,6 +136,11 @@ class NativePlan:
         """``inputs`` and ``outputs`` are addresses of dense float32 arrays, images first."""
         if self._library.lcnn_run(self._handle, _addresses(inputs), _addresses(outputs), images, threads):
             raise MemoryError(f"not enough memory to run {images} images; use a smaller batch")
+
+    def divide(self, parts: Sequence[float]) -> None:
+        """Fix which part of one image, from 0 to 1, each of so many threads takes; not while a thread runs the plan."""
+        if self._library.lcnn_divide(self._handle, (ctypes.c_double * len(parts))(*parts), len(parts)):
+            raise ConfigError(f"parts {list(parts)} of an image; expected numbers from 0 to 1")
 
     def profile(self, inputs: list[int], outputs: list[int], images: int) -> list[float]:
         """Seconds of each step, on one thread."""

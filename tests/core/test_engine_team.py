@@ -7,17 +7,20 @@ from typing import Any
 import pytest
 import torch
 from engine_cases import error, native, sparsify
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lcnn_core.engine import compile, libraries
+from lcnn_core.engine.compiled import Segment
+from lcnn_core.errors import ConfigError
 from lcnn_core.layers import LookupConv2d
 
 ISAS = list(libraries())
 pytestmark = pytest.mark.skipif(not ISAS, reason="no native library was built")
 ISA = (ISAS or ["none"])[0]
 WIDTH = 24
+Pair = tuple[int, int]
 KINDS = ["lookup", "lookup", "lookup", "pruned", "dense", "pool"]
 KERNELS = [(1, 1), (3, 3), (3, 3), (5, 5), (1, 3), (3, 1), (1, 7)]
 
@@ -26,12 +29,13 @@ class Step(nn.Module):
     """A layer of ``WIDTH`` channels; what comes in may be added, or stand beside it, or go around it as in a ResNet."""
 
     def __init__(
-        self, kind: str, kernel: tuple[int, int], stride: int, dilation: int, rows: int, density: float, join: str
+        self, kind: str, kernel: Pair, stride: Pair, dilation: Pair, padded: bool, rows: int, density: float, join: str
     ):
         super().__init__()
-        padding = (dilation * (kernel[0] // 2), dilation * (kernel[1] // 2))
-        shape = (WIDTH, WIDTH, kernel, stride, padding, dilation)
-        self.join = join if (stride == 1 or join == "around") and kind != "pool" else "none"
+        padding = tuple(d * (k // 2) if padded else 0 for k, d in zip(kernel, dilation, strict=True))
+        shape: Any = (WIDTH, WIDTH, kernel, stride, padding, dilation)
+        same = padded and kind != "pool" and (stride == (1, 1) or join == "around")
+        self.join = join if same or join == "leaky" else "none"
         if kind == "pool":
             self.layer: nn.Module = nn.MaxPool2d(3, stride, 1)
         elif kind == "dense":
@@ -65,42 +69,74 @@ def made_of(steps: list[Any], end: str) -> nn.Module:
     return nn.Sequential(first, nn.ReLU(), *(Step(*step) for step in steps), *ends[end]).eval()
 
 
+ONE, TWO = (1, 1), (2, 2)
 STEP = st.tuples(
-    st.sampled_from(KINDS), st.sampled_from(KERNELS), st.sampled_from([1, 1, 2]), st.sampled_from([1, 1, 2]),
-    st.sampled_from([4, 16, 40]), st.sampled_from([0.08, 0.3]),
-    st.sampled_from(["none", "add", "around", "beside", "leaky"]),
+    st.sampled_from(KINDS), st.sampled_from(KERNELS), st.sampled_from([ONE, ONE, TWO, (1, 2), (2, 1), (1, 4)]),
+    st.sampled_from([ONE, ONE, TWO, (1, 3)]), st.sampled_from([True, True, False]), st.sampled_from([4, 16, 40]),
+    st.sampled_from([0.08, 0.3]), st.sampled_from(["none", "add", "around", "beside", "leaky"]),
 )  # fmt: skip
-PLAIN = ("lookup", (3, 3), 1, 1, 16, 0.3, "none")
-ADDED = ("lookup", (3, 3), 1, 1, 16, 0.3, "add")
-AROUND = ("lookup", (3, 3), 1, 1, 16, 0.3, "around")
-BESIDE = ("lookup", (3, 3), 1, 1, 40, 0.08, "around")
-HALVED = ("lookup", (3, 3), 2, 1, 16, 0.3, "none")
-LEAKY = ("lookup", (3, 3), 1, 1, 40, 0.08, "leaky")
-POOL = ("pool", (3, 3), 2, 1, 4, 0.3, "none")
+PLAIN = ("lookup", (3, 3), ONE, ONE, True, 16, 0.3, "none")
+ADDED = ("lookup", (3, 3), ONE, ONE, True, 16, 0.3, "add")
+AROUND = ("lookup", (3, 3), ONE, ONE, True, 16, 0.3, "around")
+BESIDE = ("lookup", (3, 3), ONE, ONE, True, 40, 0.08, "around")
+BARE = ("lookup", (3, 1), ONE, ONE, False, 40, 0.08, "none")
+HALVED = ("lookup", (3, 3), TWO, ONE, True, 16, 0.3, "none")
+LEAKY = ("lookup", (3, 3), ONE, ONE, True, 40, 0.08, "leaky")
+LONG = ("lookup", (1, 7), ONE, ONE, True, 16, 0.3, "add")
+ACROSS = ("lookup", (1, 7), (1, 2), ONE, True, 16, 0.3, "none")
+POOL = ("pool", (3, 3), TWO, ONE, True, 4, 0.3, "none")
+PRUNED = ("pruned", (5, 5), ONE, ONE, True, 4, 0.3, "add")
+DENSE = ("dense", (3, 3), ONE, TWO, True, 4, 0.3, "add")
+EVEN: list[float] = []
 
 
 @settings(max_examples=100, deadline=None)
-@example([PLAIN, ADDED, HALVED, PLAIN, ADDED], "mean", (28, 28), 2, ISA)  # as in a ResNet: all kept apart
-@example([PLAIN, ("lookup", (1, 7), 1, 1, 16, 0.3, "add"), PLAIN], "mean", (9, 20), 3, ISA)  # only columns are borrowed
-@example([("pruned", (5, 5), 1, 1, 4, 0.3, "add"), ("dense", (3, 3), 1, 2, 4, 0.3, "add")], "none", (17, 12), 4, ISA)
-@example([HALVED, HALVED, PLAIN], "cells", (25, 31), 2, ISA)  # rows that end within a line
-@example([POOL, AROUND], "none", (40, 21), 2, ISA)  # what is added was divided at rows, the sums are at lines
-@example([LEAKY, BESIDE, ADDED], "mean", (13, 13), 2, ISA)  # the same in blocks of dictionary rows
-@example([PLAIN, ADDED], "mean", (100, 6), 2, ISA)  # so tall that each makes all the S that it reads
-@example([BESIDE, BESIDE], "none", (90, 19), 2, ISA)  # the same beside products
+@example([PLAIN, ADDED, HALVED, PLAIN, ADDED], "mean", (28, 28), 2, EVEN, ISA)  # as in a ResNet: all kept apart
+@example([PLAIN, LONG, PLAIN], "mean", (9, 20), 3, EVEN, ISA)  # only columns are borrowed
+@example([PRUNED, DENSE], "none", (17, 12), 4, EVEN, ISA)  # zeros around the image are read
+@example([HALVED, HALVED, PLAIN], "cells", (25, 31), 2, EVEN, ISA)  # rows that end within a line
+@example([POOL, AROUND], "none", (40, 21), 2, EVEN, ISA)  # what is added was divided at rows, the sums are at lines
+@example([LEAKY, BESIDE, ADDED], "mean", (13, 13), 2, EVEN, ISA)  # the same in blocks of dictionary rows
+@example([LEAKY, BESIDE, ADDED], "mean", (13, 13), 2, [0.97, 0.03], ISA)  # a part of S, and no pixel of the output
+@example([BARE], "none", (14, 3), 4, EVEN, ISA)  # the same, as what is divided is of two sizes
+@example([ACROSS, ACROSS], "none", (30, 50), 2, [0.43, 0.57], ISA)  # zeros behind a row are farther on than its pixels
+@example([PLAIN, ADDED], "mean", (100, 6), 2, EVEN, ISA)  # so tall that each makes all the S that it reads
+@example([BESIDE, BESIDE], "none", (90, 19), 2, EVEN, ISA)  # the same beside products
 @given(
     st.lists(STEP, min_size=1, max_size=5), st.sampled_from(["mean", "cells", "none"]),
     st.tuples(st.integers(3, 40), st.integers(2, 40)), st.sampled_from([2, 2, 3, 4, 9]),
-    st.sampled_from(ISAS or ["none"]),
+    st.lists(st.sampled_from([0.0, 0.02, 0.1, 0.3, 0.6, 1.0]), max_size=9), st.sampled_from(ISAS or ["none"]),
 )  # fmt: skip
-def test_any_network_on_any_team(steps: list[Any], end: str, size: tuple[int, int], threads: int, isa: str) -> None:
+def test_any_network_on_any_team(
+    steps: list[Any], end: str, size: tuple[int, int], threads: int, parts: list[float], isa: str
+) -> None:
     """No number before the first image: what is left in an arena, and not borrowed again, would show."""
     torch.manual_seed(len(steps) + sum(size))
     model = made_of(steps, end)
     x = torch.randn(3, 3, *size)
+    try:
+        model(x)
+    except RuntimeError:
+        assume(False)  # a kernel larger than what is left
     team = native(compile(model, x[:1], threads=threads, isa=isa))
     alone = native(compile(model, x[:1], threads=1, isa=isa))
+    if parts:
+        divide(team, (threads * parts)[:threads])
     team(torch.full_like(x[:1], torch.nan))
-    for image in 3 * x.split(1):  # the threads' parts change with how fast they were
+    for image in 3 * x.split(1):  # unless they are fixed, the threads' parts change with how fast they were
         assert torch.equal(team(image), alone(image))
     assert error(model, team, x[:1]) <= 2e-5
+
+
+def divide(compiled: Any, parts: list[float]) -> None:
+    for part in compiled._parts:
+        if isinstance(part, Segment):
+            assert part.native is not None
+            part.native.divide(parts)
+
+
+@pytest.mark.parametrize("part", [-0.1, 1.5, float("nan")])
+def test_a_part_is_a_number_from_0_to_1(part: float) -> None:
+    model = nn.Conv2d(3, 4, 3)
+    with pytest.raises(ConfigError, match=r"parts \[.*\] of an image; expected numbers from 0 to 1"):
+        divide(compile(model, torch.randn(1, 3, 8, 8)), [0.5, part])

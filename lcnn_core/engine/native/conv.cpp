@@ -47,6 +47,12 @@ int64_t pixels_read(const Prepared& p, const Tensor& y, const Share& mine, int64
     return q * y.stride > mine.to ? std::min(rows, mine.to + p.down * p.row + p.reach) : rows;
 }
 
+/// What a kernel reads of its input around pixels [from, to).
+void borrow_around(const Plan& plan, const Prepared& p, const Place& place, int64_t from, int64_t to) {
+    const Tensor& x = plan.tensors[p.s.input];
+    borrow(plan, place, p.s.input, from - p.up * x.stride - p.reach, to + p.down * x.stride + p.reach, 0, x.channels);
+}
+
 /// Behind the window of S.
 float* own_scratch(const Prepared& p, const Place& place) {
     return place.scratch + PANEL + (p.direct ? 0 : p.planes * p.window_plane + GUARD);
@@ -56,7 +62,7 @@ float* own_scratch(const Prepared& p, const Place& place) {
 /// Of blocks [block0, block1) of dictionary rows; beside ``products`` where there are such.
 void lookup_tile(const Plan& plan, const Prepared& p, const Place& place, const float* source, const Share& mine,
                  int64_t from, int64_t to, int64_t block0, int64_t block1, Products* products) {
-    if (from == to) return;
+    if (from == to) return products ? products->all() : void();  // of S, it may have a part
     const Tensor& y = plan.tensors[p.s.output];
     float* out = plan.at(place, p.s.output);
     Epilogue e = p.epilogue;
@@ -137,7 +143,7 @@ void run_lookup(const Plan& plan, const Prepared& p, const Place& place, int sta
     Division division = p.direct ? Division::pixels : p.division(place.parts);
     bool whole = division != Division::pixels;
     float* window = division == Division::filters ? place.shared : place.scratch + PANEL;
-    const float* input = s.split_x ? place.inputs[s.port] + place.image * plan.inputs[s.port].size() : plan.at(place, s.input);
+    const float* input = s.split_x ? plan.image(place, s.port) : plan.at(place, s.input);
     WindowOfS response{plan, p, x, input, window, place.scratch};
     if (whole || p.block_rows) response.first = -p.up;
     Share mine = share_of(p, y, place);
@@ -156,8 +162,8 @@ void run_lookup(const Plan& plan, const Prepared& p, const Place& place, int sta
     if (whole)
         response.borrow_pixels(place, mine.from, mine.to, 0, p.planes);
     else if (p.direct)
-        borrow(plan, place, s.input, mine.from - p.up * x.stride - p.reach, mine.to + p.down * x.stride + p.reach, 0, x.channels);
-    else if (!s.split_x)
+        borrow_around(plan, p, place, mine.from, mine.to);
+    else if (p.plain())
         borrow(plan, place, s.input, response.begins(mine.y0 - p.up), pixels_read(p, y, mine, mine.y1), 0, x.channels);
     bool ready = p.direct || whole;
     s.pooled ? run_pooled(response, own_scratch(p, place), out, mine, ready) : run_tiles(plan, p, place, response, mine, ready);
@@ -178,7 +184,7 @@ void run_gemm(const Plan& plan, const Prepared& p, const Place& place) {
     }
     int64_t from = pixels.from, to = pixels.to;
     if (from == to || rows.from == rows.to) return;
-    borrow(plan, place, s.input, from - p.up * x.stride - p.reach, to + p.down * x.stride + p.reach, 0, x.channels);
+    borrow_around(plan, p, place, from, to);
     if (s.second >= 0) borrow(plan, place, s.second, from, to, 0, y.channels);
     for (int64_t g = 0; g < s.groups; ++g) {
         Epilogue e = p.epilogue;

@@ -75,6 +75,7 @@ int lcnn_input_shape(const lcnn_plan* plan, int64_t index, int64_t shape[3]) {
 int lcnn_output_shape(const lcnn_plan* plan, int64_t index, int64_t shape[3]) {
     FORWARD(lcnn_output_shape, 0, plan, index, shape);
 }
+int lcnn_divide(lcnn_plan* plan, const double* parts, int count) { FORWARD(lcnn_divide, 1, plan, parts, count); }
 int lcnn_run(lcnn_plan* plan, const float* const* inputs, float* const* outputs, int64_t images, int threads) {
     FORWARD(lcnn_run, 1, plan, inputs, outputs, images, threads);
 }

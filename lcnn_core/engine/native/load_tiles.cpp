@@ -127,14 +127,13 @@ void choose_window(Prepared& p, const Tensor& x, int64_t height) {
 /// together. Where all of S fits the cache of a core and rows of a thread are not many, so that much of S would be made
 /// twice, they exchange it. The window then holds all rows.
 void choose_team(Plan& plan, Prepared& p, const Tensor& x, int64_t height, int64_t channels) {
-    bool plain = !p.s.split_x && !p.s.pooled && !p.single && !p.shifted;
     auto teams = [&](int64_t least) { return int(std::max<int64_t>(1, height / least)); };
-    p.by_lines = plain && !p.extra_activation;
+    p.by_lines = p.plain() && !p.extra_activation;
     p.pixels_to = INT_MAX;
     if (p.direct && height <= FEW_ROWS) p.pixels_to = teams(LEAST_ROWS);
     if (p.direct || !p.s.rows || !holds_whole(p, x, height, channels)) return;  // copies may as well be made twice
-    p.pixels_to = plain ? teams(LEAST_ROWS) : teams(LEAST_ALONE);
-    if (plain) p.exchange_from = p.block_rows ? 2 : std::max(2, teams(MOST_EXCHANGED));
+    p.pixels_to = p.plain() ? teams(LEAST_ROWS) : teams(LEAST_ALONE);
+    if (p.plain()) p.exchange_from = p.block_rows ? 2 : std::max(2, teams(MOST_EXCHANGED));
     p.window_rows = std::max(height + p.down, x.height) + p.up;
     p.window_plane = whole_plane(p, x, height);
     plan.shared_window = std::max(plan.shared_window, floats_of("shared S", {channels, p.window_plane}) + p.reach + GUARD);

@@ -97,6 +97,7 @@ struct Prepared {
                                           // rows of each
     bool direct = false;                  // lookup: reads its input itself (identity dictionary)
     int64_t made_rows() const { return s.rows ? s.rows : planes; }  // dictionary rows of S, or all planes of a copy
+    bool plain() const { return !s.split_x && !s.pooled && !single && !shifted; }
     Division division(int parts) const {
         if (parts > 1 && parts > pixels_to) return Division::filters;
         return parts > 1 && exchange_from && parts >= exchange_from ? Division::exchanged : Division::pixels;
@@ -149,6 +150,7 @@ struct Plan {
 
     /// Whether each thread of a team keeps the tensor's pixels that it makes in its own arena, and those that it borrows.
     bool owns(const Place& p, int64_t tensor) const { return p.parts > 1 && p.parts <= kept[tensor].most; }
+    const float* image(const Place& p, int64_t port) const { return p.inputs[port] + p.image * inputs[port].size(); }
     float* at(const Place& p, int64_t tensor) const {
         const Tensor& t = tensors[tensor];
         if (t.batched) return p.batch + t.offset * p.images + p.image * t.channels;
@@ -179,11 +181,12 @@ void seal_ends(const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1);
 void finish(const Prepared& step, const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1);
 
 /// The pixel of a grid where a part begins: that of a row or, ``by_lines``, of a cache line, so that vectors are whole lines
-/// in every part.
+/// in every part. None but the first begins in the first row: it restores the zeros ahead of it.
 inline int64_t cut(const Tensor& t, bool by_lines, const Place& at, int part) {
     if (!by_lines || t.height < at.parts) return at.begin(t.height, part) * t.stride;
     int64_t pixels = t.height * t.stride;
-    return part == at.parts ? pixels : std::min(pixels, (at.begin(pixels, part) + LINE / 2) & -LINE);
+    if (part == 0 || part == at.parts) return part ? pixels : 0;
+    return std::min(pixels, (std::max(at.begin(pixels, part), t.stride + LINE / 2) + LINE / 2) & -LINE);
 }
 
 /// A thread's pixels of it.

@@ -56,6 +56,7 @@ struct lcnn_plan {
     std::unique_ptr<Plan> plan;
     std::mutex lock;
     std::vector<std::unique_ptr<Workspace>> idle;
+    std::vector<int32_t> fixed;  // cuts of a team, where they do not follow its threads' speed
 
     std::unique_ptr<Workspace> take() {
         std::lock_guard<std::mutex> hold(lock);
@@ -97,8 +98,10 @@ struct Run {
             double start = seconds ? thread_seconds() : 0;
             const Prepared& step = plan.steps[i];
             if (!batch_wide) place.scratch = place.own + step.work;
-            for (int stage = 0; stage < stages(step, batch_wide, place.parts); ++stage) {
+            int last = stages(step, batch_wide, place.parts) - 1;
+            for (int stage = 0; stage <= last; ++stage) {
                 run_step(plan, step, place, stage, batch_wide);
+                if (stage == last) seal_own(plan, place, step.s.output);
                 waited += barrier.wait(place.parts);
             }
             if (seconds) seconds[i] += thread_seconds() - start;
@@ -169,7 +172,8 @@ void run_chunk(lcnn_plan* handle, const float* const* inputs, float* const* outp
     if (images > 1) threads = int(std::min<int64_t>(threads, images));
     Shares even, &shares = images == 1 ? work->shares : even;
     Run r{plan, {}, {}, seconds, std::vector<double>(threads), {}, {}};
-    r.base.cuts = shares.cuts(threads);
+    bool fixed = images == 1 && int64_t(handle->fixed.size()) == threads + 1;
+    r.base.cuts = fixed ? handle->fixed.data() : shares.cuts(threads);
     r.base.inputs = inputs;
     r.base.outputs = outputs;
     r.base.images = images;
@@ -179,7 +183,7 @@ void run_chunk(lcnn_plan* handle, const float* const* inputs, float* const* outp
     r.base.shared = work->need(1, std::max(plan.shared_rows * lanes, window) + GUARD);
     for (int t = 0; t < threads; ++t) r.arenas.push_back(work->need(2 + t, plan.space + own));
     pool().run(threads, [&](int part, int parts) { r.thread(part, parts); });
-    if (images == 1 && threads > 1) shares.learn(r.worked);
+    if (images == 1 && threads > 1 && !fixed) shares.learn(r.worked);
     handle->give(std::move(work));
     if (r.barrier.given_up()) throw std::bad_alloc();
 }
@@ -252,6 +256,18 @@ int lcnn_run(lcnn_plan* plan, const float* const* inputs, float* const* outputs,
 }
 int lcnn_profile(lcnn_plan* plan, const float* const* inputs, float* const* outputs, int64_t images, double* seconds) {
     return run(plan, inputs, outputs, images, 1, seconds);
+}
+
+int lcnn_divide(lcnn_plan* plan, const double* parts, int count) {
+    std::vector<int32_t> cuts{0};
+    double sum = 0;
+    for (int i = 0; i < count; ++i) {
+        if (!(parts[i] >= 0 && parts[i] <= 1)) return 1;
+        cuts.push_back(int32_t(std::min(1.0, sum += parts[i]) * CUTS));
+    }
+    cuts.back() = count > 0 ? CUTS : 0;
+    plan->fixed = std::move(cuts);
+    return 0;
 }
 
 int64_t lcnn_memory(const lcnn_plan* p, int which) {

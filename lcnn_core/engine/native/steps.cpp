@@ -127,10 +127,10 @@ void run_relayout(const Plan& plan, const Prepared& p, const Place& at) {
     const Tensor &x = plan.tensors[s.input], &y = plan.tensors[s.output];
     if (plan.owns(at, s.output)) {
         Span pixels = pixels_of(y, p.by_lines, at);
-        auto read = [&](int64_t pixel) { return pixel / y.stride * s.sy * x.stride + pixel % y.stride * s.sx; };
-        int64_t farthest = 0;
-        for (auto [row, column] : p.phases) farthest = std::max(farthest, row * x.stride + column);
-        borrow(plan, at, s.input, read(pixels.from), read(pixels.to - 1) + farthest + 1, 0, x.channels);
+        int64_t row = s.sy * x.stride, last = pixels.to - 1, farthest = 0;  // floats from one row that is read to the next
+        for (auto [down, right] : p.phases) farthest = std::max(farthest, down * x.stride + right);
+        int64_t end = last / y.stride * row + last % y.stride * s.sx + farthest + 1;
+        borrow(plan, at, s.input, pixels.from / y.stride * row, end, 0, x.channels);
     } else {
         Span channels(x.channels, at);
         borrow(plan, at, s.input, 0, x.height * x.stride, channels.from, channels.to);
@@ -306,9 +306,7 @@ int stages(const Prepared& p, bool batch_wide, int parts) {
     return batch_wide ? 4 : 2;
 }
 
-namespace {
-
-void run_kind(const Plan& plan, const Prepared& p, const Place& at, int stage, bool batch_wide) {
+void run_step(const Plan& plan, const Prepared& p, const Place& at, int stage, bool batch_wide) {
     const Step& s = p.s;
     switch (Op(s.op)) {
         case Op::import_: {
@@ -327,13 +325,6 @@ void run_kind(const Plan& plan, const Prepared& p, const Place& at, int stage, b
         case Op::concat: return run_concat(plan, p, at);
         default: return run_elementwise(plan, p, at);
     }
-}
-
-}  // namespace
-
-void run_step(const Plan& plan, const Prepared& p, const Place& at, int stage, bool batch_wide) {
-    run_kind(plan, p, at, stage, batch_wide);
-    seal_own(plan, at, p.s.output);
 }
 
 }  // namespace lcnn

@@ -13,7 +13,7 @@ namespace {
 /// A team of up to how many threads may keep the pixels of the step's input apart.
 int reads_apart_to(const Prepared& p) {
     switch (Op(p.s.op)) {
-        case Op::lookup: return !p.s.split_x && !p.s.pooled && !p.shifted && !p.single ? p.pixels_to : 0;
+        case Op::lookup: return p.plain() ? p.pixels_to : 0;
         case Op::gemm: return p.pixels_to;
         case Op::relayout:
         case Op::adaptive: return INT_MAX;

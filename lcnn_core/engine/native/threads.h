@@ -131,7 +131,7 @@ Pool& pool() {
 /// a core may have two thirds of another's speed for a second, and all wait for the slowest.
 class Shares {
     static constexpr double RATE = 0.25, MOST_CHANGE = 1.25, LEAST = 0.5;  // of a call; of an equal share
-    static constexpr int32_t STEADY = CUTS / 64;  // what differs less is left: caches hold what they did
+    static constexpr int32_t STEADY = CUTS / 32;  // of a part; what differs less is left: caches hold what they did
     std::vector<double> shares;
     std::vector<int32_t> found;
 
@@ -141,7 +141,8 @@ class Shares {
         for (double share : shares) now.push_back(int32_t(CUTS * (sum += share) + 0.5));
         now.back() = CUTS;
         bool same = now.size() == found.size();
-        for (size_t i = 0; same && i < now.size(); ++i) same = std::abs(now[i] - found[i]) < STEADY;
+        int32_t most = STEADY / int32_t(shares.size());
+        for (size_t i = 0; same && i < now.size(); ++i) same = std::abs(now[i] - found[i]) < most;
         if (!same) found = now;
     }
 
