@@ -67,7 +67,6 @@ def _declare(library: Any) -> Any:
     library.lcnn_load.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_char_p, ctypes.c_int64]
     library.lcnn_free.argtypes = [ctypes.c_void_p]
     library.lcnn_run.argtypes = [ctypes.c_void_p, _FLOATS, _FLOATS, ctypes.c_int64, ctypes.c_int]
-    library.lcnn_divide.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_double), ctypes.c_int]
     library.lcnn_profile.argtypes = [ctypes.c_void_p, _FLOATS, _FLOATS, ctypes.c_int64, ctypes.c_void_p]
     library.lcnn_probe.restype = ctypes.c_double
     library.lcnn_probe.argtypes = [ctypes.c_int, ctypes.c_double]
@@ -139,7 +138,8 @@ class NativePlan:
 
     def divide(self, parts: Sequence[float]) -> None:
         """Fix which part of one image, from 0 to 1, each of so many threads takes; not while a thread runs the plan."""
-        if self._library.lcnn_divide(self._handle, (ctypes.c_double * len(parts))(*parts), len(parts)):
+        given = (ctypes.c_double * len(parts))(*parts)
+        if self._library.lcnn_divide(ctypes.c_void_p(self._handle), given, len(parts)):
             raise ConfigError(f"parts {list(parts)} of an image; expected numbers from 0 to 1")
 
     def profile(self, inputs: list[int], outputs: list[int], images: int) -> list[float]:
