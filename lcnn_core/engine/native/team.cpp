@@ -1,5 +1,5 @@
 // How the threads of a team work on one image: they divide the pixels of every step that allows it, each in an arena of its
-// own, so that a core reads what it wrote itself. A line that another one wrote last takes it 20 to 130 ns, and in one
+// own, so that a core reads what it wrote itself. A line that another one wrote last takes it up to 130 ns, and in one
 // arena what is fetched ahead of a thread's part of a plane would be the other's part. Of others, a thread borrows the few
 // pixels that a kernel reaches over. Steps that go by channels, or by filters where pixels are few, use the first arena.
 #include <climits>
