@@ -38,13 +38,13 @@ int lcnn_output_shape(const lcnn_plan* plan, int64_t index, int64_t shape[3]);
  * there is not enough memory, or a thread cannot be started. */
 int lcnn_run(lcnn_plan* plan, const float* const* inputs, float* const* outputs, int64_t images, int threads);
 
+/* The same on one thread, adding to seconds[step] the processor time of every step. */
+int lcnn_profile(lcnn_plan* plan, const float* const* inputs, float* const* outputs, int64_t images, double* seconds);
+
 /* Fixes which part of one image each of a team of count threads takes, from 0 to 1; the last one takes what is left. Else
  * each part is as large as its thread was fast in the calls before. 1 where a part is no such number, else 0. Not while a
  * thread runs the plan. */
 int lcnn_divide(lcnn_plan* plan, const double* parts, int count);
-
-/* The same on one thread, adding to seconds[step] the processor time of every step. */
-int lcnn_profile(lcnn_plan* plan, const float* const* inputs, float* const* outputs, int64_t images, double* seconds);
 
 /* Bytes of weights held (which = 0), of one image's activations (1), of one thread's scratch (2). */
 int64_t lcnn_memory(const lcnn_plan* plan, int which);

@@ -74,7 +74,7 @@ Beside choose_beside(const Prepared& p, const Tensor& x, int64_t height, int64_t
 /// when the window is full, and the tile at hand is to lie behind them.
 int64_t beside_rows(const Prepared& p, const Tensor& x, int64_t height, int64_t tile_rows);
 
-/// Chooses the tensors whose rows the threads of a team keep apart (team.cpp).
+/// Chooses the tensors whose pixels the threads of a team keep apart (team.cpp).
 void choose_own(Plan& plan);
 
 /// Check a step with weights, pack them, choose its tiles (load_weights.cpp).

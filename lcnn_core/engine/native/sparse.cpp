@@ -9,7 +9,8 @@
 // from an Ice Lake's first cache and 1.6 from the second, and one with 512 (LCNN_WIDE), first on AMD's: they take 0.73 and
 // 0.78 on a Zen 5 (in this loop at 24 accumulators 57 GMAC/s of S in the first cache, 42 in the second; aligned 94 and
 // 51), 0.97 on a Zen 4; first on Intel's from Sapphire Rapids on, too (0.78 to 0.97 of a network's time). Lookups run
-// beside products that are to be made meanwhile: beside.cpp. Where a filter has many, with 512 bits, they go by kernel column, and no load crosses a line: shifted.cpp.
+// beside products that are to be made meanwhile: beside.cpp. Where a filter has many, with 512 bits, they go by kernel
+// column, and no load crosses a line: shifted.cpp.
 // Filters are sorted by their number of lookups, so that loop counts repeat and branches predict.
 #define LCNN_LOOKUPS
 #include <algorithm>
