@@ -49,6 +49,7 @@ int64_t pixels_read(const Prepared& p, const Tensor& y, const Share& mine, int64
 
 /// What a kernel reads of its input around pixels [from, to).
 void borrow_around(const Plan& plan, const Prepared& p, const Place& place, int64_t from, int64_t to) {
+    if (p.given) return;
     const Tensor& x = plan.tensors[p.s.input];
     borrow(plan, place, p.s.input, from - p.up * x.stride - p.reach, to + p.down * x.stride + p.reach, 0, x.channels);
 }
@@ -91,7 +92,7 @@ void lookup_tile(const Plan& plan, const Prepared& p, const Place& place, const 
         sparse_beside(lookups, *products);
     else
         sparse(lookups);
-    if (block1 < p.sparse.blocks || (e.inside && 0 < q0 && q1 < y.height)) return;  // the zeros between rows are stored
+    if (block1 < p.sparse.blocks || (e.inside && (!p.around || (0 < q0 && q1 < y.height)))) return;  // the zeros between rows are stored
     for (int64_t i = first; i < last; ++i) finish(p, y, out, p.sparse.filters[i], q0, q1);
 }
 

@@ -103,6 +103,8 @@ struct Prepared {
         return parts > 1 && exchange_from && parts >= exchange_from ? Division::exchanged : Division::pixels;
     }
     bool extra_activation = false;        // not a clamp: applied after the epilogue
+    bool around = true;                   // a later step reads zeros behind the last row of the output, or ahead of the first
+    bool given = false;                   // what threads reach over around their pixels is made by each of them, not borrowed
 };
 
 struct Team;
@@ -132,10 +134,11 @@ struct Span {
 };
 
 /// Of a tensor: a team of up to how many threads keeps apart what each makes of it, whether that is divided at cache lines,
-/// and whether zeros around the image are read.
+/// whether zeros around the image are read, and how many pixels ahead of its own and behind them each makes, too.
 struct Kept {
     int most;
-    bool by_lines, zeros;
+    bool by_lines = false, zeros = false, copied = false;  // copied: by a relayout or an import
+    int64_t ahead = 0, behind = 0;
 };
 
 struct Plan {
@@ -173,11 +176,12 @@ void run_lookup(const Plan& plan, const Prepared& step, const Place& place, int 
 void run_gemm(const Plan& plan, const Prepared& step, const Place& place);
 void run_linear(const Plan& plan, const Prepared& step, const Place& place, int stage, bool batch_wide);
 
-/// Restores the zeros around rows [y0, y1) of channel c.
-void seal(const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1);
-/// Of these, those behind the last row and ahead of the first plane.
+/// Of rows [y0, y1) of channel c, restores the zeros between them that the epilogue does not store, those around the image
+/// where they are read.
+void seal(const Prepared& step, const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1);
+/// Zeros behind the last row and ahead of the first plane, if these rows are the first or last ones.
 void seal_ends(const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1);
-/// The activation of a step that is no clamp, over rows [y0, y1) of a plane, and the zeros around them that are lacking.
+/// The activation of a step that is no clamp, over rows [y0, y1) of a plane, and zeros.
 void finish(const Prepared& step, const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1);
 
 /// The pixel of a grid where a part begins: that of a row or, ``by_lines``, of a cache line, so that vectors are whole lines
@@ -186,7 +190,7 @@ inline int64_t cut(const Tensor& t, bool by_lines, const Place& at, int part) {
     if (!by_lines || t.height < at.parts) return at.begin(t.height, part) * t.stride;
     int64_t pixels = t.height * t.stride;
     if (part == 0 || part == at.parts) return part ? pixels : 0;
-    return std::min(pixels, (std::max(at.begin(pixels, part), t.stride + LINE / 2) + LINE / 2) & -LINE);
+    return std::min(pixels, (std::max(at.begin(pixels, part), t.stride) + LINE - 1) & -LINE);
 }
 
 /// A thread's pixels of it.

@@ -16,18 +16,17 @@ void seal_ends(const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1) 
     store(end - VL, zero());
 }
 
-void seal(const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1) {
-    float* plane = base + c * t.plane;
-    int64_t pad = t.stride - t.width;
+void seal(const Prepared& p, const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1) {
+    int64_t pad = p.inside.empty() ? t.stride - t.width : 0;
+    float* at = base + c * t.plane + y0 * t.stride + t.width;
     if (pad == 1) {  // the usual case
-        float* at = plane + y0 * t.stride + t.width;
         int64_t rows = y1 - y0, stride = t.stride;
         for (; rows >= 4; rows -= 4, at += 4 * stride) at[0] = at[stride] = at[2 * stride] = at[3 * stride] = 0;
         for (; rows > 0; --rows, at += stride) *at = 0;
     } else if (pad) {
-        for (int64_t y = y0; y < y1; ++y) memset(plane + y * t.stride + t.width, 0, pad * sizeof(float));
+        for (int64_t y = y0; y < y1; ++y, at += t.stride) memset(at, 0, pad * sizeof(float));
     }
-    seal_ends(t, base, c, y0, y1);
+    if (p.around) seal_ends(t, base, c, y0, y1);
 }
 
 void finish(const Prepared& p, const Tensor& t, float* base, int64_t c, int64_t y0, int64_t y1) {
@@ -38,10 +37,7 @@ void finish(const Prepared& p, const Tensor& t, float* base, int64_t c, int64_t 
         memcpy(&b, &bits_b, 4);
         activate(Activation(p.s.activation), base + c * t.plane + y0 * t.stride, (y1 - y0) * t.stride, a, b);
     }
-    if (p.inside.empty())
-        seal(t, base, c, y0, y1);
-    else
-        seal_ends(t, base, c, y0, y1);
+    seal(p, t, base, c, y0, y1);
 }
 
 namespace {
@@ -92,8 +88,17 @@ void copy_phase(const Phase& p, const float* from, const Tensor& t, float* to, c
         for (int64_t x = y < rows ? p.count : 0; x < t.width; ++x) to[y * t.stride + x] = 0;
 }
 
+/// The pixels of a relayout's output that a thread of a team makes where each keeps its own.
+Span copied_pixels(const Plan& plan, const Prepared& p, const Place& at) {
+    const Tensor& y = plan.tensors[p.s.output];
+    const Kept& kept = plan.kept[p.s.output];
+    Span mine = pixels_of(y, p.by_lines, at);
+    if (mine.from == mine.to) return mine;
+    return {std::max<int64_t>(0, mine.from - kept.ahead), std::min(mine.to + kept.behind, y.height * y.stride)};
+}
+
 /// Planes of ``width`` channels to the output's grid, one output plane per phase and channel; or to a dense vector. Threads
-/// divide pixels, or channels; where each keeps its own, rows that are its in part are made as a whole.
+/// divide pixels, or channels; where each keeps its own, rows of which it makes a part are copied as a whole.
 void relayout(const Plan& plan, const Prepared& p, const Place& at, const float* source, int64_t plane, int64_t stride,
               const float* end) {
     const Step& s = p.s;
@@ -108,8 +113,8 @@ void relayout(const Plan& plan, const Prepared& p, const Place& at, const float*
         return;
     }
     if (plan.owns(at, s.output)) {
+        Span pixels = copied_pixels(plan, p, at);
         channels = {0, s.width};
-        Span pixels = pixels_of(y, p.by_lines, at);
         rows = {pixels.from / y.stride, (pixels.to + y.stride - 1) / y.stride};
     }
     std::vector<Phase> phases;
@@ -118,7 +123,7 @@ void relayout(const Plan& plan, const Prepared& p, const Place& at, const float*
         for (size_t i = 0; i < phases.size(); ++i) {
             int64_t channel = int64_t(i) * s.width + c;
             copy_phase(phases[i], source + c * plane, y, out + channel * y.plane, rows, end);
-            seal(y, out, channel, rows.from, rows.to);
+            seal(p, y, out, channel, rows.from, rows.to);
         }
 }
 
@@ -126,11 +131,12 @@ void run_relayout(const Plan& plan, const Prepared& p, const Place& at) {
     const Step& s = p.s;
     const Tensor &x = plan.tensors[s.input], &y = plan.tensors[s.output];
     if (plan.owns(at, s.output)) {
-        Span pixels = pixels_of(y, p.by_lines, at);
-        int64_t row = s.sy * x.stride, last = pixels.to - 1, farthest = 0;  // floats from one row that is read to the next
+        Span pixels = copied_pixels(plan, p, at);
+        int64_t row = s.sy * x.stride;  // between two rows that are read; a pixel behind one may lie beyond it
+        auto source = [&](int64_t pixel) { return pixel / y.stride * row + std::min(pixel % y.stride * s.sx, row); };
+        int64_t farthest = 0;
         for (auto [down, right] : p.phases) farthest = std::max(farthest, down * x.stride + right);
-        int64_t end = last / y.stride * row + last % y.stride * s.sx + farthest + 1;
-        borrow(plan, at, s.input, pixels.from / y.stride * row, end, 0, x.channels);
+        borrow(plan, at, s.input, source(pixels.from), source(pixels.to - 1) + farthest + 1, 0, x.channels);
     } else {
         Span channels(x.channels, at);
         borrow(plan, at, s.input, 0, x.height * x.stride, channels.from, channels.to);
@@ -293,7 +299,7 @@ void run_concat(const Plan& plan, const Prepared& p, const Place& at) {
         for (int64_t row = 0; row < x.height; ++row)
             memcpy(out + (p.s.channel + c) * y.plane + row * y.stride, from + c * x.plane + row * x.stride,
                    x.width * sizeof(float));
-        seal(y, out, p.s.channel + c, 0, y.height);
+        seal(p, y, out, p.s.channel + c, 0, y.height);
     }
 }
 

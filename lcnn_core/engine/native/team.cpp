@@ -21,10 +21,36 @@ int reads_apart_to(const Prepared& p) {
     }
 }
 
+/// Whether a step reads zeros around the image of its input.
+bool reads_around(const Prepared& p) {
+    switch (Op(p.s.op)) {
+        case Op::lookup: return !p.plain() || (p.direct && p.up + p.down + p.reach > 0);
+        case Op::gemm: return p.up + p.down + p.reach > 0;
+        case Op::pool:
+        case Op::linear:
+        case Op::lookup_linear: return true;
+        default: return false;
+    }
+}
+
+/// Copies of a grid for a kernel on it: each thread makes what it reads around its pixels.
+void choose_given(Plan& plan) {
+    for (Prepared& p : plan.steps) {
+        bool direct = Op(p.s.op) == Op::gemm || (Op(p.s.op) == Op::lookup && p.direct);
+        if (p.s.input < 0 || p.s.output < 0 || !direct || !p.by_lines) continue;
+        Kept& kept = plan.kept[p.s.input];
+        const Tensor &x = plan.tensors[p.s.input], &y = plan.tensors[p.s.output];
+        p.given = kept.copied && x.height == y.height && x.stride == y.stride;
+        if (!p.given) continue;
+        kept.ahead = std::max(kept.ahead, p.up * x.stride + p.reach);
+        kept.behind = std::max(kept.behind, p.down * x.stride + p.reach);
+    }
+}
+
 }  // namespace
 
 void choose_own(Plan& plan) {
-    for (const Tensor& t : plan.tensors) plan.kept.push_back({int(std::min<int64_t>(t.height, INT_MAX)), false, false});
+    for (const Tensor& t : plan.tensors) plan.kept.push_back({int(std::min<int64_t>(t.height, INT_MAX))});
     auto limit = [&](int64_t t, int most) {
         if (t >= 0) plan.kept[t].most = std::min(plan.kept[t].most, most);
     };
@@ -32,9 +58,13 @@ void choose_own(Plan& plan) {
         limit(p.s.input, reads_apart_to(p));
         limit(p.s.second, p.pixels_to);
         limit(p.s.output, p.pixels_to);
-        if (p.s.input >= 0 && (p.direct || Op(p.s.op) == Op::gemm)) plan.kept[p.s.input].zeros |= p.up + p.down + p.reach > 0;
-        if (p.s.output >= 0) plan.kept[p.s.output].by_lines = p.by_lines;
+        if (p.s.input >= 0) plan.kept[p.s.input].zeros |= reads_around(p);
+        if (p.s.output < 0) continue;
+        plan.kept[p.s.output].by_lines = p.by_lines;
+        plan.kept[p.s.output].copied = Op(p.s.op) == Op::relayout || Op(p.s.op) == Op::import_;
     }
+    for (Prepared& p : plan.steps) p.around = p.s.output >= 0 && plan.kept[p.s.output].zeros;
+    choose_given(plan);
 }
 
 void borrow(const Plan& plan, const Place& at, int64_t tensor, int64_t from, int64_t to, int64_t c0, int64_t c1) {
