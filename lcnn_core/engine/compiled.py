@@ -15,10 +15,11 @@ from lcnn_core.engine.capture import lower
 from lcnn_core.engine.fuse import Fuser, prune_dead
 from lcnn_core.engine.ir import Operation, Value
 from lcnn_core.engine.layout import Layout
-from lcnn_core.engine.library import NativePlan
+from lcnn_core.engine.library import NativePlan, addresses
 from lcnn_core.engine.lowering import Lowering
 from lcnn_core.engine.pack import pack
 from lcnn_core.engine.plan import Plan, PlanStep, plan_step
+from lcnn_core.engine.results import Results, run_native
 from lcnn_core.errors import ConfigError, ShapeError
 
 THREAD_WORK = 1_000_000
@@ -45,29 +46,14 @@ class Segment:
     packed: bytes = b""
 
     @cached_property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Of one image of each output."""
-        return [tuple(value.shape) for value in self.outputs]
+    def results(self) -> Results:
+        """Where it writes what it makes."""
+        return Results([tuple(value.shape) for value in self.outputs])
 
     def run(self, sources: Iterable[Tensor], batch: int, threads: int) -> list[Tensor]:
         """The outputs for these inputs."""
         assert self.native is not None
-        return run_native(self.native, sources, self.shapes, batch, threads)
-
-
-def _room(shapes: Iterable[tuple[int, ...]], batch: int) -> list[Tensor]:
-    """Where the engine writes outputs of these shapes: as it writes them, whatever torch makes by default."""
-    return [torch.empty((batch, *shape), dtype=torch.float32, device="cpu") for shape in shapes]
-
-
-def run_native(
-    native: NativePlan, sources: Iterable[Tensor], shapes: Iterable[tuple[int, ...]], batch: int, threads: int
-) -> list[Tensor]:
-    """What a plan makes of ``batch`` images; ``shapes`` are those of one image of each output."""
-    dense = [x.contiguous() for x in sources]
-    results = _room(shapes, batch)
-    native.run([x.data_ptr() for x in dense], [y.data_ptr() for y in results], batch, threads)
-    return results
+        return run_native(self.native, sources, self.results, batch, threads)
 
 
 def _segments(low: Lowering) -> list[Segment | fx.Node]:
@@ -265,10 +251,8 @@ class CompiledModel(nn.Module):
         assert segment.native is not None
         check_inputs((x,), self._shapes, self.batch)
         x = x.contiguous()
-        out = _room(segment.shapes, len(x))
-        runs = [
-            segment.native.profile([x.data_ptr()], [t.data_ptr() for t in out], len(x)) for _ in range(max(1, repeats))
-        ]
+        _held, places = segment.results.take(len(x))
+        runs = [segment.native.profile(addresses([x.data_ptr()]), places, len(x)) for _ in range(max(1, repeats))]
         return list(
             zip(self.plan.steps, (sorted(times)[len(times) // 2] for times in zip(*runs, strict=True)), strict=True)
         )

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lcnn_core.engine.compiled import CompiledModel, PlainModel, check_inputs, run_native
+from lcnn_core.engine.compiled import CompiledModel, PlainModel, check_inputs
 from lcnn_core.engine.library import NativePlan, library_folder
+from lcnn_core.engine.results import Results, run_native
 from lcnn_core.errors import CheckpointError, ConfigError
 from lcnn_core.files import atomic_write
 
@@ -25,6 +26,7 @@ class LoadedModel(nn.Module):
         self._threads = threads
         self.input_shapes, self.output_shapes = self._native.shapes()
         """Of one image, without the batch."""
+        self._results = Results(self.output_shapes)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LoadedModel:
         return copy.copy(self)
@@ -33,7 +35,7 @@ class LoadedModel(nn.Module):
         """The outputs for any batch size: a tensor, or a tuple of them. Raises as ``CompiledModel`` does."""
         batch = check_inputs(inputs, self.input_shapes)
         threads = self._threads or torch.get_num_threads()
-        results = run_native(self._native, inputs, self.output_shapes, batch, threads)
+        results = run_native(self._native, inputs, self._results, batch, threads)
         return results[0] if len(results) == 1 else tuple(results)
 
 

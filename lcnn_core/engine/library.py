@@ -131,9 +131,9 @@ class NativePlan:
             for i, name in enumerate(("weights", "activations", "scratch"))
         }
 
-    def run(self, inputs: list[int], outputs: list[int], images: int, threads: int) -> None:
-        """``inputs`` and ``outputs`` are addresses of dense float32 arrays, images first."""
-        if self._library.lcnn_run(self._handle, _addresses(inputs), _addresses(outputs), images, threads):
+    def run(self, inputs: Any, outputs: Any, images: int, threads: int) -> None:
+        """``inputs`` and ``outputs``: ``addresses`` of dense float32 arrays, images first."""
+        if self._library.lcnn_run(self._handle, inputs, outputs, images, threads):
             raise MemoryError(f"not enough memory to run {images} images; use a smaller batch")
 
     def divide(self, parts: Sequence[float]) -> None:
@@ -142,10 +142,10 @@ class NativePlan:
         if self._library.lcnn_divide(ctypes.c_void_p(self._handle), given, len(parts)):
             raise ConfigError(f"parts {list(parts)} of an image; expected numbers from 0 to 1")
 
-    def profile(self, inputs: list[int], outputs: list[int], images: int) -> list[float]:
-        """Seconds of each step, on one thread."""
+    def profile(self, inputs: Any, outputs: Any, images: int) -> list[float]:
+        """Seconds of each step, on one thread; as ``run``."""
         seconds = (ctypes.c_double * self.steps)()
-        self._library.lcnn_profile(self._handle, _addresses(inputs), _addresses(outputs), images, seconds)
+        self._library.lcnn_profile(self._handle, inputs, outputs, images, seconds)
         return list(seconds)
 
     def shapes(self) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
@@ -165,7 +165,8 @@ class NativePlan:
 _ONE = ctypes.c_void_p * 1
 
 
-def _addresses(values: list[int]) -> Any:
+def addresses(values: list[int]) -> Any:
+    """The array of pointers that C takes."""
     return _ONE(*values) if len(values) < 2 else (ctypes.c_void_p * len(values))(*values)
 
 

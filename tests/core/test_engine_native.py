@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lcnn_core.engine import compile, compiler, libraries, peaks, read_rate, storage
-from lcnn_core.engine.library import NativePlan, choose
+from lcnn_core.engine.library import NativePlan, addresses, choose
 from lcnn_core.engine.pack import DATA, FIELDS, MAGIC, OPERATIONS, STEP_WORDS, VERSION, seal
 from lcnn_core.errors import CheckpointError
 from lcnn_core.layers import LookupConv2d, LookupLinear
@@ -101,7 +101,7 @@ def run(blob: bytes, threads: int = 1, count: int = 2) -> None:
     with contextlib.suppress(CheckpointError, MemoryError):
         plan = NativePlan(blob)
         x, y = (images(shapes) for shapes in plan.shapes())
-        plan.run([t.data_ptr() for t in x], [t.data_ptr() for t in y], count, threads)
+        plan.run(addresses([t.data_ptr() for t in x]), addresses([t.data_ptr() for t in y]), count, threads)
 
 
 def run_file(path: Path) -> None:

@@ -50,10 +50,10 @@ class Barrier {
     }
 };
 
-/// Looks for up to 30 microseconds whether ``ready``: to sleep and be woken takes as long.
+/// Looks for up to 100 microseconds whether ``ready``: to be woken takes tens, and so does Python between two calls.
 template <class Ready>
 void look(Ready ready) {
-    for (auto end = Clock::now() + std::chrono::microseconds(30); !ready() && Clock::now() < end;) {
+    for (auto end = Clock::now() + std::chrono::microseconds(100); !ready() && Clock::now() < end;) {
 #if defined(__x86_64__)
         __builtin_ia32_pause();
 #endif
