@@ -37,7 +37,9 @@ class Step(nn.Module):
         same = padded and kind != "pool" and (stride == (1, 1) or join == "around")
         self.join = join if same or join == "leaky" else "none"
         if kind == "pool":
-            self.layer: nn.Module = nn.MaxPool2d(3, stride, 1)
+            window = (2, 2) if kernel == (1, 1) else kernel
+            around = tuple(k // 2 if padded else 0 for k in window)
+            self.layer: nn.Module = nn.MaxPool2d(window, stride, around)
         elif kind == "dense":
             self.layer = nn.Conv2d(*shape)
         else:
@@ -85,6 +87,9 @@ LEAKY = ("lookup", (3, 3), ONE, ONE, True, 40, 0.08, "leaky")
 LONG = ("lookup", (1, 7), ONE, ONE, True, 16, 0.3, "add")
 ACROSS = ("lookup", (1, 7), (1, 2), ONE, True, 16, 0.3, "none")
 POOL = ("pool", (3, 3), TWO, ONE, True, 4, 0.3, "none")
+POOL_IN = ("pool", (3, 3), TWO, ONE, False, 4, 0.3, "none")
+MAXIMA = ("pool", (5, 5), ONE, ONE, True, 4, 0.3, "none")
+MANY = ("lookup", (3, 3), ONE, ONE, True, 40, 0.3, "none")
 PRUNED = ("pruned", (5, 5), ONE, ONE, True, 4, 0.3, "add")
 DENSE = ("dense", (3, 3), ONE, TWO, True, 4, 0.3, "add")
 POINTS = [("lookup", (1, 1), (1, step), ONE, True, 4, 0.08, "none") for step in (1, 2)]
@@ -98,6 +103,12 @@ EVEN: list[float] = []
 @example([PRUNED, DENSE], "none", (17, 12), 4, EVEN, ISA)  # zeros around the image are read
 @example([HALVED, HALVED, PLAIN], "cells", (25, 31), 2, EVEN, ISA)  # rows that end within a line
 @example([POOL, AROUND], "none", (40, 21), 2, EVEN, ISA)  # what is added was divided at rows, the sums are at lines
+@example(
+    [MANY, MANY, POOL_IN, MANY], "none", (40, 30), 2, EVEN, ISA
+)  # as in an AlexNet: S of rows that are pooled later
+@example([MANY, PLAIN, POOL, MANY], "none", (40, 30), 2, EVEN, ISA)  # a window needs the pair before its own
+@example([PLAIN, PLAIN, MAXIMA, PLAIN], "none", (40, 30), 2, EVEN, ISA)  # windows that no pairs make
+@example([PLAIN, PLAIN, POOL, MANY], "none", (11, 30), 3, EVEN, ISA)  # so few that filters are divided, of one S
 @example([LEAKY, BESIDE, ADDED], "mean", (13, 13), 2, EVEN, ISA)  # the same in blocks of dictionary rows
 @example([LEAKY, BESIDE, ADDED], "mean", (13, 13), 2, [0.97, 0.03], ISA)  # a part of S, and no pixel of the output
 @example([BARE], "none", (14, 3), 4, EVEN, ISA)  # the same, as what is divided is of two sizes

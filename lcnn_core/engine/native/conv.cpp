@@ -54,6 +54,33 @@ void borrow_around(const Plan& plan, const Prepared& p, const Place& place, int6
     borrow(plan, place, p.s.input, from - p.up * x.stride - p.reach, to + p.down * x.stride + p.reach, 0, x.channels);
 }
 
+/// What a thread reads of its input to make its part of S, or the rows of S that its outputs need.
+void borrow_input(const Plan& plan, const Prepared& p, const Place& place, const WindowOfS& response, const Share& mine) {
+    const Tensor& x = plan.tensors[p.s.input];
+    int64_t beside = p.plain() ? 0 : p.reach + LINE;  // rows of S may begin ahead of those of the image, and end behind them
+    auto rows = [&](int64_t from, int64_t to) {
+        borrow(plan, place, p.s.input, from * x.stride - beside, to * x.stride + beside, 0, x.channels);
+    };
+    switch (p.division(place.parts)) {
+        case Division::exchanged: {
+            Span made = pixels_of(x, true, place);
+            return borrow(plan, place, p.s.input, made.from, made.to, 0, x.channels);
+        }
+        case Division::filters: {
+            if (p.block_rows) return rows(0, x.height);  // each block may be divided in another way
+            WindowOfS::Range made = response.range_of(place, 0, p.made_rows());
+            return rows(made.from, made.to);
+        }
+        case Division::pixels: {
+            if (p.plain())
+                return borrow(plan, place, p.s.input, response.begins(mine.y0 - p.up),
+                              pixels_read(p, plan.tensors[p.s.output], mine, mine.y1), 0, x.channels);
+            Span made = conv_rows(p, mine);
+            return rows(made.from - p.up, made.to + p.down);
+        }
+    }
+}
+
 /// Behind the window of S.
 float* own_scratch(const Prepared& p, const Place& place) {
     return place.scratch + PANEL + (p.direct ? 0 : p.planes * p.window_plane + GUARD);
@@ -148,10 +175,7 @@ void run_lookup(const Plan& plan, const Prepared& p, const Place& place, int sta
     WindowOfS response{plan, p, x, input, window, place.scratch};
     if (whole || p.block_rows) response.first = -p.up;
     Share mine = share_of(p, y, place);
-    if (division == Division::exchanged && stage == 0) {
-        Span made = pixels_of(x, true, place);
-        borrow(plan, place, s.input, made.from, made.to, 0, x.channels);
-    }
+    if (whole && stage == 0) borrow_input(plan, p, place, response, mine);
     if (p.block_rows) return run_blocks(plan, p, place, response, mine, stage);
     if (whole && stage == 0) {
         response.surround(place);
@@ -164,8 +188,8 @@ void run_lookup(const Plan& plan, const Prepared& p, const Place& place, int sta
         response.borrow_pixels(place, mine.from, mine.to, 0, p.planes);
     else if (p.direct)
         borrow_around(plan, p, place, mine.from, mine.to);
-    else if (p.plain())
-        borrow(plan, place, s.input, response.begins(mine.y0 - p.up), pixels_read(p, y, mine, mine.y1), 0, x.channels);
+    else
+        borrow_input(plan, p, place, response, mine);
     bool ready = p.direct || whole;
     s.pooled ? run_pooled(response, own_scratch(p, place), out, mine, ready) : run_tiles(plan, p, place, response, mine, ready);
 }

@@ -18,6 +18,9 @@ inline bool reaches(const Tensor& t, int64_t pixel, int64_t floats, int64_t end)
     return end < t.height * t.stride && pixel + (floats + VL - 1) / VL * VL > end;
 }
 
+/// Rows of the convolution that a thread makes; more than those of its output where they are pooled (pooled.cpp).
+Span conv_rows(const Prepared& p, const Share& mine);
+
 /// Lookups under a max-pool (pooled.cpp). ``own``: scratch behind the window; ``ready``: S is made, or not needed.
 void run_pooled(WindowOfS& response, float* own, float* out, const Share& mine, bool ready);
 

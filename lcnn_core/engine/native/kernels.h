@@ -314,6 +314,9 @@ void activate(Activation kind, float* x, int64_t n, float a, float b);
 
 struct Window {
     int64_t kh, kw, sy, sx, py, px, dy, dx;
+    /// Rows of the input from which row q is made: the first one inside, the last one.
+    int64_t first(int64_t q) const { return q * sy > py ? q * sy - py : 0; }
+    int64_t last(int64_t q) const { return q * sy - py + (kh - 1) * dy; }
 };
 
 constexpr int64_t MAX_WINDOW = 64;

@@ -14,6 +14,12 @@ Window window_of(const Step& s) { return {s.kh, s.kw, s.sy, s.sx, s.py, s.px, s.
 /// The pooled row that pair q of conv rows completes.
 int64_t pooled_row(const Prepared& p, int64_t q) { return q - (p.pairing == Pairing::after); }
 
+/// Pairs of conv rows for a thread's pooled rows: a window may need the pair before its own, or the first row of the one
+/// behind it.
+Span pairs_of(const Prepared& p, const Share& mine) {
+    return {mine.y0 - (p.pairing == Pairing::before && mine.y0 > 0), mine.y1 + (p.pairing == Pairing::after)};
+}
+
 /// Where the second row of pair q of conv rows lies, beyond the first one; 0 where there is none.
 int64_t below(const Prepared& p, int64_t q) { return 2 * q + 1 < p.s.conv_height ? p.row : 0; }
 
@@ -31,8 +37,8 @@ struct Pooling {
         carry = line + p.line;
     }
 
-    int64_t first_row(int64_t q) const { return std::max<int64_t>(0, q * win.sy - win.py); }
-    int64_t end_row(int64_t q) const { return std::min(p.s.conv_height, (q - 1) * win.sy - win.py + (win.kh - 1) * win.dy + 1); }
+    int64_t first_row(int64_t q) const { return win.first(q); }
+    int64_t end_row(int64_t q) const { return std::min(p.s.conv_height, win.last(q - 1) + 1); }
 
     /// The first conv row to compute for pooled rows from q on: windows may overlap, touch, or leave rows out.
     int64_t next_row(int64_t q) const { return std::max(done, first_row(q)); }
@@ -126,17 +132,15 @@ struct Shifted {
     }
 };
 
-/// Pooled rows [y0, y1): a window may need the pair before its own, or the first row of the pair behind it.
 template <class Pairs>
 void run_pairs(const Pairs& pairs, WindowOfS& response, float* out, const Share& mine, bool ready) {
     const Prepared& p = response.p;
-    bool before = p.pairing == Pairing::before, after = p.pairing == Pairing::after;
-    int64_t first = mine.y0 - (before && mine.y0 > 0), last = mine.y1 + after;
+    Span all = pairs_of(p, mine);
     int64_t tile = std::max<int64_t>(1, p.tile_rows / 2);
     pairs.start();
-    if (!ready) response.start(2 * first - p.up);
-    for (int64_t q0 = first; q0 < last; q0 += tile) {
-        int64_t q1 = std::min(q0 + tile, last);
+    if (!ready) response.start(2 * all.from - p.up);
+    for (int64_t q0 = all.from; q0 < all.to; q0 += tile) {
+        int64_t q1 = std::min(q0 + tile, all.to);
         if (!ready) response.fill(2 * q0 - p.up, (std::min(2 * q1, p.s.conv_height) + p.down) * p.row);
         for (int64_t q = q0, end; q < q1; q = end) {
             end = std::min(q + pairs.most(), q1);
@@ -165,6 +169,16 @@ void run_windows(Pooling pooling, WindowOfS& response, float* out, const Share& 
 }
 
 }  // namespace
+
+Span conv_rows(const Prepared& p, const Share& mine) {
+    if (!p.s.pooled) return {mine.y0, mine.y1};
+    if (p.s.joined || p.shifted || p.paired) {
+        Span pairs = pairs_of(p, mine);
+        return {2 * pairs.from, std::min(2 * pairs.to, p.s.conv_height)};
+    }
+    Window win = window_of(p.s);
+    return {win.first(mine.y0), std::min(p.s.conv_height, win.last(mine.y1 - 1) + 1)};
+}
 
 void run_pooled(WindowOfS& response, float* own, float* out, const Share& mine, bool ready) {
     const Prepared& p = response.p;

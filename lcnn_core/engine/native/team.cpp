@@ -13,7 +13,7 @@ namespace {
 /// A team of up to how many threads may keep the pixels of the step's input apart.
 int reads_apart_to(const Prepared& p) {
     switch (Op(p.s.op)) {
-        case Op::lookup: return p.plain() ? p.pixels_to : 0;
+        case Op::lookup: return p.direct ? (p.plain() ? p.pixels_to : 0) : p.single || p.s.split_x ? 0 : INT_MAX;
         case Op::gemm: return p.pixels_to;
         case Op::relayout:
         case Op::adaptive: return INT_MAX;
@@ -24,7 +24,7 @@ int reads_apart_to(const Prepared& p) {
 /// Whether a step reads zeros around the image of its input.
 bool reads_around(const Prepared& p) {
     switch (Op(p.s.op)) {
-        case Op::lookup: return !p.plain() || (p.direct && p.up + p.down + p.reach > 0);
+        case Op::lookup: return p.single || p.shifted || (p.direct && (p.s.pooled || p.up + p.down + p.reach > 0));
         case Op::gemm: return p.up + p.down + p.reach > 0;
         case Op::pool:
         case Op::linear:
