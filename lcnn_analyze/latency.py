@@ -68,23 +68,30 @@ class Latency:
 
 
 def measure(
-    runs: Mapping[str, Run], protocol: Protocol | None = None, clock: Callable[[], float] = time.perf_counter
+    runs: Mapping[str, Run],
+    protocol: Protocol | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+    before: Callable[[str], object] = lambda name: None,
 ) -> dict[str, Latency]:
     """Time every run in interleaved rounds; seconds per call.
 
     In each round every contender has one turn: untimed calls, which bring its code, weights and threads back after the
     others' (none where one call takes ``LONG_CALL``), then timed calls without a pause. The order is turned by one
     place from round to round, so that nobody always follows the same neighbour, and what drifts (clock speed, other
-    processes) drifts for all. Garbage collection is held off meanwhile.
+    processes) drifts for all. Garbage collection is held off meanwhile. before: called ahead of each turn, untimed.
     """
     protocol = protocol or Protocol()
     with _no_garbage_collection():
-        once = {name: _warm(run, clock) for name, run in runs.items()}
+        once = {}
+        for name, run in runs.items():
+            before(name)
+            once[name] = _warm(run, clock)
         turns = {name: _Turns.plan(seconds, protocol) for name, seconds in once.items()}
         samples: dict[str, list[float]] = {name: [] for name in runs}
         for number in range(protocol.rounds):
             for name in _turned(list(runs), number):
                 if turns[name].takes_part(number, protocol.rounds):
+                    before(name)
                     samples[name].append(turns[name].sample(runs[name], clock))
     return {name: _summary(samples[name], turns[name].calls) for name in runs}
 

@@ -9,7 +9,7 @@ from lcnn_analyze.bench.contenders import CONTENDERS
 from lcnn_analyze.bench.machine import check_sizes, this_machine
 from lcnn_analyze.bench.report import SCHEMA_VERSION, UNITS, BenchCase, BenchReport
 from lcnn_analyze.bench.roofline import measure_peaks
-from lcnn_analyze.bench.run import Say, Settings, run_case
+from lcnn_analyze.bench.run import Say, Settings, run_cases
 from lcnn_analyze.bench.trial import Trial
 from lcnn_analyze.latency import Protocol
 from lcnn_core import ConfigError
@@ -42,8 +42,7 @@ def bench(
     for open_one in trials:
         with open_one() as trial:
             for batch in batches:
-                for count in threads:
-                    case = run_case(trial, batch, count, settings, say)
+                for case in run_cases(trial, batch, threads, settings, say):
                     cases.append(case)
                     on_case(case)
     protocol = {"rounds": settings.protocol.rounds, "budget_seconds": settings.protocol.budget_seconds}

@@ -1,11 +1,10 @@
-"""``run_case``: prepare every contender, compare its outputs with float64 PyTorch, time those that agree in turns."""
+"""``run_cases``: prepare every contender, compare its outputs with float64 PyTorch, time those that agree in turns."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from lcnn_analyze.bench.contenders import CONTENDERS, Contender, Ready, Unavaila
 from lcnn_analyze.bench.report import BenchCase, Entry, Kind, Peaks, Roofline, Speedup, Step
 from lcnn_analyze.bench.roofline import layer_seconds, roofline_seconds
 from lcnn_analyze.bench.trial import Network, Trial, error_of, float64_outputs
-from lcnn_analyze.latency import Latency, Protocol, measure
+from lcnn_analyze.latency import Protocol, measure
 
 ENGINE_TOLERANCE = 1e-5
 """Of the engine; or twice what PyTorch's own float32 is off by, where that is more."""
@@ -36,44 +35,69 @@ class Settings:
     """For tests; None is the real one."""
 
 
-def run_case(trial: Trial, batch: int, threads: int, settings: Settings, say: Say = lambda line: None) -> BenchCase:
-    """Time ``trial`` at one batch size and thread count, everything in this process and in the same rounds.
+def run_cases(
+    trial: Trial, batch: int, counts: Sequence[int], settings: Settings, say: Say = lambda line: None
+) -> list[BenchCase]:
+    """Time ``trial`` at one batch size and each thread count, everything in this process and in the same rounds.
 
-    Every runtime gets ``threads`` threads. The input is drawn from a normal distribution with a fixed seed. Entries
-    whose outputs disagree with float64 PyTorch are not timed; where the engine's do, there is no speedup.
+    Every runtime gets a case's threads, so that cases compare: what a machine does in a minute, it does to all of them.
+    The input is drawn from a normal distribution with a fixed seed. Entries whose outputs disagree with float64 PyTorch
+    are not timed; where the engine's do, there is no speedup.
     """
-    with _threads(threads):
+    with _threads(max(counts)) as set_threads:
         x = torch.randn(batch, *trial.input_shape, generator=torch.Generator().manual_seed(0))
         expected = {network.kind: float64_outputs(network.model, x) for network in trial.networks[:1]}
         for network in trial.baselines:
             # The twin computes the lookup network's function, so it is held against that network's outputs.
             same = network.kind == "twin"
             expected[network.kind] = expected["lcnn"] if same else float64_outputs(network.model, x)
-        entries: list[Entry] = []
-        ready: dict[int, Ready] = {}
+        fields: dict[int, _Field] = {}
         try:
-            for contender, network in _pairs(trial, settings.contenders):
-                say(f"preparing {contender.title} {contender.precision} on {network.name}")
-                entry, prepared = _prepare(contender, network, x, threads, *expected[network.kind])
-                if prepared is not None:
-                    ready[len(entries)] = prepared
-                entries.append(entry)
-            say(f"timing {len(ready)} contenders in turns")
-            timed = _measure({str(place): one.run for place, one in ready.items()}, settings)
-            entries = [replace(entry, latency=timed.get(str(place))) for place, entry in enumerate(entries)]
+            for count in counts:
+                set_threads(count)
+                fields[count] = _gather(trial, x, count, expected, settings, say)
+            _time(fields, settings, set_threads, say)
             bounds = layer_seconds(trial.lcnn.spec, settings.peaks, batch, 1) if settings.peaks else {}
-            steps = _steps(entries, ready, bounds)
+            steps = {count: _steps(field.entries, field.ready, bounds) for count, field in fields.items()}
         finally:
-            ready.clear()
+            for field in fields.values():
+                field.ready.clear()
             for name in settings.contenders:
                 CONTENDERS[name].release()
-    return _case(trial, batch, threads, entries, steps, settings.peaks)
+    return [_case(trial, batch, count, fields[count].entries, steps[count], settings.peaks) for count in counts]
 
 
-def _measure(runs: Mapping[str, Callable[[], object]], settings: Settings) -> dict[str, Latency]:
-    if settings.clock is None:
-        return measure(runs, settings.protocol)
-    return measure(runs, settings.protocol, settings.clock)
+@dataclass
+class _Field:
+    """Those who take part with one thread count; ``ready``: by their place among the entries."""
+
+    entries: list[Entry]
+    ready: dict[int, Ready]
+
+
+def _gather(
+    trial: Trial, x: Tensor, threads: int, expected: Mapping[str, tuple[Tensor, float]], settings: Settings, say: Say
+) -> _Field:
+    field = _Field([], {})
+    for contender, network in _pairs(trial, settings.contenders):
+        say(f"preparing {contender.title} {contender.precision} on {network.name}")
+        entry, prepared = _prepare(contender, network, x, threads, *expected[network.kind])
+        if prepared is not None:
+            field.ready[len(field.entries)] = prepared
+        field.entries.append(entry)
+    return field
+
+
+def _time(fields: Mapping[int, _Field], settings: Settings, set_threads: Callable[[int], None], say: Say) -> None:
+    """Adds latencies to the entries, all fields in the same rounds."""
+    places = {f"{count} {place}": (count, place) for count, field in fields.items() for place in field.ready}
+    say(f"timing {len(places)} contenders in turns")
+    runs = {name: fields[count].ready[place].run for name, (count, place) in places.items()}
+    clock = {} if settings.clock is None else {"clock": settings.clock}
+    timed = measure(runs, settings.protocol, before=lambda name: set_threads(places[name][0]), **clock)
+    for name, (count, place) in places.items():
+        entries = fields[count].entries
+        entries[place] = replace(entries[place], latency=timed[name])
 
 
 def _pairs(trial: Trial, names: Sequence[str]) -> Iterator[tuple[Contender, Network]]:
@@ -180,10 +204,11 @@ def fastest_dense(case: BenchCase, kind: Kind) -> Entry | None:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[Any]:
+def _threads(count: int) -> Iterator[Callable[[int], None]]:
+    """Torch's threads for as long as this lasts; gives what sets another number."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
-        yield
+        yield torch.set_num_threads
     finally:
         torch.set_num_threads(before)

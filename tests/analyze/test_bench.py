@@ -19,7 +19,7 @@ from lcnn_analyze.bench.render import FORMATS, terminal_case, terminal_summary
 from lcnn_analyze.bench.report import UNITS, BenchCase, BenchReport, Peaks, Reading, Roofline, Speedup, Target
 from lcnn_analyze.bench.roofline import layer_seconds, read_gbytes, roofline_seconds, weight_bytes
 from lcnn_analyze.bench.rows import MOST_STEPS, steps, summary, verdict_line
-from lcnn_analyze.bench.run import Settings, fastest_dense, run_case
+from lcnn_analyze.bench.run import Settings, fastest_dense, run_cases
 from lcnn_analyze.bench.trial import error_of, float64_outputs, open_trial
 from lcnn_analyze.latency import Latency, Protocol
 from lcnn_core import ConfigError, DataError, LookupConv2d, LookupLayer, LookupLinear, build, describe, usable_cores
@@ -76,7 +76,7 @@ def clock() -> Clock:
 @pytest.fixture
 def field(monkeypatch, clock):
     """Replaces the registry by paced contenders: the engine 2 ms an image, the fastest dense runtime 6 ms."""
-    for name in list(CONTENDERS):
+    for name in reversed(CONTENDERS):  # they are put back in the other order
         monkeypatch.delitem(CONTENDERS, name)
 
     def add(*contenders: Contender) -> None:
@@ -96,7 +96,7 @@ def field(monkeypatch, clock):
 def run(model: nn.Module, clock: Clock, batch: int = 2, peaks: Peaks | None = None, **more) -> BenchCase:
     settings = Settings(PROTOCOL, tuple(CONTENDERS), peaks, clock)
     with open_trial(model, (3, 8, 8), "tiny", **more) as trial:
-        return run_case(trial, batch, 1, settings)
+        return run_cases(trial, batch, [1], settings)[0]
 
 
 def test_the_speedup_is_over_the_fastest_float32_runtime(model, clock, field):
@@ -191,9 +191,29 @@ def test_threads_are_set_for_the_case_and_put_back(model, clock, field):
     field(Contender("looker", "Looker", "dense", "torch", prepare))
     before = torch.get_num_threads()
     with open_trial(model, (3, 8, 8), "tiny") as trial:
-        run_case(trial, 1, 2, Settings(PROTOCOL, ("looker",)))
-    assert seen == [(2, 2)]
+        run_cases(trial, 1, [2, 1], Settings(PROTOCOL, ("looker",)))
+    assert seen == [(2, 2), (1, 1)]
     assert torch.get_num_threads() == before
+
+
+def test_thread_counts_are_timed_in_the_same_rounds(model, field):
+    """Each with its own number of torch's threads, in turns; a case for each, in order."""
+    log, clock = [], Clock()
+
+    def prepare(work):
+        def call():
+            log.append((work.threads, torch.get_num_threads()))
+            clock.now += 0.5 / work.threads
+
+        return Ready(call, lambda: work.model(work.x))
+
+    field(Contender("threaded", "Threaded", "dense", "torch", prepare))
+    with open_trial(model, (3, 8, 8), "tiny") as trial:
+        settings = Settings(Protocol(rounds=3, sample_seconds=0, settle_seconds=0), ("threaded",), None, clock)
+        one, two = run_cases(trial, 1, [1, 2], settings)
+    assert [threads for threads, _ in log[6:]] == [1, 2, 2, 1, 1, 2]  # after three calls each
+    assert all(threads == found for threads, found in log)
+    assert [(case.threads, case.entries[0].latency.median) for case in (one, two)] == [(1, 0.5), (2, 0.25)]
 
 
 def test_the_reference_is_compared_beside_the_twin(clock, field):
@@ -204,7 +224,7 @@ def test_the_reference_is_compared_beside_the_twin(clock, field):
         assert [network.kind for network in trial.networks] == ["lcnn", "twin", "reference"]
         reference = trial.baselines[1]
         assert reference.info.macs == 1_135_256_096 - 4096 * 993  # 7 classes instead of 1000
-        case = run_case(trial, 1, 1, Settings(PROTOCOL, tuple(CONTENDERS), None, clock))
+        (case,) = run_cases(trial, 1, [1], Settings(PROTOCOL, tuple(CONTENDERS), None, clock))
     assert [speedup.baseline for speedup in case.speedups] == ["twin", "reference"]
     assert case.main is not None
     assert case.main.counted == pytest.approx(reference.info.macs / case.network("lcnn").macs)
