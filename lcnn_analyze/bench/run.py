@@ -76,7 +76,7 @@ class _Field:
 
 
 def _gather(
-    trial: Trial, x: Tensor, threads: int, expected: Mapping[str, tuple[Tensor, float]], settings: Settings, say: Say
+    trial: Trial, x: Tensor, threads: int, expected: Mapping[Kind, tuple[Tensor, float]], settings: Settings, say: Say
 ) -> _Field:
     field = _Field([], {})
     for contender, network in _pairs(trial, settings.contenders):

@@ -76,7 +76,7 @@ def clock() -> Clock:
 @pytest.fixture
 def field(monkeypatch, clock):
     """Replaces the registry by paced contenders: the engine 2 ms an image, the fastest dense runtime 6 ms."""
-    for name in reversed(CONTENDERS):  # they are put back in the other order
+    for name in reversed(list(CONTENDERS)):  # they are put back in the other order
         monkeypatch.delitem(CONTENDERS, name)
 
     def add(*contenders: Contender) -> None:
