@@ -150,7 +150,7 @@ void run_blocks(const Plan& plan, const Prepared& p, const Place& place, WindowO
     auto look_up = [&](int64_t from, int64_t to) {
         lookup_tile(plan, p, place, response.row(0, 0) + mine.from, mine, mine.from, mine.to, from, to, &products);
     };
-    if (stage == 0) response.surround(place);
+    if (stage == 0) response.surround();
     if (place.parts == 1) {
         products = response.blocks();
         return look_up(0, blocks);
@@ -159,7 +159,7 @@ void run_blocks(const Plan& plan, const Prepared& p, const Place& place, WindowO
     if (stage == 0) return products.all();
     if (stage == 1 && p.s.second >= 0) borrow(plan, place, p.s.second, mine.from, mine.to, 0, p.s.filters);
     auto [first, last] = response.planes_of(stage - 1);
-    response.borrow_pixels(place, mine.from, mine.to, first, last);
+    response.borrow(place, mine.from, mine.to, first, last);
     look_up(stage - 1, stage);
 }
 
@@ -170,22 +170,21 @@ void run_lookup(const Plan& plan, const Prepared& p, const Place& place, int sta
     const Tensor &x = plan.tensors[s.input], &y = plan.tensors[s.output];
     Division division = p.direct ? Division::pixels : p.division(place.parts);
     bool whole = division != Division::pixels;
-    float* window = division == Division::filters ? place.shared : place.scratch + PANEL;
     const float* input = s.split_x ? plan.image(place, s.port) : plan.at(place, s.input);
-    WindowOfS response{plan, p, x, input, window, place.scratch};
+    WindowOfS response{plan, p, x, input, place.scratch + PANEL, place.scratch};
     if (whole || p.block_rows) response.first = -p.up;
     Share mine = share_of(p, y, place);
     if (whole && stage == 0) borrow_input(plan, p, place, response, mine);
     if (p.block_rows) return run_blocks(plan, p, place, response, mine, stage);
     if (whole && stage == 0) {
-        response.surround(place);
+        response.surround();
         return response.make_part(place);
     }
     float* out = plan.at(place, s.output);
     if (mine.from == mine.to || mine.first == mine.last) return;
     if (s.second >= 0) borrow(plan, place, s.second, mine.from, mine.to, 0, y.channels);
     if (whole)
-        response.borrow_pixels(place, mine.from, mine.to, 0, p.planes);
+        response.borrow(place, mine.from, mine.to, 0, p.planes);
     else if (p.direct)
         borrow_around(plan, p, place, mine.from, mine.to);
     else

@@ -52,7 +52,7 @@ void slice_sparse(Prepared& p);
 /// lookups in a block to pay for loading and storing its partial sums.
 int64_t blocks_for(const Step& s, int64_t floats, double part = 0.625);
 /// Chooses the tiles of a lookup step, its window of S, and how threads divide it (load_tiles.cpp). Planes of S a block.
-int64_t choose_tiles(Plan& plan, Prepared& p, const Tensor& x, int64_t height, int64_t width, int64_t channels);
+int64_t choose_tiles(Prepared& p, const Tensor& x, int64_t height, int64_t width, int64_t channels);
 /// Whether its lookups go by kernel column, by a model (load_shifted.cpp); sets rows of S and of a tile.
 bool choose_shifted(Prepared& p, const Tensor& x, int64_t height, int64_t width);
 

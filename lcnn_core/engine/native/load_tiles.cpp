@@ -123,10 +123,10 @@ void choose_window(Prepared& p, const Tensor& x, int64_t height) {
     p.window_plane = plane_of(p, p.window_rows);
 }
 
-/// Threads divide pixels, unless rows are few and S is not to be made anew around them: then filters, of one S that they make
-/// together. Where all of S fits the cache of a core and rows of a thread are not many, so that much of S would be made
-/// twice, they exchange it. The window then holds all rows.
-void choose_team(Plan& plan, Prepared& p, const Tensor& x, int64_t height, int64_t channels) {
+/// Threads divide pixels, unless rows are few and S is not to be made anew around them: then filters, of all of S. Where it fits the
+/// cache of a core and rows of a thread are not many, so that much of S would be made twice, they exchange it. The window
+/// then holds all rows.
+void choose_team(Prepared& p, const Tensor& x, int64_t height, int64_t channels) {
     auto teams = [&](int64_t least) { return int(std::max<int64_t>(1, height / least)); };
     p.by_lines = p.plain() && !p.extra_activation;
     p.pixels_to = INT_MAX;
@@ -136,7 +136,6 @@ void choose_team(Plan& plan, Prepared& p, const Tensor& x, int64_t height, int64
     if (p.plain()) p.exchange_from = p.block_rows ? 2 : std::max(2, teams(MOST_EXCHANGED));
     p.window_rows = std::max(height + p.down, x.height) + p.up;
     p.window_plane = whole_plane(p, x, height);
-    plan.shared_window = std::max(plan.shared_window, floats_of("shared S", {channels, p.window_plane}) + p.reach + GUARD);
 }
 
 }  // namespace
@@ -157,13 +156,13 @@ int64_t blocks_for(const Step& s, int64_t floats, double part) {
     return std::max<int64_t>(1, std::min(blocks, s.table_count / s.filters / LEAST_LOOKUPS));
 }
 
-int64_t choose_tiles(Plan& plan, Prepared& p, const Tensor& x, int64_t height, int64_t width, int64_t channels) {
+int64_t choose_tiles(Prepared& p, const Tensor& x, int64_t height, int64_t width, int64_t channels) {
     p.row = x.stride;
     p.window_lead = (p.reach + 15) / 16 * 16;
     choose_rows(p, x, height, channels);
     bool shifted = choose_shifted(p, x, height, width);
     choose_window(p, x, height);
-    choose_team(plan, p, x, height, channels);
+    choose_team(p, x, height, channels);
     if (p.block_rows) return p.block_rows;
     int64_t blocks = p.beside ? 1 : shifted ? shifted_blocks(p) : choose_blocks(p, x, channels, p.tile_rows);
     return (channels + blocks - 1) / blocks;

@@ -148,7 +148,7 @@ void prepare_lookup(Plan& plan, Prepared& p, const Reader& in) {
     p.single = !s.pooled && y.height * y.width == 1;
     p.beside = may_be_beside(p, channels);
     p.many = 2 * s.table_count > channels * s.width;
-    int64_t each = choose_tiles(plan, p, x, height, width, channels);
+    int64_t each = choose_tiles(p, x, height, width, channels);
     choose_inside(p, y);
     std::vector<int64_t> flat(reads);
     std::vector<int32_t> blocks(s.table_count, 0), parts(s.table_count, 0);

@@ -59,7 +59,7 @@ static_assert(sizeof(Step) == STEP_WORDS * 8 && sizeof(Tensor) == TENSOR_WORDS *
               "plan records");
 
 /// How the threads of a team divide a lookup step: pixels, each making the S that it needs; pixels, each making its part of
-/// S and borrowing what is around it; or filters, of one S that they make together.
+/// S and borrowing what is around it; or filters, each making a part of S and borrowing all others.
 enum class Division { pixels, exchanged, filters };
 
 /// A step ready to run: weights packed for this instruction set, tiles chosen.
@@ -147,7 +147,6 @@ struct Plan {
     std::vector<Port> inputs, outputs;
     int64_t arena = 0, batch = 0, first_batch_step = 0;
     int64_t space = 0;           // the arena and, above what lives during each step, its scratch
-    int64_t shared_window = 0;   // floats of the largest S that a team shares
     int64_t shared_rows = 0;     // floats per (padded) image shared by a team in batch-wide steps
     std::vector<Kept> kept;      // of each tensor
 

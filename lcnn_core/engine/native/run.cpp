@@ -179,8 +179,7 @@ void run_chunk(lcnn_plan* handle, const float* const* inputs, float* const* outp
     r.base.images = images;
     r.base.image = 0;
     r.base.batch = work->need(0, plan.batch * images);
-    int64_t window = images == 1 && threads > 1 ? plan.shared_window : 0;
-    r.base.shared = work->need(1, std::max(plan.shared_rows * lanes, window) + GUARD);
+    r.base.shared = work->need(1, plan.shared_rows * lanes + GUARD);
     for (int t = 0; t < threads; ++t) r.arenas.push_back(work->need(2 + t, plan.space + own));
     pool().run(threads, [&](int part, int parts) { r.thread(part, parts); });
     if (images == 1 && threads > 1 && !fixed) shares.learn(r.worked);

@@ -92,29 +92,13 @@ struct WindowOfS {
         if (zeros > 0) have += zeros;
     }
 
-    /// Of a window of all rows, the zeros around them; a part of the channels where threads share it.
-    void surround(const Place& at) {
-        bool shared = p.division(at.parts) == Division::filters;
-        Span mine = shared ? Span(channels(), at) : Span(0, channels());
-        for (int64_t c = mine.from; c < mine.to; ++c) {
+    /// Of a window of all rows, the zeros around them.
+    void surround() {
+        for (int64_t c = 0; c < channels(); ++c) {
             std::fill(plane(c), row(c, first + p.up), 0.0f);
             float *below = row(c, x.height), *end = plane(c + 1);
             if (below < end) memset(below, 0, (end - below) * sizeof(float));
         }
-    }
-
-    /// Where S is exchanged: of some channels, what other threads made of it around output pixels [from, to).
-    void borrow_pixels(const Place& place, int64_t from, int64_t to, int64_t c0, int64_t c1) {
-        if (p.division(place.parts) != Division::exchanged) return;
-        from -= p.up * p.row + p.reach;
-        to += p.down * p.row + p.reach;
-        of_others(x, true, place, from, to, [&](int part, int64_t begin, int64_t end) {
-            const float* theirs = place.arenas[part] + (rows - place.own);
-            for (int64_t c = c0; c < c1; ++c) {
-                float* mine = at(c, begin);
-                memcpy(mine, theirs + (mine - rows), (end - begin) * sizeof(float));
-            }
-        });
     }
 
     /// Rows [from, to) of what dictionary vectors [r0, r1) of every phase and group answer.
@@ -122,15 +106,40 @@ struct WindowOfS {
         int64_t from, to, r0, r1;
     };
 
-    /// A thread's part of all rows of some vectors, where lookups are divided by filters: rows or some of the vectors,
-    /// whichever divides more evenly.
+    /// A thread's part of all rows of some vectors, where lookups are divided by filters: rows or, where these divide far
+    /// less evenly, some of the vectors, which take all of the input.
     Range range_of(const Place& at, int64_t r0, int64_t r1) const {
         int64_t height = x.height, panels = (r1 - r0 + LCNN_ROWS - 1) / LCNN_ROWS;
         auto most = [&](int64_t total) { return (total + at.parts - 1) / at.parts; };
-        bool by_rows = most(height) * panels <= most(panels) * height;
+        bool by_rows = 4 * most(height) * panels <= 5 * most(panels) * height;
         Span mine(by_rows ? height : panels, at);
         if (by_rows) return {mine.from, mine.to, r0, r1};
         return {0, height, std::min(r1, r0 + mine.from * LCNN_ROWS), std::min(r1, r0 + mine.to * LCNN_ROWS)};
+    }
+
+    /// Of planes [c0, c1), all of a block or of S, what other threads made of it: around output pixels [from, to) or, where
+    /// lookups are divided by filters, all.
+    void borrow(const Place& place, int64_t from, int64_t to, int64_t c0, int64_t c1) {
+        auto copy = [&](int part, int64_t c, int64_t begin, int64_t end) {
+            float* mine = at(c, begin);
+            memcpy(mine, place.arenas[part] + (mine - place.own), (end - begin) * sizeof(float));
+        };
+        if (p.division(place.parts) == Division::exchanged) {
+            from -= p.up * p.row + p.reach;
+            to += p.down * p.row + p.reach;
+            of_others(x, true, place, from, to, [&](int part, int64_t begin, int64_t end) {
+                for (int64_t c = c0; c < c1; ++c) copy(part, c, begin, end);
+            });
+            return;
+        }
+        int64_t vectors = p.made_rows(), r0 = 0, r1 = vectors;
+        if (p.block_rows && p.s.phases <= 1) r0 = c0, r1 = c1;
+        Place other = place;
+        for (other.part = 0; other.part < place.parts; ++other.part) {
+            Range made = range_of(other, r0, r1);
+            for (int64_t c = c0; c < c1 && other.part != place.part; ++c)
+                if (made.r0 <= c % vectors && c % vectors < made.r1) copy(other.part, c, made.from * p.row, made.to * p.row);
+        }
     }
 
     /// A thread's part of what dictionary vectors [r0, r1) of every phase and group answer.
