@@ -123,9 +123,9 @@ void choose_window(Prepared& p, const Tensor& x, int64_t height) {
     p.window_plane = plane_of(p, p.window_rows);
 }
 
-/// Threads divide pixels, unless rows are few and S is not to be made anew around them: then filters, of all of S. Where it fits the
-/// cache of a core and rows of a thread are not many, so that much of S would be made twice, they exchange it. The window
-/// then holds all rows.
+/// Threads divide pixels, unless rows are few and S is not to be made anew around them: then filters, of all of S. Where it
+/// fits the cache of a core and rows of a thread are not many, so that much of S would be made twice, they exchange it. The
+/// window then holds all rows.
 void choose_team(Prepared& p, const Tensor& x, int64_t height, int64_t channels) {
     auto teams = [&](int64_t least) { return int(std::max<int64_t>(1, height / least)); };
     p.by_lines = p.plain() && !p.extra_activation;
