@@ -26,11 +26,13 @@ class Results:
     def take(self, batch: int) -> tuple[list[Tensor], Any]:
         """Float32 tensors of ``batch`` images, whatever torch makes by default, and the array of their addresses."""
         size, ready = self._ready
-        if size == batch:
-            try:
-                return ready.pop()
-            except IndexError:  # none is left, or another thread took it
-                pass
+        if size != batch:  # more are made for the next call of this size only
+            self._ready = (batch, [])
+            return self._make(batch)
+        try:
+            return ready.pop()
+        except IndexError:  # none is left, or another thread took it
+            pass
         with torch.inference_mode(False):  # they may be used where that is off
             first = self._make(batch)
             count = min(READY, READY_BYTES // max(1, sum(4 * x.numel() for x in first[0])))

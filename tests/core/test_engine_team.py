@@ -142,6 +142,21 @@ def test_any_network_on_any_team(
     assert error(model, team, x[:1]) <= 2e-5
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("size", [(12, 12), (8, 16)])
+def test_rows_beyond_those_of_the_input_read_zeros(size: tuple[int, int], threads: int) -> None:
+    """A sparse kernel whose only entries lie at offset 0, padded to more rows than there are: over no edge."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(*shape, 3, padding=1) for shape in ((3, 64), (64, 16), (16, 16))]
+    last = nn.Conv2d(16, 16, (2, 1), padding=(1, 0), bias=False)
+    last.weight.data.zero_()[range(16), range(16), 1] = 1.0
+    model = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())), last).eval()
+    x = torch.randn(1, 3, *size)
+    compiled = native(compile(model, torch.zeros_like(x), threads=threads))
+    compiled(torch.full_like(x, torch.nan))
+    assert error(model, compiled, x) <= 1e-5
+
+
 def divide(compiled: Any, parts: list[float]) -> None:
     for part in compiled._parts:
         if isinstance(part, Segment):

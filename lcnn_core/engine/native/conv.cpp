@@ -57,7 +57,7 @@ void borrow_around(const Plan& plan, const Prepared& p, const Place& place, int6
 /// What a thread reads of its input to make its part of S, or the rows of S that its outputs need.
 void borrow_input(const Plan& plan, const Prepared& p, const Place& place, const WindowOfS& response, const Share& mine) {
     const Tensor& x = plan.tensors[p.s.input];
-    int64_t beside = p.plain() ? 0 : p.reach + LINE;  // rows of S may begin ahead of those of the image, and end behind them
+    int64_t beside = p.shifted ? p.reach : 0;  // rows of S begin ahead of those of the image
     auto rows = [&](int64_t from, int64_t to) {
         borrow(plan, place, p.s.input, from * x.stride - beside, to * x.stride + beside, 0, x.channels);
     };
@@ -119,7 +119,8 @@ void lookup_tile(const Plan& plan, const Prepared& p, const Place& place, const 
         sparse_beside(lookups, *products);
     else
         sparse(lookups);
-    if (block1 < p.sparse.blocks || (e.inside && (!p.around || (0 < q0 && q1 < y.height)))) return;  // the zeros between rows are stored
+    bool between = 0 < q0 && q1 < y.height;  // the zeros between rows are stored
+    if (block1 < p.sparse.blocks || (e.inside && (between || !p.around))) return;
     for (int64_t i = first; i < last; ++i) finish(p, y, out, p.sparse.filters[i], q0, q1);
 }
 

@@ -2,7 +2,7 @@
 //
 // Wide grid: channel c of a tensor is a plane at offset + c * plane, row y at + y * stride, with stride - width zero
 // columns at the end of each row and zeros from the last row to the next plane, so that a kernel reaching over an edge
-// reads zeros. Every step that writes a tensor restores those zeros ("seals" it).
+// reads zeros. Every step that writes a tensor restores those between its rows, and the others where they are read ("seals").
 #pragma once
 
 #include <algorithm>

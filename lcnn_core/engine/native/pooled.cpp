@@ -172,7 +172,7 @@ void run_windows(Pooling pooling, WindowOfS& response, float* out, const Share& 
 
 Span conv_rows(const Prepared& p, const Share& mine) {
     if (!p.s.pooled) return {mine.y0, mine.y1};
-    if (p.s.joined || p.shifted || p.paired) {
+    if (p.paired) {
         Span pairs = pairs_of(p, mine);
         return {2 * pairs.from, std::min(2 * pairs.to, p.s.conv_height)};
     }

@@ -15,7 +15,7 @@ namespace lcnn {
 namespace {
 
 /// Floats in huge pages where the system grants them: planes are kilobytes apart, small pages would miss the TLB. What
-/// they hold at first is never used: every step seals what it writes.
+/// they hold at first reaches no result: every step seals what later ones need.
 class Memory {
     float* at = nullptr;
     size_t bytes = 0;

@@ -21,16 +21,14 @@ int reads_apart_to(const Prepared& p) {
     }
 }
 
-/// Whether a step reads zeros around the image of its input.
-bool reads_around(const Prepared& p) {
-    switch (Op(p.s.op)) {
-        case Op::lookup: return p.single || p.shifted || (p.direct && (p.s.pooled || p.up + p.down + p.reach > 0));
-        case Op::gemm: return p.up + p.down + p.reach > 0;
-        case Op::pool:
-        case Op::linear:
-        case Op::lookup_linear: return true;
-        default: return false;
-    }
+/// Whether a step reads zeros around the image of its input: a kernel on the grid itself, that reaches over an edge or makes
+/// rows beyond it; rows of S that begin ahead of the image's. Where S is made of pixels, its window holds the zeros.
+bool reads_around(const Plan& plan, const Prepared& p) {
+    bool lookup = Op(p.s.op) == Op::lookup;
+    if (lookup && p.shifted) return true;
+    if (Op(p.s.op) != Op::gemm && !(lookup && p.direct)) return false;
+    int64_t made = p.s.pooled ? p.s.conv_height : plan.tensors[p.s.output].height;
+    return p.up + p.down + p.reach > 0 || made > plan.tensors[p.s.input].height;
 }
 
 /// Copies of a grid for a kernel on it: each thread makes what it reads around its pixels.
@@ -58,7 +56,7 @@ void choose_own(Plan& plan) {
         limit(p.s.input, reads_apart_to(p));
         limit(p.s.second, p.pixels_to);
         limit(p.s.output, p.pixels_to);
-        if (p.s.input >= 0) plan.kept[p.s.input].zeros |= reads_around(p);
+        if (p.s.input >= 0) plan.kept[p.s.input].zeros |= reads_around(plan, p);
         if (p.s.output < 0) continue;
         plan.kept[p.s.output].by_lines = p.by_lines;
         plan.kept[p.s.output].copied = Op(p.s.op) == Op::relayout || Op(p.s.op) == Op::import_;
