@@ -102,13 +102,11 @@ EVEN: list[float] = []
 @example([PLAIN, LONG, PLAIN], "mean", (9, 20), 3, EVEN, ISA)  # only columns are borrowed
 @example([PRUNED, DENSE], "none", (17, 12), 4, EVEN, ISA)  # zeros around the image are read
 @example([HALVED, HALVED, PLAIN], "cells", (25, 31), 2, EVEN, ISA)  # rows that end within a line
-@example([POOL, AROUND], "none", (40, 21), 2, EVEN, ISA)  # what is added was divided at rows, the sums are at lines
-@example(
-    [MANY, MANY, POOL_IN, MANY], "none", (40, 30), 2, EVEN, ISA
-)  # as in an AlexNet: S of rows that are pooled later
+@example([MANY, MANY, POOL_IN, MANY], "none", (40, 30), 2, EVEN, ISA)  # as in an AlexNet: rows pooled later
 @example([MANY, PLAIN, POOL, MANY], "none", (40, 30), 2, EVEN, ISA)  # a window needs the pair before its own
 @example([PLAIN, PLAIN, MAXIMA, PLAIN], "none", (40, 30), 2, EVEN, ISA)  # windows that no pairs make
-@example([PLAIN, PLAIN, POOL, MANY], "none", (11, 30), 3, EVEN, ISA)  # so few that filters are divided, of one S
+@example([PLAIN, PLAIN, POOL, MANY], "none", (11, 30), 3, EVEN, ISA)  # so few rows that filters are divided
+@example([POOL, AROUND], "none", (40, 21), 2, EVEN, ISA)  # what is added was divided at rows, the sums are at lines
 @example([LEAKY, BESIDE, ADDED], "mean", (13, 13), 2, EVEN, ISA)  # the same in blocks of dictionary rows
 @example([LEAKY, BESIDE, ADDED], "mean", (13, 13), 2, [0.97, 0.03], ISA)  # a part of S, and no pixel of the output
 @example([BARE], "none", (14, 3), 4, EVEN, ISA)  # the same, as what is divided is of two sizes
