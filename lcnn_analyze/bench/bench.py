@@ -46,7 +46,7 @@ def bench(
                     cases.append(case)
                     on_case(case)
     protocol = {"rounds": settings.protocol.rounds, "budget_seconds": settings.protocol.budget_seconds}
-    return BenchReport(SCHEMA_VERSION, command, UNITS, machine, protocol, tuple(cases), settings.peaks)
+    return BenchReport(SCHEMA_VERSION, command, UNITS, machine, protocol, tuple(cases))
 
 
 def _settings(batches: Sequence[int], threads: Sequence[int], rounds: int, contenders: Sequence[str]) -> Settings:
@@ -55,4 +55,4 @@ def _settings(batches: Sequence[int], threads: Sequence[int], rounds: int, conte
     if unknown:
         raise ConfigError(f"unknown contender {unknown[0]!r}; expected some of {', '.join(CONTENDERS)}")
     protocol = Protocol(rounds=rounds, budget_seconds=rounds * SECONDS_PER_ROUND)
-    return Settings(protocol, tuple(contenders), measure_peaks() if "engine" in contenders else None)
+    return Settings(protocol, tuple(contenders), measure_peaks if "engine" in contenders else None)

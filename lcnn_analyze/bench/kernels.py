@@ -12,7 +12,7 @@ from lcnn_analyze.bench.machine import this_machine
 from lcnn_analyze.bench.native import engine_room
 from lcnn_analyze.bench.report import Machine, Peaks
 from lcnn_analyze.bench.roofline import layer_seconds, measure_peaks
-from lcnn_analyze.bench.rows import Grid, machine_line, ms_text, reading_text
+from lcnn_analyze.bench.rows import Grid, machine_line, ms_text, peaks_text
 from lcnn_analyze.bench.suites import PUBLISHED
 from lcnn_analyze.bench.trial import Trial
 from lcnn_analyze.render.numbers import ABSENT
@@ -106,7 +106,6 @@ def kernel_lines(report: KernelReport) -> list[str]:
     return [
         f"library in use: {peaks.library}" + (f" (this machine can also run {others})" if others else ""),
         machine_line(report.machine),
-        f"peaks of one core: matrix {peaks.matrix_gmacs:.1f} GMAC/s, lookups at any offset in the first "
-        f"cache {peaks.lookup_gmacs:.1f} GMAC/s, {reading_text(peaks)}",
+        f"peaks of one core: {peaks_text(peaks)}",
         "of peak: the time that the same work takes at these peaks / the time measured, one thread, batch 1",
     ]

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lcnn_analyze.bench.report import BenchCase, BenchReport
-from lcnn_analyze.bench.rows import Grid, case_grids, facts, heading, summary, verdict_line
+from lcnn_analyze.bench.rows import Grid, case_grids, facts, heading, peaks_lines, summary, verdict_line
 from lcnn_analyze.render.markdown import escape
 
 HEADER_WIDTH = 10
@@ -21,7 +21,8 @@ NAME_WIDTH = 31
 
 def terminal_case(case: BenchCase, width: int = 140, color: bool = False) -> str:
     """One case as tables of at most ``width`` columns."""
-    return _printed([Text(heading(case), style="bold"), *map(_table, case_grids(case))], width, color)
+    peaks = [Text(line, style="dim") for line in peaks_lines(case)]
+    return _printed([Text(heading(case), style="bold"), *map(_table, case_grids(case)), *peaks], width, color)
 
 
 def terminal_summary(report: BenchReport, width: int = 140, color: bool = False) -> str:
@@ -44,7 +45,8 @@ def markdown(report: BenchReport) -> str:
     if len(report.cases) > 1:
         parts += ["### Summary", _markdown_table(summary(report))]
     for case in report.cases:
-        parts += [f"### {escape(heading(case))}", *map(_markdown_table, case_grids(case)), escape(verdict_line(case))]
+        parts += [f"### {escape(heading(case))}", *map(_markdown_table, case_grids(case))]
+        parts += map(escape, [*peaks_lines(case), verdict_line(case)])
     parts.append("\n".join(f"- {escape(line)}" for line in facts(report)))
     return "\n\n".join(parts) + "\n"
 

@@ -11,7 +11,7 @@ from lcnn_analyze.codec import decode, encode
 from lcnn_analyze.latency import Latency
 from lcnn_core import DataError
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "2.0"
 """Raised in the second place when something is added, in the first when a reader of the old form would break."""
 
 UNITS = (
@@ -91,7 +91,7 @@ class Speedup:
 class Step:
     """One step of the engine's plan, on one thread: seconds for the batch, MACs executed for one image.
 
-    bound_seconds: what the step would take at the peaks of this run; None where nothing is multiplied, or known.
+    bound_seconds: what the step would take at the peaks of its case; None where nothing is multiplied, or known.
     """
 
     name: str
@@ -111,50 +111,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Roofline:
-    """The time below which no engine gets at the peaks measured in this run, as an efficiency."""
+    """The time below which no engine gets at the peaks measured in the same rounds, as an efficiency."""
 
     seconds: float
     efficiency: float
-
-
-@dataclass(frozen=True)
-class BenchCase:
-    """One model at one batch size and thread count."""
-
-    name: str
-    batch: int
-    threads: int
-    input_shape: tuple[int, ...]
-    networks: tuple[NetworkInfo, ...]
-    headline: Kind
-    """The baseline that the target is about, and that int8 runs."""
-    entries: tuple[Entry, ...]
-    speedups: tuple[Speedup, ...]
-    """Empty where the engine did not run, or its outputs disagree."""
-    steps: tuple[Step, ...] = ()
-    accuracy: str = ""
-    """What the checkpoint says, with the data it was measured on."""
-    target: Target | None = None
-    roofline: Roofline | None = None
-
-    @property
-    def engine(self) -> Entry | None:
-        own = (entry for entry in self.entries if entry.role == "engine" and entry.precision == "float32")
-        return next(own, None)
-
-    @property
-    def disagreement(self) -> str | None:
-        """The engine's outputs against float64 PyTorch, where they differ too much; else None."""
-        engine = self.engine
-        return None if engine is None or engine.state != "disagrees" else engine.reason
-
-    @property
-    def main(self) -> Speedup | None:
-        """The speedup over the headline baseline."""
-        return next((speedup for speedup in self.speedups if speedup.baseline == self.headline), None)
-
-    def network(self, kind: Kind) -> NetworkInfo:
-        return next(network for network in self.networks if network.kind == kind)
 
 
 @dataclass(frozen=True)
@@ -178,6 +138,48 @@ class Peaks:
 
 
 @dataclass(frozen=True)
+class BenchCase:
+    """One model at one batch size and thread count."""
+
+    name: str
+    batch: int
+    threads: int
+    input_shape: tuple[int, ...]
+    networks: tuple[NetworkInfo, ...]
+    headline: Kind
+    """The baseline that the target is about, and that int8 runs."""
+    entries: tuple[Entry, ...]
+    speedups: tuple[Speedup, ...]
+    """Empty where the engine did not run, or its outputs disagree."""
+    steps: tuple[Step, ...] = ()
+    accuracy: str = ""
+    """What the checkpoint says, with the data it was measured on."""
+    target: Target | None = None
+    roofline: Roofline | None = None
+    peaks: Peaks | None = None
+    """Medians over the rounds in which everything else was timed."""
+
+    @property
+    def engine(self) -> Entry | None:
+        own = (entry for entry in self.entries if entry.role == "engine" and entry.precision == "float32")
+        return next(own, None)
+
+    @property
+    def disagreement(self) -> str | None:
+        """The engine's outputs against float64 PyTorch, where they differ too much; else None."""
+        engine = self.engine
+        return None if engine is None or engine.state != "disagrees" else engine.reason
+
+    @property
+    def main(self) -> Speedup | None:
+        """The speedup over the headline baseline."""
+        return next((speedup for speedup in self.speedups if speedup.baseline == self.headline), None)
+
+    def network(self, kind: Kind) -> NetworkInfo:
+        return next(network for network in self.networks if network.kind == kind)
+
+
+@dataclass(frozen=True)
 class BenchReport:
     """Everything that the bench printed."""
 
@@ -187,7 +189,6 @@ class BenchReport:
     machine: Machine
     protocol: Mapping[str, float]
     cases: tuple[BenchCase, ...]
-    peaks: Peaks | None = None
 
     def least(self, case: BenchCase) -> float | None:
         """The efficiency that ``case`` must reach: its target, or most of its roofline where that is lower.

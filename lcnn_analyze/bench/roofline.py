@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from statistics import median
 
 from lcnn_analyze.bench.native import engine_room
 from lcnn_analyze.bench.report import Peaks, Reading
@@ -16,19 +18,51 @@ FLOAT_BYTES = 4
 LOOKUP_BYTES = 8
 """A lookup is an offset and a value of four bytes each."""
 
+MeasurePeaks = Callable[[float, Sequence[int]], Peaks | None]
 
-def measure_peaks(seconds: float = 0.2) -> Peaks | None:
-    """The engine's kernels on data in the first cache, and streaming reads; None without a native library."""
+
+def measure_peaks(seconds: float = 0.2, sizes: Sequence[int] = SIZES) -> Peaks | None:
+    """The engine's kernels on data in the first cache, and reads of so many bytes; None without a native library."""
     engine = engine_room()
     library = engine.library_in_use() if engine else None
     if engine is None or library is None:
         return None
     rates = engine.peaks(seconds)
     # Lookups lie at arbitrary offsets: of the rates from the first cache, the one for such loads is theirs.
-    found = [(size, engine.read_rate(size, seconds / 2)) for size in SIZES]
+    found = [(size, engine.read_rate(size, seconds / 2)) for size in sizes]
     # No more bytes are read faster than fewer are: a lower rate of fewer was somebody else's doing.
     reading = tuple(Reading(size, max(rate for _, rate in found[at:])) for at, (size, _) in enumerate(found))
     return Peaks(library, rates["matrix_gmacs"], rates["lookup_l1_gmacs"], reading)
+
+
+class PeaksInTurns:
+    """The peaks of a network's weights, measured in turns with what they bound, so that both meet the same machine.
+
+    Of each turn the last call counts: threads of the one before may spin during the others. Without a library, nothing.
+    """
+
+    CALL_SECONDS = 0.004
+    """Of each rate in a call; rates are the best of so long."""
+
+    def __init__(self, spec: ModelSpec, measure: MeasurePeaks) -> None:
+        self._size, self._measure = min(sum(map(weight_bytes, spec.layers)), SIZES[-1]), measure
+        self._turns: list[Peaks | None] = []
+
+    def turn(self) -> None:
+        """The calls from here on are of another turn."""
+        self._turns.append(None)
+
+    def __call__(self) -> None:
+        self._turns[-1] = self._measure(self.CALL_SECONDS, (self._size,))
+
+    def median(self) -> Peaks | None:
+        """The median of each rate over the turns."""
+        found = [peaks for peaks in self._turns if peaks]
+        if not found:
+            return None
+        reading = Reading(self._size, median(peaks.reading[0].gbytes for peaks in found))
+        matrix, lookup = (median(getattr(peaks, name) for peaks in found) for name in ("matrix_gmacs", "lookup_gmacs"))
+        return Peaks(found[0].library, matrix, lookup, (reading,))
 
 
 def roofline_seconds(spec: ModelSpec, peaks: Peaks, batch: int, threads: int) -> float:

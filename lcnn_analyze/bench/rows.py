@@ -162,15 +162,9 @@ def facts(report: BenchReport) -> list[str]:
         f"versions: {versions}",
         f"timing: up to {report.protocol['rounds']:g} interleaved rounds, medians; {report.units}",
     ]
-    if report.peaks:
-        p = report.peaks
-        lines.append(
-            f"peaks of one core ({p.library}): matrix {p.matrix_gmacs:.1f} GMAC/s, lookups at any offset in the "
-            f"first cache {p.lookup_gmacs:.1f} GMAC/s, {reading_text(p)}"
-        )
     if any(case.target for case in report.cases):
         lines.append(
-            "at least: the target efficiency or 0.85 of the roofline's, whichever is lower; "
+            "at least: the target efficiency or 0.85 of the roofline's, whichever is lower, at the peaks of each case; "
             "with more threads 0.9 of the efficiency on one"
         )
     return lines
@@ -182,10 +176,20 @@ def machine_line(machine: Machine) -> str:
     return f"machine: {machine.processor}, {machine.cores} cores, {machine.system}{load}"
 
 
-def reading_text(peaks: Peaks) -> str:
-    """Rates of reading at some sizes: "reading the same 24 MB 20.1 GB/s, 96 MB 17.8 GB/s"."""
-    chosen = [read for read in peaks.reading if read.size >> 20 in (1, 8, 24, 96)]
-    return "reading the same " + ", ".join(f"{read.size >> 20} MB {read.gbytes:.1f} GB/s" for read in chosen)
+def peaks_lines(case: BenchCase) -> list[str]:
+    """The peaks of a case, if they were measured."""
+    p = case.peaks
+    return [f"peaks of one core in these rounds ({p.library}): {peaks_text(p)}"] if p else []
+
+
+def peaks_text(peaks: Peaks) -> str:
+    """Rates of kernels and of reading: "matrix 57.0 GMAC/s, ..., reading the same 24 MB 20.1 GB/s, 96 MB 17.8 GB/s"."""
+    chosen = [read for read in peaks.reading if len(peaks.reading) == 1 or read.size >> 20 in (1, 8, 24, 96)]
+    reading = ", ".join(f"{read.size / (1 << 20):.3g} MB {read.gbytes:.1f} GB/s" for read in chosen)
+    return (
+        f"matrix {peaks.matrix_gmacs:.1f} GMAC/s, lookups at any offset in the first cache "
+        f"{peaks.lookup_gmacs:.1f} GMAC/s, reading the same {reading}"
+    )
 
 
 def ms_text(value: float) -> str:

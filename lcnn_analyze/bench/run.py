@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lcnn_analyze.bench.contenders import CONTENDERS, Contender, Ready, UnavailableError, Work
 from lcnn_analyze.bench.report import BenchCase, Entry, Kind, Peaks, Roofline, Speedup, Step
-from lcnn_analyze.bench.roofline import layer_seconds, roofline_seconds
+from lcnn_analyze.bench.roofline import MeasurePeaks, PeaksInTurns, layer_seconds, roofline_seconds
 from lcnn_analyze.bench.trial import Network, Trial, error_of, float64_outputs
 from lcnn_analyze.latency import Protocol, measure
+from lcnn_core import ModelSpec
 
 ENGINE_TOLERANCE = 1e-5
 """Of the engine; or twice what PyTorch's own float32 is off by, where that is more."""
@@ -30,7 +32,8 @@ class Settings:
 
     protocol: Protocol
     contenders: tuple[str, ...] = tuple(CONTENDERS)
-    peaks: Peaks | None = None
+    peaks: MeasurePeaks | None = None
+    """How peaks are measured; None: they are not."""
     clock: Callable[[], float] | None = None
     """For tests; None is the real one."""
 
@@ -56,15 +59,15 @@ def run_cases(
             for count in counts:
                 set_threads(count)
                 fields[count] = _gather(trial, x, count, expected, settings, say)
-            _time(fields, settings, set_threads, say)
-            bounds = layer_seconds(trial.lcnn.spec, settings.peaks, batch, 1) if settings.peaks else {}
+            peaks = _time(trial.lcnn.spec, fields, settings, set_threads, say)
+            bounds = layer_seconds(trial.lcnn.spec, peaks, batch, 1) if peaks else {}
             steps = {count: _steps(field.entries, field.ready, bounds) for count, field in fields.items()}
         finally:
             for field in fields.values():
                 field.ready.clear()
             for name in settings.contenders:
                 CONTENDERS[name].release()
-    return [_case(trial, batch, count, fields[count].entries, steps[count], settings.peaks) for count in counts]
+    return [_case(trial, batch, count, fields[count].entries, steps[count], peaks) for count in counts]
 
 
 @dataclass
@@ -88,16 +91,25 @@ def _gather(
     return field
 
 
-def _time(fields: Mapping[int, _Field], settings: Settings, set_threads: Callable[[int], None], say: Say) -> None:
-    """Adds latencies to the entries, all fields in the same rounds."""
+def _time(
+    spec: ModelSpec, fields: Mapping[int, _Field], settings: Settings, set_threads: Callable[[int], None], say: Say
+) -> Peaks | None:
+    """Adds latencies to the entries, all fields in the same rounds; returns the peaks in these."""
     places = {f"{count} {place}": (count, place) for count, field in fields.items() for place in field.ready}
     say(f"timing {len(places)} contenders in turns")
-    runs = {name: fields[count].ready[place].run for name, (count, place) in places.items()}
+    turns: dict[str, Callable[[], object]] = {name: partial(set_threads, count) for name, (count, _) in places.items()}
+    runs: dict[str, Callable[[], object]] = {
+        name: fields[count].ready[place].run for name, (count, place) in places.items()
+    }
+    peaks = PeaksInTurns(spec, settings.peaks) if settings.peaks else None
+    if peaks:
+        turns["peaks"], runs["peaks"] = peaks.turn, peaks
     clock = {} if settings.clock is None else {"clock": settings.clock}
-    timed = measure(runs, settings.protocol, before=lambda name: set_threads(places[name][0]), **clock)
+    timed = measure(runs, settings.protocol, before=lambda name: turns[name](), **clock)
     for name, (count, place) in places.items():
         entries = fields[count].entries
         entries[place] = replace(entries[place], latency=timed[name])
+    return peaks.median() if peaks else None
 
 
 def _pairs(trial: Trial, names: Sequence[str]) -> Iterator[tuple[Contender, Network]]:
@@ -170,6 +182,7 @@ def _case(
         steps=steps,
         accuracy=trial.accuracy,
         target=trial.targets.get(batch),
+        peaks=peaks,
     )
     case = replace(case, speedups=tuple(_speedups(case, [network.kind for network in trial.baselines])))
     if peaks is None or case.main is None or case.engine is None or case.engine.latency is None:
