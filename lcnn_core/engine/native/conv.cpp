@@ -114,7 +114,7 @@ void lookup_tile(const Plan& plan, const Prepared& p, const Place& place, const 
     }
     e.exact = reaches(y, from, to - from, mine.to);
     e.column = from % y.stride;
-    Lookups lookups{p.sparse, source, out + from, y.plane, to - from, e, first, last, block0, block1, p.beside};
+    Lookups lookups{p.sparse, source, out + from, y.plane, to - from, e, first, last, block0, block1, p.beside, p.fetches};
     if (products)
         sparse_beside(lookups, *products);
     else

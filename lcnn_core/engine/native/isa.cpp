@@ -6,21 +6,29 @@
 #endif
 
 #include "lcnn_engine.h"
-
-namespace {
+#include "load.h"
 
 #if defined(LCNN_WIDE)
+namespace {
+
+bool is_from(const char* vendor) {
+    unsigned a, found[3];
+    return __get_cpuid(0, &a, &found[0], &found[2], &found[1]) && !memcmp(found, vendor, sizeof found);
+}
+
 /// AMD's and, from Sapphire Rapids on, Intel's, which have AVX512-FP16: there wide lookups are as fast or faster, see
 /// sparse.cpp.
 bool prefers_wide_lookups() {
-    unsigned a, b, c, d, vendor[3];
-    if (!__get_cpuid(0, &a, &vendor[0], &vendor[2], &vendor[1])) return false;
-    if (!memcmp(vendor, "AuthenticAMD", 12)) return true;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & 1u << 23);
+    unsigned a, b, c, d;
+    return is_from("AuthenticAMD") || (__get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & 1u << 23));
 }
-#endif
 
 }  // namespace
+
+bool lcnn::fetches_lookups() { return is_from("GenuineIntel"); }
+#else
+bool lcnn::fetches_lookups() { return false; }
+#endif
 
 extern "C" {
 

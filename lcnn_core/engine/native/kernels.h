@@ -124,6 +124,7 @@ struct Lookup {
 
 /// P by filters sorted by their number of lookups, cut into blocks of dictionary rows that fit the cache.
 struct SparseMatrix {
+    static constexpr int64_t AHEAD = 3;  // lookups to come that may be fetched: so many stand behind the last one
     int64_t rows = 0, blocks = 1;
     std::vector<Lookup> lookups;      // block by block, filter by filter in sorted order
     std::vector<int32_t> odd;         // of joined columns, beside each lookup: where the next output pixel reads
@@ -170,6 +171,7 @@ struct Lookups {
     Epilogue epilogue;
     int64_t first, last, block0, block1;
     bool early = false;
+    bool fetch = false;  // beside products: what lookups to come read is fetched to the first cache
 
     /// Those of one block.
     Lookups of(int64_t block) const {

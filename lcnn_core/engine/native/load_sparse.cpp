@@ -42,6 +42,7 @@ void build_sparse(Prepared& p, const Reader& in, int64_t filters, const std::vec
         }
         m.starts.push_back(int32_t(m.lookups.size()));
     }
+    m.lookups.resize(m.lookups.size() + SparseMatrix::AHEAD);
 }
 
 void slice_sparse(Prepared& p) {

@@ -92,6 +92,7 @@ struct Prepared {
     bool single = false;                  // lookup: one output pixel
     bool beside = false;                  // lookup: beside the products that make S of the next tile, or block
     bool many = false;                    // then: more than half as many lookups as multiplications by D
+    bool fetches = false;                 // then: lookups fetch what those to come read
     bool turned = false;                  // then: blocks are phases, from the last to the first
     int64_t block_rows = 0;               // then, where blocks of dictionary rows are gone through over the whole image:
                                           // rows of each

@@ -156,7 +156,15 @@ static LCNN_INLINE vf vmin(vf bound, vf x) {
 }
 
 /// The larger one; a NaN in either stays, as in PyTorch's max-pooling.
-static LCNN_INLINE vf larger(vf a, vf b) { return (vf)((vi)vmax(a, b) | (vi)(a != a)); }
+static LCNN_INLINE vf larger(vf a, vf b) {
+#if LCNN_VL == 16 && defined(__AVX512F__)
+    return _mm512_mask_max_ps(a, _mm512_cmp_ps_mask(a, a, _CMP_ORD_Q), a, b);
+#elif LCNN_VL == 8 && defined(__AVX512VL__)
+    return _mm256_mask_max_ps(a, _mm256_cmp_ps_mask(a, a, _CMP_ORD_Q), a, b);
+#else
+    return (vf)((vi)vmax(a, b) | (vi)(a != a));
+#endif
+}
 static LCNN_INLINE float larger(float a, float b) { return a > b || a != a ? a : b; }
 
 /// exp(x), relative error under 2e-7: 2^i * p(r), |r| <= ln2 / 2, Taylor to r^7; flushes below -87, saturates above 88.
