@@ -67,7 +67,7 @@ def kernel_shares(trial: Trial, peaks: Peaks) -> list[KernelShare]:
     if ready.steps is None:
         raise ConfigError("this engine does not tell the time of its steps; there is nothing to compare with the peaks")
     profiles = [ready.steps() for _ in range(PROFILES)]
-    bounds = layer_seconds(trial.lcnn.spec, peaks, 1, 1)
+    bounds = layer_seconds(trial.lcnn.spec, peaks, 1)
     kinds: dict[str, dict[str, Any]] = {}
     for same in zip(*profiles, strict=True):
         step, seconds = same[0], min(one.seconds for one in same)

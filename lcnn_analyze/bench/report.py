@@ -128,13 +128,14 @@ class Reading:
 
 @dataclass(frozen=True)
 class Peaks:
-    """Measured peaks of one core, with the engine's own kernels; see ``lcnn_core.engine.peaks`` and ``read_rate``."""
+    """Measured peaks of ``cores`` at once, with the engine's kernels: ``lcnn_core.engine.peaks``, ``read_rate``."""
 
     library: str
     matrix_gmacs: float
     lookup_gmacs: float
     reading: tuple[Reading, ...]
-    """By rising size; the last is from memory."""
+    """By rising size."""
+    cores: int = 1
 
 
 @dataclass(frozen=True)
@@ -193,15 +194,17 @@ class BenchReport:
     def least(self, case: BenchCase) -> float | None:
         """The efficiency that ``case`` must reach: its target, or most of its roofline where that is lower.
 
-        With several threads it is a share of what the same configuration reached on one, in the same report.
+        With several threads the target is a share of what the same configuration reached on one, in the same report.
         """
         if case.target is None:
             return None
-        if case.threads == 1:
-            bound = ROOFLINE_SHARE * case.roofline.efficiency if case.roofline else case.target.least
-            return min(case.target.least, bound)
-        single = next((c for c in self.cases if (c.name, c.batch, c.threads) == (case.name, case.batch, 1)), None)
-        return TWO_THREADS_LEAST * single.main.efficiency if single and single.main else None
+        least = case.target.least
+        if case.threads > 1:
+            single = next((c for c in self.cases if (c.name, c.batch, c.threads) == (case.name, case.batch, 1)), None)
+            if single is None or single.main is None:
+                return None
+            least = TWO_THREADS_LEAST * single.main.efficiency
+        return min(least, ROOFLINE_SHARE * case.roofline.efficiency) if case.roofline else least
 
     def verdict(self, case: BenchCase) -> Literal["pass", "miss"] | None:
         """Whether ``case`` reaches what it must; None where nothing is asked or nothing was measured."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from statistics import median
+from threading import Barrier
 
 from lcnn_analyze.bench.native import engine_room
 from lcnn_analyze.bench.report import Peaks, Reading
@@ -18,25 +20,40 @@ FLOAT_BYTES = 4
 LOOKUP_BYTES = 8
 """A lookup is an offset and a value of four bytes each."""
 
-MeasurePeaks = Callable[[float, Sequence[int]], Peaks | None]
+MeasurePeaks = Callable[[float, Sequence[int], int], Peaks | None]
+"""Seconds of each rate, sizes to read, cores at once."""
 
 
-def measure_peaks(seconds: float = 0.2, sizes: Sequence[int] = SIZES) -> Peaks | None:
-    """The engine's kernels on data in the first cache, and reads of so many bytes; None without a native library."""
+def measure_peaks(seconds: float = 0.2, sizes: Sequence[int] = SIZES, cores: int = 1) -> Peaks | None:
+    """The engine's kernels on data in the first cache, and reads of so many bytes; None without a native library.
+
+    Several cores are measured at once, and their rates summed: what one reads, the others may have to wait for.
+    """
     engine = engine_room()
     library = engine.library_in_use() if engine else None
     if engine is None or library is None:
         return None
-    rates = engine.peaks(seconds)
-    # Lookups lie at arbitrary offsets: of the rates from the first cache, the one for such loads is theirs.
-    found = [(size, engine.read_rate(size, seconds / 2)) for size in sizes]
+    together = Barrier(cores)
+
+    def rates(_: int) -> list[float]:
+        together.wait()
+        found = engine.peaks(seconds)
+        # Lookups lie at arbitrary offsets: of the rates from the first cache, the one for such loads is theirs.
+        own = [found["matrix_gmacs"], found["lookup_l1_gmacs"]]
+        for size in sizes:
+            together.wait()
+            own.append(engine.read_rate(size, seconds / 2))
+        return own
+
+    with ThreadPoolExecutor(cores) as threads:
+        matrix, lookup, *found = map(sum, zip(*threads.map(rates, range(cores)), strict=True))
     # No more bytes are read faster than fewer are: a lower rate of fewer was somebody else's doing.
-    reading = tuple(Reading(size, max(rate for _, rate in found[at:])) for at, (size, _) in enumerate(found))
-    return Peaks(library, rates["matrix_gmacs"], rates["lookup_l1_gmacs"], reading)
+    reading = tuple(Reading(size, max(found[at:])) for at, size in enumerate(sizes))
+    return Peaks(library, matrix, lookup, reading, cores)
 
 
 class PeaksInTurns:
-    """The peaks of a network's weights, measured in turns with what they bound, so that both meet the same machine.
+    """The peaks of some cores, measured in turns with the network that they bound, so that both meet the same machine.
 
     Of each turn the last call counts: threads of the one before may spin during the others. Without a library, nothing.
     """
@@ -44,8 +61,8 @@ class PeaksInTurns:
     CALL_SECONDS = 0.004
     """Of each rate in a call; rates are the best of so long."""
 
-    def __init__(self, spec: ModelSpec, measure: MeasurePeaks) -> None:
-        self._size, self._measure = min(sum(map(weight_bytes, spec.layers)), SIZES[-1]), measure
+    def __init__(self, spec: ModelSpec, measure: MeasurePeaks, cores: int) -> None:
+        self._size, self._measure, self._cores = min(sum(map(weight_bytes, spec.layers)), SIZES[-1]), measure, cores
         self._turns: list[Peaks | None] = []
 
     def turn(self) -> None:
@@ -53,7 +70,7 @@ class PeaksInTurns:
         self._turns.append(None)
 
     def __call__(self) -> None:
-        self._turns[-1] = self._measure(self.CALL_SECONDS, (self._size,))
+        self._turns[-1] = self._measure(self.CALL_SECONDS, (self._size,), self._cores)
 
     def median(self) -> Peaks | None:
         """The median of each rate over the turns."""
@@ -62,19 +79,19 @@ class PeaksInTurns:
             return None
         reading = Reading(self._size, median(peaks.reading[0].gbytes for peaks in found))
         matrix, lookup = (median(getattr(peaks, name) for peaks in found) for name in ("matrix_gmacs", "lookup_gmacs"))
-        return Peaks(found[0].library, matrix, lookup, (reading,))
+        return Peaks(found[0].library, matrix, lookup, (reading,), self._cores)
 
 
-def roofline_seconds(spec: ModelSpec, peaks: Peaks, batch: int, threads: int) -> float:
+def roofline_seconds(spec: ModelSpec, peaks: Peaks, batch: int) -> float:
     """Seconds for a batch when every layer runs at its peak; see :func:`layer_seconds`."""
-    return sum(layer_seconds(spec, peaks, batch, threads).values())
+    return sum(layer_seconds(spec, peaks, batch).values())
 
 
-def layer_seconds(spec: ModelSpec, peaks: Peaks, batch: int, threads: int) -> dict[str, float]:
+def layer_seconds(spec: ModelSpec, peaks: Peaks, batch: int) -> dict[str, float]:
     """Seconds of every layer at the peaks, by name, all its calls together.
 
-    Matrix products at the peak of the matrix kernel, lookups at the rate at any offset from the first cache, times
-    ``threads``, one after the other: lookups that run beside products, or column by column from whole cache lines,
+    Matrix products at the peak of the matrix kernel, lookups at the rate at any offset from the first cache, one
+    after the other: lookups that run beside products, or column by column from whole cache lines,
     could take less. The dictionary at unpadded positions. A layer takes at least the time to read its weights once, at
     the rate at which as many bytes as all weights together, or somewhat fewer, are read again and again.
     """
@@ -82,7 +99,7 @@ def layer_seconds(spec: ModelSpec, peaks: Peaks, batch: int, threads: int) -> di
     seconds: dict[str, float] = {}
     for layer in spec.layers:
         matrix, lookups = _work(layer)
-        compute = batch * (matrix / peaks.matrix_gmacs + lookups / peaks.lookup_gmacs) / threads
+        compute = batch * (matrix / peaks.matrix_gmacs + lookups / peaks.lookup_gmacs)
         bound = max(compute, weight_bytes(layer) / rate)
         seconds[layer.name] = seconds.get(layer.name, 0.0) + bound / 1e9
     return seconds

@@ -164,8 +164,8 @@ def facts(report: BenchReport) -> list[str]:
     ]
     if any(case.target for case in report.cases):
         lines.append(
-            "at least: the target efficiency or 0.85 of the roofline's, whichever is lower, at the peaks of each case; "
-            "with more threads 0.9 of the efficiency on one"
+            "at least: the target efficiency, with more threads 0.9 of the efficiency on one, or 0.85 of the "
+            "roofline's, at the peaks of each case, whichever is lower"
         )
     return lines
 
@@ -179,7 +179,10 @@ def machine_line(machine: Machine) -> str:
 def peaks_lines(case: BenchCase) -> list[str]:
     """The peaks of a case, if they were measured."""
     p = case.peaks
-    return [f"peaks of one core in these rounds ({p.library}): {peaks_text(p)}"] if p else []
+    if p is None:
+        return []
+    cores = "one core" if p.cores == 1 else f"{p.cores} cores at once"
+    return [f"peaks of {cores} in these rounds ({p.library}): {peaks_text(p)}"]
 
 
 def peaks_text(peaks: Peaks) -> str:

@@ -60,14 +60,15 @@ def run_cases(
                 set_threads(count)
                 fields[count] = _gather(trial, x, count, expected, settings, say)
             peaks = _time(trial.lcnn.spec, fields, settings, set_threads, say)
-            bounds = layer_seconds(trial.lcnn.spec, peaks, batch, 1) if peaks else {}
+            one_core = peaks.get(1)
+            bounds = layer_seconds(trial.lcnn.spec, one_core, batch) if one_core else {}
             steps = {count: _steps(field.entries, field.ready, bounds) for count, field in fields.items()}
         finally:
             for field in fields.values():
                 field.ready.clear()
             for name in settings.contenders:
                 CONTENDERS[name].release()
-    return [_case(trial, batch, count, fields[count].entries, steps[count], peaks) for count in counts]
+    return [_case(trial, batch, count, fields[count].entries, steps[count], peaks.get(count)) for count in counts]
 
 
 @dataclass
@@ -93,23 +94,28 @@ def _gather(
 
 def _time(
     spec: ModelSpec, fields: Mapping[int, _Field], settings: Settings, set_threads: Callable[[int], None], say: Say
-) -> Peaks | None:
-    """Adds latencies to the entries, all fields in the same rounds; returns the peaks in these."""
+) -> dict[int, Peaks | None]:
+    """Adds latencies to the entries, all fields in the same rounds; returns the peaks in these, by number of cores.
+
+    Those of one core, too, as the engine tells the time of its steps on one thread.
+    """
     places = {f"{count} {place}": (count, place) for count, field in fields.items() for place in field.ready}
     say(f"timing {len(places)} contenders in turns")
     turns: dict[str, Callable[[], object]] = {name: partial(set_threads, count) for name, (count, _) in places.items()}
     runs: dict[str, Callable[[], object]] = {
         name: fields[count].ready[place].run for name, (count, place) in places.items()
     }
-    peaks = PeaksInTurns(spec, settings.peaks) if settings.peaks else None
-    if peaks:
-        turns["peaks"], runs["peaks"] = peaks.turn, peaks
+    probes: dict[int, PeaksInTurns] = {}
+    if settings.peaks is not None:
+        for cores in sorted({1, *fields}):
+            probes[cores] = probe = PeaksInTurns(spec, settings.peaks, cores)
+            turns[f"peaks {cores}"], runs[f"peaks {cores}"] = probe.turn, probe
     clock = {} if settings.clock is None else {"clock": settings.clock}
     timed = measure(runs, settings.protocol, before=lambda name: turns[name](), **clock)
     for name, (count, place) in places.items():
         entries = fields[count].entries
         entries[place] = replace(entries[place], latency=timed[name])
-    return peaks.median() if peaks else None
+    return {cores: probe.median() for cores, probe in probes.items()}
 
 
 def _pairs(trial: Trial, names: Sequence[str]) -> Iterator[tuple[Contender, Network]]:
@@ -187,7 +193,7 @@ def _case(
     case = replace(case, speedups=tuple(_speedups(case, [network.kind for network in trial.baselines])))
     if peaks is None or case.main is None or case.engine is None or case.engine.latency is None:
         return case
-    seconds = roofline_seconds(trial.lcnn.spec, peaks, batch, threads)
+    seconds = roofline_seconds(trial.lcnn.spec, peaks, batch)
     bound = case.main.efficiency * case.engine.latency.median / seconds if seconds else 0.0
     return replace(case, roofline=Roofline(seconds, bound))
 

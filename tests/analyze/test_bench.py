@@ -94,7 +94,7 @@ def field(monkeypatch, clock):
 
 
 def run(model: nn.Module, clock: Clock, batch: int = 2, peaks: Peaks | None = None, **more) -> BenchCase:
-    settings = Settings(PROTOCOL, tuple(CONTENDERS), (lambda seconds, sizes: peaks) if peaks else None, clock)
+    settings = Settings(PROTOCOL, tuple(CONTENDERS), (lambda seconds, sizes, cores: peaks) if peaks else None, clock)
     with open_trial(model, (3, 8, 8), "tiny", **more) as trial:
         return run_cases(trial, batch, [1], settings)[0]
 
@@ -293,16 +293,16 @@ def test_the_roofline_is_the_time_at_the_peaks(model):
     conv, linear = (int((layer.coefficients.abs() > 0.1).sum()) for layer in (model[0], model[3]))
     compute = {"0": 2 * 3 * 64 / 50 + conv * 36 / 25, "3": 3 * 288 / 50 + linear / 25}
     weights = {"0": 4 * 6 + 8 * conv, "3": 4 * 864 + 8 * linear}
-    found = layer_seconds(spec, PEAKS, 1, 1)
+    found = layer_seconds(spec, PEAKS, 1)
     assert {name: found[name] for name in compute} == pytest.approx({n: s / 1e9 for n, s in compute.items()})
-    assert roofline_seconds(spec, PEAKS, 8, 2) == pytest.approx(4 * sum(compute.values()) / 1e9)
+    assert roofline_seconds(spec, PEAKS, 8) == pytest.approx(8 * sum(compute.values()) / 1e9)
     assert {layer.name: weight_bytes(layer) for layer in spec.layers if layer.lookup} == weights
     # Reading all weights once a batch, at the rate of the largest measured size below theirs, bounds a layer too.
     total = sum(weights.values())
     assert [read_gbytes(PEAKS, size) for size in (total, 1 << 20, 1 << 21, 1 << 23)] == [math.inf, 20.0, 20.0, 10.0]
     slow = replace(PEAKS, reading=(Reading(total // 2, 10.0), Reading(2 * total, 1.0)))
     expected = sum(max(compute[name], weights[name] / 10) for name in compute) / 1e9
-    assert roofline_seconds(spec, slow, 1, 1) == pytest.approx(expected)
+    assert roofline_seconds(spec, slow, 1) == pytest.approx(expected)
 
 
 def test_the_roofline_of_a_case_is_an_efficiency(model, clock, field):
@@ -315,7 +315,7 @@ def test_the_roofline_of_a_case_is_an_efficiency(model, clock, field):
     spec = describe(model, (3, 8, 8))
     peaks = replace(PEAKS, reading=(Reading(sum(map(weight_bytes, spec.layers)), 20.0),))
     assert case.peaks == peaks
-    assert case.steps[0].bound_seconds == pytest.approx(layer_seconds(spec, peaks, 2, 1)["0"])
+    assert case.steps[0].bound_seconds == pytest.approx(layer_seconds(spec, peaks, 2)["0"])
     assert steps(case).rows[0][:4] == ("3", "lookup_linear", "375", "75%")
 
 
@@ -324,22 +324,22 @@ def test_peaks_are_medians_of_the_last_calls_of_each_turn(model):
     size = sum(map(weight_bytes, spec.layers))
     rates = iter([(9.0, 9.0, 9.0), (50.0, 20.0, 7.0), (40.0, 30.0, 5.0), (9.0, 9.0, 9.0), (60.0, 25.0, 6.0)])
 
-    def measured(seconds, sizes):
-        assert tuple(sizes) == (size,)
+    def measured(seconds, sizes, cores):
+        assert (tuple(sizes), cores) == ((size,), 2)
         matrix, lookup, gbytes = next(rates)
         return Peaks("avx2", matrix, lookup, (Reading(size, gbytes),))
 
-    peaks = PeaksInTurns(spec, measured)
+    peaks = PeaksInTurns(spec, measured, 2)
     assert peaks.median() is None
     for calls in (2, 1, 2):
         peaks.turn()
         for _ in range(calls):
             peaks()
-    assert peaks.median() == Peaks("avx2", 50.0, 25.0, (Reading(size, 6.0),))
+    assert peaks.median() == Peaks("avx2", 50.0, 25.0, (Reading(size, 6.0),), 2)
 
 
 def test_without_a_library_there_are_no_peaks(model, clock, field):
-    settings = Settings(PROTOCOL, tuple(CONTENDERS), lambda seconds, sizes: None, clock)
+    settings = Settings(PROTOCOL, tuple(CONTENDERS), lambda seconds, sizes, cores: None, clock)
     with open_trial(model, (3, 8, 8), "tiny") as trial:
         (case,) = run_cases(trial, 2, [1], settings)
     assert (case.peaks, case.roofline) == (None, None)
@@ -373,6 +373,27 @@ def test_more_threads_must_keep_the_efficiency_of_one(model, clock, field):
     assert a_report(two).verdict(two) is None
     other = replace(one, batch=1)
     assert a_report(other, two).verdict(two) is None
+    bounded = replace(worse, roofline=Roofline(0.001, 0.5))  # 0.85 of it is less than 0.9 of one thread's
+    assert a_report(one, bounded).least(bounded) == pytest.approx(0.425)
+    assert a_report(one, bounded).verdict(bounded) == "pass"
+
+
+def test_each_thread_count_has_the_peaks_of_as_many_cores(model, clock, field):
+    asked = []
+
+    def measured(seconds, sizes, cores):
+        asked.append(cores)
+        return Peaks("avx2", 50.0 * cores, 25.0 * cores, (Reading(sizes[0], 20.0),), cores)
+
+    settings = Settings(PROTOCOL, tuple(CONTENDERS), measured, clock)
+    with open_trial(model, (3, 8, 8), "tiny") as trial:
+        one, two = run_cases(trial, 2, [1, 2], settings)
+        (alone,) = run_cases(trial, 2, [2], settings)
+    assert set(asked) == {1, 2}
+    assert [case.peaks.cores for case in (one, two, alone)] == [1, 2, 2]
+    assert two.roofline.seconds < one.roofline.seconds
+    for case in (two, alone):  # steps are told on one thread
+        assert case.steps[0].bound_seconds == one.steps[0].bound_seconds
 
 
 def test_without_a_target_there_is_no_verdict(model, clock, field):

@@ -44,7 +44,7 @@ def registry(monkeypatch):
         monkeypatch.delitem(CONTENDERS, name)
     monkeypatch.setitem(CONTENDERS, "engine", stand_in("engine", "engine"))
     monkeypatch.setitem(CONTENDERS, "dense", stand_in("dense", "dense"))
-    monkeypatch.setattr(bench_module, "measure_peaks", lambda seconds, sizes: PEAKS)
+    monkeypatch.setattr(bench_module, "measure_peaks", lambda seconds, sizes, cores: PEAKS)
 
 
 def bench(*arguments: str) -> int:

@@ -56,6 +56,11 @@ def test_the_library_in_use_comes_first(monkeypatch):
     peaks = measure_peaks(0.001)
     assert peaks is not None
     assert peaks.library == last
+    several = measure_peaks(0.001, (1 << 16, 1 << 20), cores=2)
+    assert several is not None
+    assert several.cores == 2
+    assert [read.size for read in several.reading] == [1 << 16, 1 << 20]
+    assert min(several.matrix_gmacs, several.lookup_gmacs, *(read.gbytes for read in several.reading)) > 0
 
 
 def test_the_command_prints_and_writes(tmp_path, capsys):
