@@ -55,14 +55,18 @@ def measure_peaks(seconds: float = 0.2, sizes: Sequence[int] = SIZES, cores: int
 class PeaksInTurns:
     """The peaks of some cores, measured in turns with the network that they bound, so that both meet the same machine.
 
-    Of each turn the last call counts: threads of the one before may spin during the others. Without a library, nothing.
+    Of each turn the last call counts: threads of the one before may spin during the others. The first turn is the
+    warm-up of ``latency.measure``, and does not count. Weights below the smallest of ``SIZES`` are not read. Without a
+    library, there is nothing.
     """
 
     CALL_SECONDS = 0.004
     """Of each rate in a call; rates are the best of so long."""
 
     def __init__(self, spec: ModelSpec, measure: MeasurePeaks, cores: int) -> None:
-        self._size, self._measure, self._cores = min(sum(map(weight_bytes, spec.layers)), SIZES[-1]), measure, cores
+        weights = sum(map(weight_bytes, spec.layers))
+        self._sizes = (min(weights, SIZES[-1]),) if weights >= SIZES[0] else ()
+        self._measure, self._cores = measure, cores
         self._turns: list[Peaks | None] = []
 
     def turn(self) -> None:
@@ -70,16 +74,18 @@ class PeaksInTurns:
         self._turns.append(None)
 
     def __call__(self) -> None:
-        self._turns[-1] = self._measure(self.CALL_SECONDS, (self._size,), self._cores)
+        self._turns[-1] = self._measure(self.CALL_SECONDS, self._sizes, self._cores)
 
     def median(self) -> Peaks | None:
         """The median of each rate over the turns."""
-        found = [peaks for peaks in self._turns if peaks]
+        found = [peaks for peaks in self._turns[1:] if peaks]
         if not found:
             return None
-        reading = Reading(self._size, median(peaks.reading[0].gbytes for peaks in found))
+        reading = tuple(
+            Reading(size, median(peaks.reading[at].gbytes for peaks in found)) for at, size in enumerate(self._sizes)
+        )
         matrix, lookup = (median(getattr(peaks, name) for peaks in found) for name in ("matrix_gmacs", "lookup_gmacs"))
-        return Peaks(found[0].library, matrix, lookup, (reading,), self._cores)
+        return Peaks(found[0].library, matrix, lookup, reading, self._cores)
 
 
 def roofline_seconds(spec: ModelSpec, peaks: Peaks, batch: int) -> float:

@@ -110,7 +110,8 @@ void choose_rows(Prepared& p, const Tensor& x, int64_t height, int64_t channels)
         p.beside = found.rows > 0;
         p.tile_rows = found.rows;
         p.block_rows = found.block_rows;
-        p.fetches = p.beside && !p.block_rows && fetches_lookups();
+        bool far = channels * (p.tile_rows + p.up + p.down) * x.stride * 4 > l1_bytes();
+        p.fetches = p.beside && !p.block_rows && far && fetches_lookups();
     }
     if (p.s.joined)
         p.tile_rows = std::min(height, JOINED_ROWS);
@@ -160,7 +161,7 @@ int64_t blocks_for(const Step& s, int64_t floats, double part) {
 int64_t choose_tiles(Prepared& p, const Tensor& x, int64_t height, int64_t width, int64_t channels) {
     // Where S is made and read row by row, rows begin at cache lines: of two columns of outputs at a time, half of the loads
     // or more are in line with a row's begin, and cross none.
-    p.row = p.s.split_x && p.paired ? (x.stride + LINE - 1) / LINE * LINE : x.stride;
+    p.row = p.s.split_x && p.s.joined ? (x.stride + LINE - 1) / LINE * LINE : x.stride;
     p.window_lead = (p.reach + 15) / 16 * 16;
     choose_rows(p, x, height, channels);
     bool shifted = choose_shifted(p, x, height, width);
