@@ -189,7 +189,8 @@ def peaks_text(peaks: Peaks) -> str:
     """Rates of kernels and of reading: "matrix 57.0 GMAC/s, ..., reading the same 24 MB 20.1 GB/s, 96 MB 17.8 GB/s"."""
     chosen = [read for read in peaks.reading if len(peaks.reading) == 1 or read.size >> 20 in (1, 8, 24, 96)]
     reading = ", ".join(f"{read.size / (1 << 20):.3g} MB {read.gbytes:.1f} GB/s" for read in chosen)
-    kernels = f"matrix {peaks.matrix_gmacs:.1f} GMAC/s, lookups at any offset in the first cache {peaks.lookup_gmacs:.1f} GMAC/s"
+    lookups = f"lookups at any offset in the first cache {peaks.lookup_gmacs:.1f} GMAC/s"
+    kernels = f"matrix {peaks.matrix_gmacs:.1f} GMAC/s, {lookups}"
     return f"{kernels}, reading the same {reading}" if reading else kernels
 
 
