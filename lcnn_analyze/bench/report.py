@@ -119,11 +119,11 @@ class Roofline:
 
 @dataclass(frozen=True)
 class Reading:
-    """How fast one core reads the same so many bytes again and again, as a network reads its weights."""
+    """How fast each core reads the same so many bytes again and again, as a network reads its weights."""
 
     size: int
     gbytes: float
-    """GB/s."""
+    """GB/s, of all cores together."""
 
 
 @dataclass(frozen=True)
