@@ -97,8 +97,9 @@ def layer_seconds(spec: ModelSpec, peaks: Peaks, batch: int) -> dict[str, float]
     """Seconds of every layer at the peaks of so many cores, by name, all its calls together.
 
     Matrix products at the peak of the matrix kernel, lookups at the rate at any offset from the first cache, one after
-    the other: lookups that run beside products, or column by column from whole cache lines, could take less. The dictionary at unpadded positions. A layer takes at least the time to read its weights once, at
-    the rate at which as many bytes as all weights together, or somewhat fewer, are read again and again.
+    the other: lookups that run beside products, or column by column from whole cache lines, could take less. The
+    dictionary at unpadded positions. A layer takes at least the time to read its weights once, at the rate at which as
+    many bytes as all weights together, or somewhat fewer, are read again and again.
     """
     rate = read_gbytes(peaks, sum(map(weight_bytes, spec.layers)))
     seconds: dict[str, float] = {}
