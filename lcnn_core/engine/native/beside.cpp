@@ -8,9 +8,10 @@
 // vectors), up to 9 of the lookups, and their operands; with 16 registers nothing is gained.
 //
 // On Intel's processors from Sapphire Rapids on what lookups to come read is fetched, where a tile's S is larger than the
-// first cache: in a loop of its own on an Emerald Rapids 57 to 62 GMAC/s instead of 53 to 56; rows that lie in the first cache, or begin at cache lines, had
-// 67 to 76. Lines are reached by kernel column (shifted.cpp), but beside products that took 0.93 to 0.95 of the time of
-// layers of 56x56, as fetching does, and 1.0 to 1.5 of smaller ones, whose parts have few lookups.
+// first cache: in a loop of its own on an Emerald Rapids 57 to 62 GMAC/s instead of 53 to 56; rows that lie in the first
+// cache, or begin at cache lines, had 67 to 76. Lines are reached by kernel column (shifted.cpp), but beside products that
+// took 0.93 to 0.98 of the time of layers of 56x56, no better than fetching, and 1.0 to 1.5 of smaller ones, whose parts
+// have few lookups.
 #include <algorithm>
 #include <array>
 #include <utility>
